@@ -1,0 +1,495 @@
+"""Options: dataclasses in, one parsed and checked instance out.
+
+    @dataclass
+    class Options:
+        # data
+        dataset: str = "shakespeare_char"  # a folder in data/
+        batch_size: Count = 64  # sequences a micro-step
+
+A field is an option, the comment behind it is its help, a comment line of its own opens a group. Values come from
+defaults < YAML or JSON files < flags. What the user got wrong is a ValueError with one line that names it.
+"""
+
+import argparse
+import ast
+import copy
+import dataclasses
+import difflib
+import functools
+import inspect
+import io
+import json
+import math
+import re
+import sys
+import textwrap
+import tokenize
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+Count = Annotated[int, "> 0"]
+Whole = Annotated[int, ">= 0"]
+Positive = Annotated[float, "> 0"]
+NonNegative = Annotated[float, ">= 0"]
+Fraction = Annotated[float, "0..1"]
+
+WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def option(default: Any, *, choices=None, alias: tuple[str, ...] = (), secret: bool = False) -> Any:
+    """A field that needs more than a default: choices (a container, or a function that returns one), other accepted
+    spellings, or a value that is never saved nor printed."""
+    meta = {"choices": choices, "alias": alias, "secret": secret}
+    if isinstance(default, list | dict) or dataclasses.is_dataclass(default):
+        return dataclasses.field(default_factory=functools.partial(copy.deepcopy, default), metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
+
+
+# -----------------------------------------------------------------------------
+# what a dataclass says about its options
+
+
+@dataclasses.dataclass
+class Spec:
+    name: str  # dotted
+    type: Any
+    help: str
+    group: str
+    meta: dict
+    default: Any
+
+
+@functools.cache
+def comments(cls: type) -> dict[str, tuple[str, str]]:
+    """{field: (help, group)} from the comments in the source of the class."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    lines, notes = source.splitlines(), {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            notes[token.start[0]] = token.string.lstrip("# ").strip()
+    found, group = {}, ""
+    body = [n for n in ast.parse(source).body[0].body if isinstance(n, ast.AnnAssign)]
+    end = 1
+    for node in body:
+        heads = [i for i in range(end + 1, node.lineno) if i in notes and lines[i - 1].lstrip().startswith("#")]
+        opening = [i for i in heads if not lines[i - 2].strip() or lines[i - 2].strip().endswith(('"""', ":"))]
+        if opening:
+            group = notes[opening[-1]]
+        found[node.target.id] = (notes.get(node.end_lineno, ""), group)
+        end = node.end_lineno
+    return found
+
+
+@functools.cache
+def specs(cls: type, prefix: str = "") -> dict[str, Spec]:
+    """Every leaf option of a dataclass by its dotted name, base classes first."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    notes: dict[str, tuple[str, str]] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        if dataclasses.is_dataclass(base):
+            notes.update(comments(base))
+    out = {}
+    for f in dataclasses.fields(cls):
+        name, hint = prefix + f.name, hints[f.name]
+        if dataclasses.is_dataclass(hint):
+            out.update(specs(hint, name + "."))
+            continue
+        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+        text, group = notes.get(f.name, ("", ""))
+        out[name] = Spec(name, hint, text, group or prefix.rstrip("."), dict(f.metadata), default)
+    return out
+
+
+def aliases(cls: type) -> dict[str, str]:
+    return {
+        ".".join([*spec.name.split(".")[:-1], other]): spec.name
+        for spec in specs(cls).values()
+        for other in spec.meta.get("alias", ())
+    }
+
+
+def get(options: Any, name: str) -> Any:
+    return functools.reduce(getattr, name.split("."), options)
+
+
+def put(options: Any, name: str, value: Any) -> None:
+    *path, last = name.split(".")
+    setattr(functools.reduce(getattr, path, options), last, value)
+
+
+# -----------------------------------------------------------------------------
+# one value
+
+
+def nearest(word: str, words) -> str:
+    """", did you mean 'x'?" or nothing."""
+    words = [str(w) for w in words]
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    if not close:  # `wandb.nam` is near `wandb.args.name` by its last part
+        close = [w for w in words if w.split(".")[-1] == word.split(".")[-1]][:1]
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def in_range(value: float, rule: str) -> bool:
+    if ".." in rule:
+        low, high = map(float, rule.split(".."))
+        return low <= value <= high
+    op, bound = rule.split()
+    return value > float(bound) if op == ">" else value >= float(bound)
+
+
+def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
+    """The value as the type its field declares, from a flag's text or a YAML value."""
+
+    def wrong(what: str) -> ValueError:
+        return ValueError(f"{name} must be {what}, got {value!r}")
+
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        value = coerce(value, inner[0], name, choices)
+        if not in_range(value, inner[1]):
+            raise wrong(inner[1] if ".." not in inner[1] else "between " + inner[1].replace("..", " and "))
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if type(None) in inner and (value is None or str(value).lower() in ("none", "null", "")):
+            return None
+        kinds = [t for t in inner if t is not type(None)]
+        for kind in kinds[:-1]:
+            try:
+                return coerce(value, kind, name, choices)
+            except ValueError:
+                continue
+        return coerce(value, kinds[-1], name, choices)
+    if origin is Literal:
+        choices, hint = inner, type(inner[0])
+    if value is None:
+        raise wrong("given, not null")
+    if hint is list or origin is list:
+        if not isinstance(value, list | tuple):
+            value = str(value).strip("[]() ").replace(",", " ").split()
+        else:  # --list 'a b' c
+            value = [p for v in value for p in (v.strip("[]").replace(",", " ").split() if isinstance(v, str) else [v])]
+        return [coerce(v, inner[0] if inner else str, name, choices) for v in value]
+    if hint is dict or origin is dict:
+        if isinstance(value, dict):
+            return value
+        pairs = [p for v in (value if isinstance(value, list | tuple) else [value]) for p in str(v).split()]
+        if bad := [p for p in pairs if "=" not in p]:
+            raise ValueError(f"{name} takes key=value pairs, got {bad[0]!r}")
+        return {k: scalar(v) for k, v in (p.split("=", 1) for p in pairs)}
+    if isinstance(value, list | tuple | dict):
+        raise wrong(NAMES.get(hint, str(hint)))
+    if hint is bool:
+        if not isinstance(value, bool):
+            if str(value).lower() not in WORDS:
+                raise wrong(NAMES[bool])
+            value = WORDS[str(value).lower()]
+    elif hint in (int, float):
+        if isinstance(value, bool):
+            raise wrong(NAMES[hint])
+        try:
+            number = float(value)
+        except ValueError:
+            raise wrong(NAMES[hint]) from None
+        if not math.isfinite(number) or (hint is int and number != int(number)):
+            raise wrong(NAMES[hint])
+        value = number if hint is float else int(value) if isinstance(value, int) else int(number)
+    elif hint is str:
+        if isinstance(value, bool):
+            value = str(value).lower()
+        value = str(value)
+    if choices is not None:
+        allowed = list(choices() if callable(choices) else choices)
+        if value not in allowed:
+            shown = ", ".join(map(str, allowed)) if len(allowed) <= 40 else f"{len(allowed)} names (--list shows them)"
+            raise ValueError(f"{name} must be one of {shown}; got {value!r}{nearest(str(value), allowed)}")
+    return value
+
+
+def scalar(text: str) -> Any:
+    """A free value as YAML reads it: true, 3, 1e-4, null, text, [1, 2]."""
+    return yaml.load(text, Loader=Loader) if text else ""
+
+
+# -----------------------------------------------------------------------------
+# files
+
+
+class Loader(yaml.SafeLoader):
+    """SafeLoader without YAML 1.1's traps: 1e-4 is a number, 12:30, 010 and no are text, a key stands once."""
+
+    yaml_implicit_resolvers = {}
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+for kind, pattern, first in [
+    ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("merge", r"<<", ["<"]),
+]:
+    # a number with leading zeros (0010) is an identifier somebody chose, so the float pattern must not take it
+    pattern = rf"^(?!0[0-9]){pattern}$" if kind == "float" else rf"^{pattern}$"
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern), first)
+
+
+def read_yaml(path: str | Path) -> dict:
+    """A config file as a dict; YAML, or JSON by its ending."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"config file {path} does not exist")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        data = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=Loader)
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path}: {' '.join(str(e).split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold key: value lines, got {type(data).__name__}")
+    return data
+
+
+def flatten(cls: type, data: dict, source: str) -> dict[str, Any]:
+    """A nested mapping as {dotted name: value}, with names checked and aliases resolved."""
+    known, other, out = specs(cls), aliases(cls), {}
+    sections = {n.rsplit(".", i)[0] for n in known for i in range(1, n.count(".") + 1)}
+
+    def walk(mapping: dict, prefix: str) -> None:
+        for key, value in mapping.items():
+            name = f"{prefix}{key}"
+            if name in sections:
+                if value is not None and not isinstance(value, dict):
+                    raise ValueError(f"{source}: {name} is a section, got {value!r}")
+                walk(value or {}, name + ".")
+                continue
+            target = other.get(name, name)
+            if target not in known:
+                raise ValueError(f"{source}: unknown key {name!r}{nearest(name, [*known, *other])}")
+            if target in out and out[target] != value:
+                raise ValueError(f"{source}: {name} is given twice, as {out[target]!r} and as {value!r}")
+            out[target] = value
+
+    walk(data, "")
+    return out
+
+
+def assign(options: Any, values: dict[str, Any], source: str = "") -> None:
+    known = specs(type(options))
+    for name, value in values.items():
+        spec = known[name]
+        label = f"--{name}" if not source else f"{source}: {name}"
+        put(options, name, coerce(value, spec.type, label, spec.meta.get("choices")))
+
+
+# -----------------------------------------------------------------------------
+# the command line
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ValueError(message)
+
+
+def kind_of(hint: Any) -> Any:
+    """bool, list, dict or the plain type below Annotated and Optional."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return kind_of(inner[0])
+    if origin in (typing.Union, types.UnionType):
+        kinds = [kind_of(t) for t in inner if t is not type(None)]
+        return list if list in kinds else kinds[-1]
+    if origin is Literal:
+        return type(inner[0])
+    return origin or hint
+
+
+def describe(spec: Spec) -> str:
+    choices = spec.meta.get("choices")
+    if typing.get_origin(spec.type) is Literal:
+        choices = typing.get_args(spec.type)
+    text = spec.help
+    if choices is not None:
+        names = [str(c) for c in (choices() if callable(choices) else choices)]
+        text += f" [{' | '.join(names)}]" if len(names) <= 24 else f" [{len(names)} names]"
+    default = "secret" if spec.meta.get("secret") else spec.default
+    shown = " ".join(map(str, default)) if isinstance(default, list) else repr(default) if default == "" else default
+    return f"{text} (default: {shown})".strip().replace("%", "%%")
+
+
+def parser(cls: type, doc: str, config_flags: tuple[str, ...] = ("--config",)) -> Parser:
+    name = Path(sys.argv[0]).name
+
+    def formatter(prog):
+        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=88)
+
+    p = Parser(prog=name, description=doc.strip(), formatter_class=formatter, allow_abbrev=False, add_help=False,
+               usage=f"python {name} [FILE.yaml ...] [--option value ...]")  # fmt: skip
+    p.add_argument("--help", "-h", action="help", help="this text")
+    p.add_argument(*config_flags, dest="config files", action="append", metavar="FILE", help="options from a YAML file")
+    groups: dict[str, Any] = {}
+    for spec in specs(cls).values():
+        title = spec.group or "options"
+        group = groups.setdefault(title, p.add_argument_group(title)) if title not in groups else groups[title]
+        kind = kind_of(spec.type)
+        nargs = "*" if kind in (list, dict) else "?" if kind is bool else None
+        extra = {"const": "true"} if kind is bool else {}
+        metavar = "BOOL" if kind is bool else "K=V" if kind is dict else getattr(kind, "__name__", "value").upper()
+        flags = [f"--{spec.name}", *(f"--{a}" for a, target in aliases(cls).items() if target == spec.name)]
+        group.add_argument(*flags, dest=spec.name, nargs=nargs, default=argparse.SUPPRESS, metavar=metavar,
+                           help=describe(spec), **extra)  # fmt: skip
+    return p
+
+
+def normalise(cls: type, argv: list[str]) -> list[str]:
+    """What argparse alone does not take: --no-flag, --flag=False, --x -1e-3, --with-dashes."""
+    known, other = specs(cls), aliases(cls)
+    out: list[str] = []
+    i = 0
+    while i < len(argv):
+        word = argv[i]
+        i += 1
+        if not word.startswith("--") or word == "--":
+            out.append(word)
+            continue
+        name, eq, value = word[2:].partition("=")
+        plain = name.replace("-", "_")
+        name = plain if plain in known or plain in other else name
+        if name not in known and name not in other and re.match(r"no[-_]", name):
+            positive = plain[3:]
+            positive = other.get(positive, positive)
+            if positive in known and kind_of(known[positive].type) is bool and not eq:
+                name, eq, value = positive, "=", "false"
+        spec = known.get(other.get(name, name))
+        kind = kind_of(spec.type) if spec else None
+        if spec and not eq and kind is bool:  # --flag false, but not --flag FILE.yaml
+            value = argv[i] if i < len(argv) and argv[i].lower() in WORDS else "true"
+            i += i < len(argv) and argv[i].lower() in WORDS
+            eq = "="
+        if spec and not eq and kind not in (list, dict) and i < len(argv) and re.match(r"-[\d.]", argv[i]):
+            eq, value = "=", argv[i]
+            i += 1
+        if spec and kind in (list, dict):  # --list=a b
+            out.append(f"--{name}")
+            out.extend([value] if eq else [])
+            while i < len(argv) and not re.match(r"--?[a-zA-Z]", argv[i]):
+                out.append(" " + argv[i] if argv[i].startswith("-") else argv[i])
+                i += 1
+            continue
+        out.append(f"--{name}{eq}{value}")
+    return out
+
+
+def parse(cls: type, argv: list[str] | None = None, *, doc: str = "", config_flags: tuple[str, ...] = ("--config",)):
+    """defaults < files < flags, as an instance of cls. `given` holds the names that the user set."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    p = parser(cls, doc, config_flags)
+    found, rest = p.parse_known_args(normalise(cls, argv))
+    found = vars(found)
+    files = found.pop("config files") or []
+    for word in rest:
+        if word.startswith("-"):
+            name = word.lstrip("-").split("=")[0]
+            raise ValueError(f"unknown option --{name}{nearest(name, [*specs(cls), *aliases(cls)])}")
+        if not word.endswith((".yaml", ".yml", ".json")):
+            raise ValueError(f"unexpected argument {word!r} (options start with --; a config file ends in .yaml)")
+        files.append(word)
+    options, given = cls(), set()
+    for path in files:
+        values = flatten(cls, read_yaml(path), str(path))
+        assign(options, values, str(path))
+        given |= set(values)
+    assign(options, found)
+    options.given = given | set(found)
+    return options
+
+
+# -----------------------------------------------------------------------------
+# saved options
+
+
+def to_dict(options: Any) -> dict:
+    """Plain nested dicts, lists and numbers; secrets left out."""
+    out = {}
+    for f in dataclasses.fields(options):
+        value = getattr(options, f.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        elif f.metadata.get("secret"):
+            value = type(value)() if isinstance(value, str) else None
+        out[f.name] = copy.deepcopy(value)
+    return out
+
+
+def from_dict(cls: type, data: dict, source: str):
+    options = cls()
+    assign(options, flatten(cls, data, source), source)
+    options.given = set()
+    return options
+
+
+def save(options: Any, path: str | Path) -> None:
+    """The resolved options as YAML that runs again as it is."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(yaml.safe_dump(to_dict(options), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary.replace(path)
+
+
+def resume(options: Any, stored: dict, *, fixed: tuple[str, ...] = (), free: tuple[str, ...] = ()):
+    """The stored options with those that the user gave now; what changed is listed.
+
+    `fixed` names options or groups that may not change in a run's life; `free` those that belong to the command, not
+    to the run (paths, devices), and are always taken as they are now. Returns (options, {name: (old, new)}).
+    """
+    cls = type(options)
+    known = specs(cls)
+    keep = {n: v for n, v in flatten_known(cls, stored).items() if n not in free and not known[n].meta.get("secret")}
+    merged, changes = copy.deepcopy(options), {}
+    for name, old in keep.items():
+        new = get(options, name)
+        old = coerce(old, known[name].type, f"stored {name}", None)
+        if name not in options.given or new == old:
+            put(merged, name, old)
+            continue
+        if name in fixed or known[name].group in fixed or name.split(".")[0] in fixed:
+            raise ValueError(f"--{name} is {old!r} in the run to resume and cannot become {new!r}: start a new run")
+        changes[name] = (old, new)
+    merged.given = options.given
+    return merged, changes
+
+
+def flatten_known(cls: type, data: dict) -> dict[str, Any]:
+    """As flatten, for stored options: names that this version no longer has are dropped."""
+    known, out = specs(cls), {}
+
+    def walk(mapping: dict, prefix: str) -> None:
+        for key, value in mapping.items():
+            if prefix + str(key) in known:
+                out[prefix + str(key)] = value
+            elif isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+
+    walk(data, "")
+    return out
+
+
+def safe_name(name: str, what: str) -> str:
+    """A name that stays inside its folder: no separators, no dots in front, nothing hidden."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}", name):
+        raise ValueError(f"{what} must be a plain name (letters, digits, _ . + -), got {name!r}")
+    return name
