@@ -1,0 +1,73 @@
+"""From attention scores to weights: SOFTMAXES[name](scores, dim) -> weights of the same shape.
+
+A masked score is -inf or the dtype's lowest number, and gets the weight 0. What a query makes of its keys depends on no
+masked key, not even on their count: causality and the KV cache rest on it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def is_open(scores: Tensor) -> Tensor:
+    return scores > torch.finfo(scores.dtype).min
+
+
+def softmax1(scores: Tensor, dim: int) -> Tensor:
+    """exp(s) / (1 + sum exp(s)): a query may attend to nothing. The quiet softmax, "attention is off by one"."""
+    top = scores.amax(dim, keepdim=True).clamp(min=0).detach()
+    weights = torch.exp(scores - top)
+    return weights / (torch.exp(-top) + weights.sum(dim, keepdim=True))
+
+
+def softermax(scores: Tensor, dim: int) -> Tensor:
+    """Softmax to the base 2, cheaper in hardware (2103.09301)."""
+    return torch.softmax(scores * 0.6931471805599453, dim)  # ln 2
+
+
+def sigsoftmax(scores: Tensor, dim: int) -> Tensor:
+    """exp(s) sigmoid(s), normalised: not confined to a low rank (1805.10829)."""
+    return torch.softmax(scores + F.logsigmoid(scores.clamp(min=-1e4)), dim)
+
+
+def sparsemax(scores: Tensor, dim: int) -> Tensor:
+    """The nearest point of the probability simplex: many weights are exactly 0 (1602.02068)."""
+    z = scores.float().clamp(min=-1e9)
+    ordered = z.sort(dim, descending=True).values
+    shape = [1] * z.dim()
+    shape[dim] = -1
+    rank = torch.arange(1, z.shape[dim] + 1, device=z.device, dtype=z.dtype).view(shape)
+    inside = 1 + rank * ordered > ordered.cumsum(dim)  # the largest scores, as many as stay positive
+    size = inside.sum(dim, keepdim=True)
+    threshold = (ordered.masked_fill(~inside, 0).sum(dim, keepdim=True) - 1) / size
+    return (z - threshold).clamp(min=0).to(scores.dtype)
+
+
+def sigmoid(scores: Tensor, dim: int) -> Tensor:
+    """Each key for itself: sigmoid(s - log n) with n open keys, so that weights start near 1 / n (2409.04431)."""
+    n = is_open(scores).sum(dim, keepdim=True).clamp(min=1)
+    return torch.sigmoid(scores - n.log().to(scores.dtype))
+
+
+def relumax(scores: Tensor, dim: int) -> Tensor:
+    """relu(s) / n with n open keys (2309.08586)."""
+    n = is_open(scores).sum(dim, keepdim=True).clamp(min=1)
+    return F.relu(scores) / n.to(scores.dtype)
+
+
+def squared_relumax(scores: Tensor, dim: int) -> Tensor:
+    """relu(s) ** 2 / n with n open keys, as in Primer's family (2309.08586)."""
+    n = is_open(scores).sum(dim, keepdim=True).clamp(min=1)
+    return F.relu(scores).square() / n.to(scores.dtype)
+
+
+SOFTMAXES = {
+    "softmax": torch.softmax,
+    "softmax1": softmax1,
+    "softermax": softermax,
+    "sigsoftmax": sigsoftmax,
+    "sparsemax": sparsemax,
+    "sigmoid": sigmoid,
+    "relumax": relumax,
+    "squared_relumax": squared_relumax,
+}
