@@ -1,4 +1,4 @@
-"""Attentions: ATTENTIONS[name](q, k, v, *, causal, ...) -> (B, H, T_q, D). A new one is a function and a line in the table."""
+"""Attentions: ATTENTIONS[name](q, k, v, *, causal, ...) -> (B, H, T_q, D). A new one: a function and a table line."""
 
 import torch
 import torch.nn.functional as F

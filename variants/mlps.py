@@ -1,5 +1,7 @@
 """Feed-forward parts: MLPS[name](n_embd, hidden, activation, bias, dropout) -> module on (B, T, C)."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +25,7 @@ class MLP(nn.Module):
 class GatedMLP(nn.Module):
     """One half of c_fc's output, activated, gates the other half: half again as many weights as MLP (2002.05202)."""
 
-    gate = staticmethod(F.silu)  # part of the variant's name, so the activation option does not apply
+    gate: Callable[[Tensor], Tensor]  # named by the variant, so the activation option does not apply
 
     def __init__(self, n_embd: int, hidden: int, activation: str = "gelu", bias: bool = False, dropout: float = 0.0):
         super().__init__()

@@ -27,7 +27,7 @@ def softermax(scores: Tensor, dim: int) -> Tensor:
 
 def sigsoftmax(scores: Tensor, dim: int) -> Tensor:
     """exp(s) sigmoid(s), normalised: not confined to a low rank (1805.10829)."""
-    return torch.softmax(scores + F.logsigmoid(scores.clamp(min=-1e4)), dim)
+    return torch.softmax(torch.where(is_open(scores), scores + F.logsigmoid(scores), scores), dim)
 
 
 def sparsemax(scores: Tensor, dim: int) -> Tensor:
