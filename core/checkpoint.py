@@ -1,0 +1,311 @@
+"""One checkpoint format for all scripts: a plain dict, written atomically, closed by a SHA-256, read as data only."""
+
+import contextlib
+import hashlib
+import os
+import sys
+import threading
+from pathlib import Path
+
+import torch
+
+from core import run
+
+FORMAT = 1
+KEYS = ("format", "kind", "model_config", "model", "optimizer", "loop", "rng", "step", "best", "options", "meta")
+MAGIC = b"\nSHA256:"  # then 32 bytes
+_writer: threading.Thread | None = None
+_failed: list[BaseException] = []
+
+
+def strip(weights: dict) -> dict:
+    """Weights without what torch.compile and DDP put before their names."""
+    return {k.replace("_orig_mod.", "").removeprefix("module."): v for k, v in weights.items()}
+
+
+def pack(*, kind: str, model, model_config: dict, optimizer, loop: dict, seed: int, step: int, best: float | None,
+         options: dict, meta: dict) -> dict:  # fmt: skip
+    """What a run needs to go on. Random draws are functions of (seed, step), so the seed is all there is to keep."""
+    return {"format": FORMAT, "kind": kind, "model_config": model_config, "model": strip(model.state_dict()),
+            "optimizer": optimizer.state_dict() if optimizer is not None else None, "loop": loop,
+            "rng": {"seed": seed}, "step": step, "best": best, "options": options, "meta": meta}  # fmt: skip
+
+
+# -----------------------------------------------------------------------------
+# writing
+
+
+class Hashed:
+    """A file that hashes what it is given; remembers the error that torch's writer would rename."""
+
+    def __init__(self, file):
+        self.file, self.sha, self.size, self.error = file, hashlib.sha256(), 0, None
+
+    def write(self, data) -> int:
+        try:
+            self.file.write(data)
+        except OSError as e:
+            self.error = e
+            raise
+        self.sha.update(data)
+        self.size += len(data) if isinstance(data, bytes) else data.nbytes
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def replace(path: Path, write) -> None:
+    """Atomic: a temporary file beside it, flushed, renamed, the folder flushed. `write` gets the open file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows cannot open a folder
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for the same bytes, in one step; a copy where the file system has no links."""
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        temporary.write_bytes(source.read_bytes())
+    os.replace(temporary, target)
+
+
+def size_of(state) -> int:
+    if torch.is_tensor(state):
+        return state.numel() * state.element_size()
+    values = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(map(size_of, values))
+
+
+def previous(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.prev{path.suffix}")
+
+
+def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
+    def body(f):
+        out = Hashed(f)
+        try:
+            torch.save(state, out)
+            f.write(MAGIC + out.sha.digest())
+        except (OSError, RuntimeError) as e:
+            cause = out.error or e
+            if isinstance(cause, OSError) and cause.errno:
+                raise run.disk_full(path.parent, size_of(state), cause) from None
+            raise
+
+    if keep and path.exists():
+        link(path, previous(path))
+    try:
+        replace(path, body)
+    except OSError as e:
+        if e.errno and not str(e.strerror).startswith(("disk full", "cannot write")):
+            raise run.disk_full(path.parent, size_of(state), e) from None
+        raise
+    for other in also:
+        link(path, other)
+
+
+def snapshot(state):
+    """A copy in main memory that training cannot change under the writer."""
+    if torch.is_tensor(state):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {k: snapshot(v) for k, v in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(snapshot, state))
+    return state
+
+
+def save(path: str | Path, state: dict, *, also: tuple = (), keep: bool = True, background: bool = False) -> None:
+    """Writes a checkpoint; `also` are further names for it (best.pt), `keep` leaves the one before as NAME.prev.
+
+    In the background only the copy is waited for. The next save, or wait(), raises what went wrong there.
+    """
+    global _writer
+    assert set(state) == set(KEYS), sorted(set(state) ^ set(KEYS))
+    wait()
+    path, also = Path(path), tuple(map(Path, also))
+    if not background:
+        write(path, state, also, keep)
+        return
+    state = snapshot(state)
+
+    def work():
+        try:
+            write(path, state, also, keep)
+        except BaseException as e:
+            _failed.append(e)
+
+    _writer = threading.Thread(target=work)
+    _writer.start()
+
+
+def wait() -> None:
+    """Until the last save is on disk."""
+    global _writer
+    if _writer:
+        _writer.join()
+        _writer = None
+    if _failed:
+        raise _failed.pop()
+
+
+# -----------------------------------------------------------------------------
+# reading
+
+
+def verify(path: Path) -> bool:
+    """Whether the hash at the end is that of the bytes before it."""
+    tail = len(MAGIC) + 32
+    size = path.stat().st_size
+    if size <= tail:
+        return False
+    sha, left = hashlib.sha256(), size - tail
+    with open(path, "rb") as f:
+        while left:
+            block = f.read(min(left, 1 << 24))
+            if not block:
+                return False
+            sha.update(block)
+            left -= len(block)
+        return f.read() == MAGIC + sha.digest()
+
+
+def load_data(path: str | Path) -> dict:
+    """Any torch file, as data: nothing in it is executed."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path} does not exist")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:
+        what = "holds code, not only data" if "Unsupported" in str(e) or "weights_only" in str(e) else "cannot be read"
+        raise ValueError(f"{path} {what}: it is damaged, or not from a source to trust") from None
+
+
+def load(path: str | Path) -> dict:
+    """One of our checkpoints, verified. ValueError for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path} does not exist")
+    if not verify(path):
+        raise ValueError(f"checkpoint {path} is damaged or incomplete (its SHA-256 does not match)")
+    state = load_data(path)
+    if not isinstance(state, dict) or set(state) != set(KEYS):
+        raise ValueError(f"{path} is not a checkpoint of these scripts")
+    if state["format"] > FORMAT:
+        raise ValueError(f"{path} was written by a newer version (format {state['format']}, this one reads {FORMAT})")
+    return state
+
+
+def candidates(folder: Path, name: str) -> list[Path]:
+    """The checkpoints a resume may use, newest first."""
+    numbered = [p / name for p in folder.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
+    numbered.sort(key=lambda p: int(p.parent.name.split("-")[1]), reverse=True)
+    here = [folder / name, previous(folder / name), folder / f"best{Path(name).suffix}"]
+    return [p for p in [*numbered, *here] if p.is_file()]
+
+
+def newest(folder: str | Path, name: str = "ckpt.pt") -> tuple[dict, Path]:
+    """The newest good checkpoint of a run folder; damaged ones are passed over, and said so."""
+    folder = Path(folder)
+    found = candidates(folder, name)
+    if not found:
+        raise ValueError(f"nothing to resume: {folder} holds no checkpoint ({name})")
+    for path in found:
+        try:
+            return load(path), path
+        except ValueError as e:
+            print(f"{e}; trying the one before", file=sys.stderr)
+    raise ValueError(f"nothing to resume: no checkpoint in {folder} is intact")
+
+
+def find(path: str | Path) -> Path:
+    """A checkpoint file from what people name: the file, a run folder, its checkpoints/ or final/ folder."""
+    path = Path(path)
+    if path.is_dir():
+        for place in (path, path / "final", path / "checkpoints"):
+            for name in ("best.pt", "best-model.ckpt", "ckpt.pt", "model.ckpt"):
+                if (place / name).is_file():
+                    return place / name
+            if inner := candidates(place, "ckpt.pt"):
+                return inner[0]
+        raise ValueError(f"{path} holds no checkpoint (best.pt, ckpt.pt, checkpoint-STEP/ckpt.pt, model.ckpt)")
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: a checkpoint file or a run folder is wanted")
+    return path
+
+
+# -----------------------------------------------------------------------------
+# from one model to another
+
+GROUPS = ("embed", "attn", "mlp", "norm", "head")
+OTHER_NAMES = {"ffn": "mlp", "ln": "norm", "embedding": "embed", "embeddings": "embed", "attention": "attn"}
+
+
+def group_of(name: str) -> str:
+    """Which part of a transformer a weight belongs to, by its name."""
+    parts = name.split(".")
+    if any(p.startswith(("ln_", "norm", "q_norm", "k_norm")) for p in parts):
+        return "norm"
+    for group in ("attn", "mlp"):
+        if group in parts:
+            return group
+    if any(p.startswith(("wte", "wpe", "wtt", "embed")) for p in parts):
+        return "embed"
+    return "head"
+
+
+def transfer(model, weights: dict, parts: list[str], source: str) -> list[tuple[str, str, int]]:
+    """Copies the named parts (attn, mlp:0-3, ... or all) and returns a table: (part, taken | initialised, parameters)."""
+    wanted: dict[str, tuple[int, float]] = {}
+    for part in parts:
+        name, _, layers = part.partition(":")
+        name = OTHER_NAMES.get(name, name)
+        if name not in (*GROUPS, "all"):
+            raise ValueError(f"--transfer takes {', '.join(GROUPS)} or all, got {part!r}")
+        low, _, high = layers.partition("-")
+        if layers and not (low.isdigit() and (high or low).isdigit()):
+            raise ValueError(f"--transfer {part}: layers are written 0-3 or 2")
+        limits = (int(low), int(high or low)) if layers else (0, float("inf"))
+        wanted.update({g: limits for g in (GROUPS if name == "all" else [name])})
+    ours, table = model.state_dict(), {}
+    for name, target in ours.items():
+        group = group_of(name)
+        layer = next((int(p) for p in name.split(".") if p.isdigit()), 0)
+        low, high = wanted.get(group, (1, 0))
+        take = low <= layer <= high
+        if take and name not in weights:
+            take = False
+        if take and weights[name].shape != target.shape:
+            raise ValueError(f"{source}: {name} is {tuple(weights[name].shape)} there and {tuple(target.shape)} here;"
+                             f" leave {group!r} out of --transfer, or make the shapes equal")  # fmt: skip
+        if take:
+            with torch.no_grad():
+                target.copy_(weights[name])
+        key = (group, "taken" if take else "initialised")
+        table[key] = table.get(key, 0) + target.numel()
+    if not any(done == "taken" for _, done in table):
+        raise ValueError(f"{source}: none of --transfer {' '.join(parts)} is in it under our names")
+    return [(group, done, count) for (group, done), count in sorted(table.items())]

@@ -1,0 +1,166 @@
+"""One process or many: torchrun's ranks, their sums, the device and its number format."""
+
+import contextlib
+import ctypes
+import datetime
+import os
+import signal
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as td
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_control = None  # gloo, whatever the gradients travel on: counts and wishes never wait for the GPU
+
+
+@dataclass(frozen=True)
+class Dist:
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+    main: bool
+
+
+def init(device: str = "auto", backend: str | None = None, *, timeout: float = 120, deterministic: bool = False) -> Dist:
+    """Joins torchrun's process group where there is one, and picks the device."""
+    global _control
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    where = pick_device(device, local)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    if world > 1 and not td.is_initialized():
+        die_with_parent()
+        if where.type == "cpu":  # torchrun says one thread each, whatever the machine has
+            torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+        else:
+            torch.cuda.set_device(where)
+        backend = backend or ("nccl" if where.type == "cuda" else "gloo")
+        if backend == "nccl" and where.type != "cuda":
+            raise ValueError(f"--backend nccl needs CUDA devices, this run is on {where.type}: use gloo")
+        limit = datetime.timedelta(seconds=timeout)
+        td.init_process_group(backend, timeout=limit)
+        _control = td.group.WORLD if backend == "gloo" else td.new_group(backend="gloo", timeout=limit)
+    return Dist(rank, world, local, where, rank == 0)
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pick_device(device: str, local: int) -> torch.device:
+    mps = torch.backends.mps.is_available()
+    have = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * mps
+    if device == "auto":
+        device = have[-1]
+    device = {"gpu": "cuda"}.get(device, device)
+    device = f"cuda:{device}" if device.isdigit() else device
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
+    if kind not in have:
+        raise ValueError(f"--device {device}: this machine (or this build of torch) has {', '.join(have)}")
+    if kind == "cuda":
+        index = int(device.split(":")[1]) if ":" in device else local
+        if index >= torch.cuda.device_count():
+            raise ValueError(f"--device cuda:{index}: there are {torch.cuda.device_count()} (one rank a GPU)")
+        return torch.device("cuda", index)
+    return torch.device(kind)
+
+
+def die_with_parent() -> None:
+    """Workers live in sessions of their own and would go on writing after a SIGKILL of torchrun."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)  # 1: PR_SET_PDEATHSIG
+        if os.getppid() == 1:
+            os._exit(1)
+
+
+def together() -> bool:
+    return td.is_available() and td.is_initialized()
+
+
+def sums(values: list[float]) -> list[float]:
+    """Elementwise over ranks, in float64: counts stay exact."""
+    if not together():
+        return [float(v) for v in values]
+    t = torch.tensor([float(v) for v in values], dtype=torch.float64)
+    td.all_reduce(t, group=_control)
+    return t.tolist()
+
+
+def any(flag: bool) -> bool:
+    return sums([bool(flag)])[0] > 0
+
+
+def barrier() -> None:
+    if together():
+        td.barrier(group=_control)
+
+
+def gather(obj) -> list:
+    """Every rank's object, on every rank."""
+    if not together():
+        return [obj]
+    out = [None] * td.get_world_size()
+    td.all_gather_object(out, obj, group=_control)
+    return out
+
+
+def close() -> None:
+    """All ranks leave together: gloo's own teardown fails now and then when one is gone before the other."""
+    if together():
+        td.barrier(group=_control)
+        td.destroy_process_group()
+
+
+def split(global_batch: int, micro: int, world: int) -> tuple[int, int]:
+    """(micro-steps, samples a micro-step) of one rank; at most `micro` samples at once.
+
+    split(64, 64, 1) -> (1, 64); split(64, 64, 2) -> (1, 32); split(64, 16, 2) -> (2, 16)
+    """
+    if global_batch % world:
+        raise ValueError(f"a global batch of {global_batch} does not divide over {world} ranks")
+    share = global_batch // world
+    steps = -(-share // micro)
+    while share % steps:
+        steps += 1
+    return steps, share // steps
+
+
+# -----------------------------------------------------------------------------
+# number format
+
+
+def fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    try:
+        flags = next(line for line in open("/proc/cpuinfo") if line.startswith("flags")).split()
+        return "avx512_bf16" in flags or "amx_bf16" in flags
+    except (OSError, StopIteration):
+        return False
+
+
+def precision(dtype: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The autocast type, and why."""
+    if dtype == "auto":
+        if fast_bf16(device):
+            return torch.bfloat16, "bfloat16 (auto: fast here)"
+        return torch.float32, "float32 (auto: no fast bfloat16 here)"
+    if dtype == "float16" and device.type == "cpu":
+        return torch.float16, "float16 (very slow on a CPU: about 1 GFLOP/s)"
+    return DTYPES[dtype], dtype
+
+
+def autocast(device: torch.device, dtype: torch.dtype):
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)

@@ -1,0 +1,274 @@
+"""A run and its folder: exit codes, the lock, signals, status.json, and steps that are not finite."""
+
+import contextlib
+import errno
+import json
+import linecache
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from core import dist
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock there, README says so
+    fcntl = None
+
+OK, BUG, BAD_INPUT, NOT_FINITE, CANNOT_WRITE, STOPPED = 0, 1, 2, 3, 74, 75
+ROOT = Path(__file__).resolve().parent.parent
+held: "Run | None" = None  # the folder this process holds, for the last word in status.json
+
+
+class NotFinite(RuntimeError):
+    """Too many steps in a row whose loss or gradients are not finite."""
+
+
+def ours(e: BaseException) -> bool:
+    """Whether our own code raised this with a `raise`: then it is a message to the user, else it is a bug."""
+    frames = traceback.extract_tb(e.__traceback__)
+    if not frames:
+        return False
+    file, line = frames[-1].filename, frames[-1].lineno
+    inside = Path(file).resolve().is_relative_to(ROOT) and "site-packages" not in file
+    return inside and linecache.getline(file, line).strip().startswith("raise ")
+
+
+def verdict(e: BaseException) -> tuple[int, str]:
+    """The exit code of an exception and its one line."""
+    if isinstance(e, KeyboardInterrupt):
+        return STOPPED, "interrupted"
+    if isinstance(e, NotFinite):
+        return NOT_FINITE, str(e)
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        return CANNOT_WRITE, f"{e.strerror}: {e.filename}" if e.filename else str(e.strerror)
+    if isinstance(e, ValueError) and ours(e):
+        return BAD_INPUT, str(e)
+    if dist.together() and isinstance(e, RuntimeError) and "imed out" in str(e):
+        return BUG, f"rank {torch.distributed.get_rank()} waited in vain for another rank: {str(e).splitlines()[0]}"
+    return BUG, f"{type(e).__name__}: {e}"
+
+
+@contextlib.contextmanager
+def guard():
+    """What a script runs in: exceptions become exit codes and one line; ranks leave together."""
+    global held
+    code, message = OK, ""
+    try:
+        yield
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else OK if e.code is None else BUG
+    except BaseException as e:
+        code, message = verdict(e)
+        if code == BUG:
+            traceback.print_exc()
+        who = f"[rank {torch.distributed.get_rank()}] " if dist.together() else ""
+        print(f"{who}error: {message}", file=sys.stderr)
+    if held:
+        held.leave(code, message)
+        held = None
+    many = dist.together()
+    if many and code in (OK, STOPPED):
+        dist.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if many:  # gloo's threads may abort an interpreter that tears down
+        os._exit(code)
+    if code:
+        raise SystemExit(code)
+
+
+# -----------------------------------------------------------------------------
+# the folder
+
+
+def read_status(path: Path) -> dict:
+    try:
+        return json.loads((path / "status.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def holds_run(path: Path, checkpoints: tuple[str, ...]) -> bool:
+    """A checkpoint, or a status.json of a run that began."""
+    if any(p for pattern in checkpoints for p in path.glob(pattern)):
+        return True
+    status = read_status(path)
+    return bool(status) and not (status.get("state") == "failed" and status.get("step") is None)
+
+
+class Run:
+    def __init__(self, path: Path, main: bool):
+        self.path, self.main = path, main
+        self.step: int | None = None
+        self.begun, self.created, self.lock, self.old = False, False, None, {}
+        self.signal = 0
+        self.finished = False
+
+    def take_lock(self) -> None:
+        """flock goes with the process, also on SIGKILL."""
+        if not self.main:
+            return
+        self.created = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - held as long as the run
+        try:
+            if fcntl:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.lock.seek(0)
+            holder = self.lock.read().strip() or "another process"
+            self.lock.close()
+            self.lock = None
+            raise ValueError(f"{self.path} is in use by {holder}") from None
+        self.lock.truncate(0)
+        self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self.lock.flush()
+
+    def begin(self, *, holds: str, resume: bool, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
+        """Everything was checked: makes room for this run, and listens for signals."""
+        global held
+        if self.main:
+            if holds == "aside" and not resume and holds_run(self.path, checkpoints):
+                n = 1
+                while (aside := self.path.with_name(f"{self.path.name}.{n}")).exists():
+                    n += 1
+                self.path.rename(aside)
+                print(f"{self.path} held a run: moved to {aside}")
+                self.lock.close()
+                self.take_lock()
+            for stale in self.path.rglob("*.tmp*"):
+                if stale.is_file():
+                    stale.unlink()
+        self.begun = True
+        held = self
+        with contextlib.suppress(ValueError):  # not in the main thread: no signals there
+            self.old = {s: signal.signal(s, self.heard) for s in (signal.SIGTERM, signal.SIGINT)}
+        self.status("running")
+        dist.barrier()
+
+    def heard(self, number: int, frame) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+        print(f"{signal.Signals(number).name}: finishing this step, then saving", file=sys.stderr, flush=True)
+
+    def stopping(self) -> bool:
+        """A signal came to any rank; all ranks agree on it at the same step."""
+        return dist.any(self.signal != 0)
+
+    def status(self, state: str, code: int | None = None, message: str = "") -> None:
+        if not self.main:
+            return
+        about = {"state": state, "code": code, "message": message, "step": self.step, "pid": os.getpid(),
+                 "host": socket.gethostname(), "time": round(time.time(), 1)}  # fmt: skip
+        temporary = self.path / "status.json.tmp"
+        temporary.write_text(json.dumps(about))
+        temporary.replace(self.path / "status.json")
+
+    def finish(self, code: int = OK) -> None:
+        """The run's own last word; SystemExit(75) where a signal ended it."""
+        self.finished = True
+        self.leave(code)
+        if code:
+            raise SystemExit(code)
+
+    def leave(self, code: int, message: str = "") -> None:
+        """Frees the folder; says how it ended."""
+        global held
+        state = {OK: "finished", STOPPED: "stopped"}.get(code, "failed")
+        with contextlib.suppress(OSError):  # a full disk must not hide the reason
+            if self.begun and not (self.finished and self.lock is None):
+                self.status(state, code, message)
+            elif self.lock and not self.begun and code:
+                # only torchrun's exit code hides ours; alone, a refused start leaves nothing behind
+                if dist.together() and not holds_run(self.path, ("*.pt", "*.ckpt", "checkpoint-*")):
+                    self.status(state, code, message)
+                elif self.created:
+                    (self.path / ".lock").unlink()
+                    self.path.rmdir()
+        for s, handler in self.old.items():
+            signal.signal(s, handler)
+        self.old = {}
+        if self.lock:
+            self.lock.close()
+            self.lock = None
+        held = None
+
+
+def claim(path: str | Path, main: bool = True) -> Run:
+    """Locks a run folder; nothing in it changes until .begin()."""
+    global held
+    folder = Run(Path(path), main)
+    folder.take_lock()
+    held = folder
+    return folder
+
+
+def refuse(path: Path, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
+    """For folders in which a second run is the user's mistake."""
+    if holds_run(path, checkpoints):
+        raise ValueError(f"{path} holds a run already: --overwrite replaces it, another name keeps both")
+
+
+def disk_full(path: Path, need: int, cause: OSError) -> OSError:
+    have = shutil.disk_usage(path).free
+    if cause.errno == errno.EFBIG:
+        return OSError(cause.errno, f"cannot write {need / 2**20:.1f} MiB to {path}: over the file size limit")
+    return OSError(cause.errno, f"disk full: need {need / 2**20:.1f} MiB, have {have / 2**20:.1f} MiB in {path}")
+
+
+# -----------------------------------------------------------------------------
+# steps that are not finite
+
+
+class Finite:
+    """Keeps updates that are not finite out of the weights, and counts them.
+
+    On CUDA with a fused optimizer the decision stays on the device (its found_inf input skips the update), so no
+    step waits for the GPU; the count is read at log steps. Elsewhere it is read at once.
+    """
+
+    def __init__(self, optimizer, device: torch.device, limit: int, total: int = 0):
+        fused = any(g.get("fused") for g in optimizer.param_groups)
+        self.lazy = device.type == "cuda" and fused
+        self.optimizer, self.limit = optimizer, limit
+        self.total, self.row = total, 0
+        self.state = torch.zeros(3, device=device)  # in a row, since the last check, last bad step
+
+    def ok(self, norm: torch.Tensor, step: int, where: str) -> bool:
+        """Whether to step. The norm is over all ranks' gradients, so all decide alike."""
+        if self.lazy:
+            bad = (~torch.isfinite(norm)).float()
+            self.optimizer.found_inf = bad
+            self.state = torch.stack([(self.state[0] + 1) * bad, self.state[1] + bad,
+                                      torch.where(bad > 0, float(step), self.state[2])])  # fmt: skip
+            return True
+        if torch.isfinite(norm):
+            self.row = 0
+            return True
+        self.row, self.total = self.row + 1, self.total + 1
+        self.report(step, where)
+        return False
+
+    def check(self, where: str) -> None:
+        """At log steps: reads what the device counted."""
+        if self.lazy:
+            row, new, step = (int(v) for v in self.state.tolist())
+            self.row, self.total = row, self.total + new
+            self.state[1] = 0
+            if new:
+                self.report(step, where)
+
+    def report(self, step: int, where: str) -> None:
+        print(f"step {step}: loss or gradient not finite, update skipped ({self.total} so far; {where};"
+              f" --replay_step {step} runs this batch again)", file=sys.stderr)  # fmt: skip
+        if self.row >= self.limit:
+            raise NotFinite(f"{self.row} steps in a row up to step {step} were not finite: the last checkpoint is kept")
