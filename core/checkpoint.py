@@ -16,6 +16,7 @@ KEYS = ("format", "kind", "model_config", "model", "optimizer", "loop", "rng", "
 MAGIC = b"\nSHA256:"  # then 32 bytes
 _writer: threading.Thread | None = None
 _failed: list[BaseException] = []
+_good: set[Path] = set()  # written or verified by this process: fit to be kept as the one before
 
 
 def strip(weights: dict) -> dict:
@@ -114,7 +115,7 @@ def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
                 raise run.disk_full(path.parent, size_of(state), cause) from None
             raise
 
-    if keep and path.exists():
+    if keep and path in _good and path.exists():  # a damaged one must not take the place of a good one
         link(path, previous(path))
     try:
         replace(path, body)
@@ -122,6 +123,7 @@ def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
         if e.errno and not str(e.strerror).startswith(("disk full", "cannot write")):
             raise run.disk_full(path.parent, size_of(state), e) from None
         raise
+    _good.add(path)
     for other in also:
         link(path, other)
 
@@ -235,7 +237,9 @@ def newest(folder: str | Path, name: str = "ckpt.pt") -> tuple[dict, Path]:
         raise ValueError(f"nothing to resume: {folder} holds no checkpoint ({name})")
     for path in found:
         try:
-            return load(path), path
+            state = load(path)
+            _good.add(path)
+            return state, path
         except ValueError as e:
             print(f"{e}; trying the one before", file=sys.stderr)
     raise ValueError(f"nothing to resume: no checkpoint in {folder} is intact")
@@ -278,7 +282,7 @@ def group_of(name: str) -> str:
 
 
 def transfer(model, weights: dict, parts: list[str], source: str) -> list[tuple[str, str, int]]:
-    """Copies the named parts (attn, mlp:0-3, ... or all) and returns a table: (part, taken | initialised, parameters)."""
+    """Copies the named parts (attn, mlp:0-3, ... or all); returns rows (part, taken | initialised, parameters)."""
     wanted: dict[str, tuple[int, float]] = {}
     for part in parts:
         name, _, layers = part.partition(":")
@@ -289,9 +293,12 @@ def transfer(model, weights: dict, parts: list[str], source: str) -> list[tuple[
         if layers and not (low.isdigit() and (high or low).isdigit()):
             raise ValueError(f"--transfer {part}: layers are written 0-3 or 2")
         limits = (int(low), int(high or low)) if layers else (0, float("inf"))
-        wanted.update({g: limits for g in (GROUPS if name == "all" else [name])})
-    ours, table = model.state_dict(), {}
-    for name, target in ours.items():
+        wanted.update(dict.fromkeys(GROUPS if name == "all" else [name], limits))
+    table, seen = {}, set()
+    for name, target in model.state_dict().items():
+        if target.data_ptr() in seen:  # a head tied to the embedding goes with it
+            continue
+        seen.add(target.data_ptr())
         group = group_of(name)
         layer = next((int(p) for p in name.split(".") if p.isdigit()), 0)
         low, high = wanted.get(group, (1, 0))

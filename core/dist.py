@@ -24,7 +24,7 @@ class Dist:
     main: bool
 
 
-def init(device: str = "auto", backend: str | None = None, *, timeout: float = 120, deterministic: bool = False) -> Dist:
+def init(device: str = "auto", backend: str | None = None, *, timeout: float = 120, deterministic=False) -> Dist:
     """Joins torchrun's process group where there is one, and picks the device."""
     global _control
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -143,7 +143,8 @@ def fast_bf16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     try:
-        flags = next(line for line in open("/proc/cpuinfo") if line.startswith("flags")).split()
+        with open("/proc/cpuinfo") as f:
+            flags = next(line for line in f if line.startswith("flags")).split()
         return "avx512_bf16" in flags or "amx_bf16" in flags
     except (OSError, StopIteration):
         return False

@@ -1,0 +1,66 @@
+"""Sampling from a causal model, token by token, with a cache of keys and values."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def context_start(length: int, block_size: int) -> int:
+    """Where the context of a model with learned positions begins when `length` tokens are there.
+
+    It moves in hops of a quarter block: each hop reads the context anew, the tokens between come from the cache.
+    """
+    if length <= block_size:
+        return 0
+    hop = max(1, block_size // 4)
+    return -(-(length - block_size) // hop) * hop
+
+
+def pick(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator) -> Tensor:
+    """(B, V) logits -> (B, 1) tokens; temperature 0 takes the most likely."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    logits = logits.float() / temperature
+    if top_k:
+        kth = torch.topk(logits, min(top_k, logits.shape[-1])).values[:, [-1]]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    probs = torch.softmax(logits, -1)
+    if top_p is not None and top_p < 1:
+        ordered, order = probs.sort(-1, descending=True)
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered > top_p, 0.0)
+        probs = torch.zeros_like(probs).scatter(1, order, ordered)
+    return torch.multinomial(probs, 1, generator=generator)
+
+
+@torch.no_grad()
+def stream(model, idx: Tensor, n: int, *, temperature: float = 0.8, top_k: int | None = None,
+           top_p: float | None = None, seed: int = 0, use_cache: bool = True) -> Iterator[Tensor]:  # fmt: skip
+    """Yields n times the next token (B, 1) of each row of idx (B, T)."""
+    was_training = model.training
+    model.eval()
+    generator = torch.Generator(device=idx.device).manual_seed(seed)
+    block, cropped = model.config.block_size, model.config.cropped
+    start, cache = 0, None
+    try:
+        for _ in range(n):
+            length = idx.shape[1]
+            if cropped and (now := context_start(length, block)) != start:
+                start, cache = now, None
+            if not use_cache:
+                logits = model(idx[:, start:])[:, -1]
+            elif cache is None:
+                cache = model.new_cache(len(idx), block if cropped else length + n)
+                logits = model(idx[:, start:], cache=cache)[:, -1]
+            else:
+                logits = model(idx[:, -1:], cache=cache)[:, -1]
+            token = pick(logits, temperature, top_k, top_p, generator)
+            idx = torch.cat((idx, token), dim=1)
+            yield token
+    finally:
+        model.train(was_training)
+
+
+def generate(model, idx: Tensor, n: int, **options) -> Tensor:
+    """idx (B, T) -> (B, T + n)."""
+    return torch.cat([idx, *stream(model, idx, n, **options)], dim=1)

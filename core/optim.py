@@ -1,0 +1,45 @@
+"""Which parameters decay, and which kernels step them."""
+
+import torch
+from torch import nn
+
+
+def groups(model: nn.Module, weight_decay: float, **options) -> list[dict]:
+    """Two parameter groups: matrices decay; biases, norms and other vectors do not. Every trained parameter is in one."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    decay = [p for _, p in named if p.dim() >= 2]
+    plain = [p for _, p in named if p.dim() < 2]
+    assert len({id(p) for p in decay + plain}) == len(named), "a parameter is in no group, or in two"
+    return [
+        {"params": decay, "weight_decay": weight_decay, "name": "decay", **options},
+        {"params": plain, "weight_decay": 0.0, "name": "no decay", **options},
+    ]
+
+
+def fused(device: torch.device) -> bool:
+    """One kernel over all parameters: faster on GPUs and on CPUs."""
+    return device.type in ("cuda", "cpu")
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Group by group; `lr_mult` is a group's own multiple of the schedule."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_mult", 1.0)
+
+
+def load(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """The stored moments under this run's options: load_state_dict alone would bring the old ones back."""
+    now = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    sizes = [len(g["params"]) for g in optimizer.param_groups]
+    if sizes != [len(g["params"]) for g in state["param_groups"]]:
+        raise ValueError("the checkpoint's optimizer holds other parameters than this run trains: it cannot be resumed")
+    params = [p for g in optimizer.param_groups for p in g["params"]]
+    for i, p in enumerate(params):
+        for name, value in state["state"].get(i, {}).items():
+            if torch.is_tensor(value) and value.dim() == p.dim() > 0 and name.startswith("exp_avg") \
+                    and value.shape != p.shape:  # fmt: skip
+                raise ValueError(f"the checkpoint's optimizer state {name} is {tuple(value.shape)} for a parameter"
+                                 f" of {tuple(p.shape)}")  # fmt: skip
+    optimizer.load_state_dict(state)
+    for group, options in zip(optimizer.param_groups, now, strict=True):
+        group.update(options)

@@ -1,0 +1,306 @@
+"""GPT-2 and RoBERTa in plain PyTorch: configs, blocks, heads, initialisation.
+
+    model = GPT(GPTConfig(n_layer=2, n_head=4, n_embd=64, vocab_size=65, block_size=32))
+    loss_sum = model(x, y)  # x, y (B, T); a sum over valid targets, for the caller to divide by the whole batch's count
+    logits = model(x)  # (B, T, vocab_size)
+
+What a model is made of (norm, activation, mlp, position, attention) are names in variants/; no forward names one.
+Weight names are nanoGPT's.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from variants.attentions import ATTENTIONS
+from variants.mlps import MLPS
+from variants.norms import NORMS
+from variants.positions import POSITIONS, rotate
+
+IGNORE = -100
+CHUNK = 1 << 24  # logits at once in the loss: 64 MiB in float32
+
+
+@dataclass
+class GPTConfig:
+    block_size: int = 256  # tokens of context
+    vocab_size: int = 50304
+    n_layer: int = 6
+    n_head: int = 6
+    n_kv_group: int | None = None  # key and value heads; None: as many as n_head
+    n_embd: int = 384
+    dropout: float = 0.0
+    bias: bool = False
+    mlp_expansion_factor: float = 4
+    mlp_size: int | None = None  # hidden width; None: mlp_expansion_factor * n_embd
+    wte_weight_tying: bool = True
+    window_size: int | None = None  # a token sees itself and the window_size - 1 before it
+    position: str = "learned"  # kinds in variants/positions.py, joined by +
+    use_qk_norm: bool = False
+    norm_variant_attn: str = "layernorm"  # inside blocks
+    norm_variant_output: str = "layernorm"  # after the last
+    activation_variant: str = "gelu"
+    mlp_variant: str = "mlp"
+    softmax_variant_attn: str = "softmax"
+    attention_variant: str = "causal"
+    use_parallel_mlp: bool = False
+    use_pre_ln: bool = True
+    use_peri_ln: bool = False
+    use_post_ln: bool = False
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    use_gradient_checkpointing: bool = False
+
+    def __post_init__(self):
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_head must divide n_embd, got n_head {self.n_head} and n_embd {self.n_embd}")
+        if self.n_kv_group is not None and (self.n_kv_group < 1 or self.n_head % self.n_kv_group):
+            raise ValueError(f"n_kv_group must divide n_head {self.n_head}, got {self.n_kv_group}")
+        if self.window_size is not None and self.window_size < 1:
+            raise ValueError(f"window_size must be > 0, got {self.window_size}")
+        tables = [("norm_variant_attn", NORMS), ("norm_variant_output", NORMS), ("mlp_variant", MLPS)]
+        for name, table in [*tables, ("attention_variant", ATTENTIONS)]:
+            if getattr(self, name) not in table:
+                raise ValueError(f"{name} must be one of {sorted(table)}, got {getattr(self, name)!r}")
+        for kind in self.position.split("+"):
+            if kind not in POSITIONS:
+                raise ValueError(f"position must be among {sorted(POSITIONS)}, joined by +, got {self.position!r}")
+        if "rotary" in self.position and (self.n_embd // self.n_head) % 2:
+            raise ValueError(f"rotary positions need an even n_embd / n_head, got {self.n_embd} / {self.n_head}")
+
+    @property
+    def cropped(self) -> bool:
+        """Whether positions end at block_size: a learned table does, rotary and the like do not."""
+        return "learned" in self.position.split("+")
+
+
+# -----------------------------------------------------------------------------
+# loss
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropy of x @ w.T + b, a chunk of rows at a time: all logits are never in memory together.
+
+    The gradients are computed on the way forward, while a chunk's logits are at hand.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, w: Tensor, b: Tensor | None, targets: Tensor, softcap: float | None, dtype):
+        x16, w16 = x.to(dtype), w.to(dtype)
+        grads = any(ctx.needs_input_grad)
+        dx = torch.empty_like(x16) if grads else None
+        dw = torch.zeros_like(w, dtype=torch.float32) if grads else None
+        db = torch.zeros_like(b, dtype=torch.float32) if grads and b is not None else None
+        total = x.new_zeros((), dtype=torch.float32)
+        rows = max(1, CHUNK // w.shape[0])
+        for i in range(0, x.shape[0], rows):
+            part, y = x16[i : i + rows], targets[i : i + rows]
+            valid = (y != IGNORE)[:, None]
+            y = y.clamp(min=0)[:, None]
+            z = F.linear(part, w16, None if b is None else b.to(dtype)).float()  # (rows, V)
+            if softcap is not None:
+                z = softcap * torch.tanh(z / softcap)
+            lse = torch.logsumexp(z, dim=1, keepdim=True)
+            total = total + ((lse - z.gather(1, y)) * valid).sum()
+            if grads:
+                dz = (z - lse).exp_()
+                dz.scatter_add_(1, y, torch.full_like(y, -1, dtype=dz.dtype)).mul_(valid)
+                if softcap is not None:
+                    dz = dz * (1 - (z / softcap).square())
+                d16 = dz.to(dtype)
+                torch.mm(d16, w16, out=dx[i : i + rows])
+                dw += d16.t() @ part
+                if db is not None:
+                    db += dz.sum(0)
+        ctx.save_for_backward(dx, dw, db)
+        ctx.types = x.dtype, w.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        dx, dw, db = ctx.saved_tensors
+        return (dx * g).to(ctx.types[0]), (dw * g).to(ctx.types[1]), None if db is None else db * g, None, None, None
+
+
+def loss_sum(x: Tensor, w: Tensor, b: Tensor | None, targets: Tensor, softcap: float | None = None) -> Tensor:
+    """x (..., C), targets (...): cross-entropy summed over targets that are not -100, float32."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else w.dtype
+    with torch.autocast(kind, enabled=False):
+        return LinearCrossEntropy.apply(x.flatten(0, -2), w, b, targets.flatten(), softcap, dtype)
+
+
+# -----------------------------------------------------------------------------
+# blocks
+
+
+class Cache:
+    """Keys and values of the tokens so far, for generation; one a layer."""
+
+    def __init__(self, n_layer: int, B: int, n_head: int, length: int, head_size: int, like: Tensor):
+        shape = (B, n_head, length, head_size)
+        self.layers = [(like.new_empty(shape), like.new_empty(shape)) for _ in range(n_layer)]
+        self.length = 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends (B, nh, T, hs) and returns all there is; the model moves .length once a forward."""
+        end = self.length + k.shape[2]
+        keys, values = self.layers[layer]
+        keys[:, :, self.length : end], values[:, :, self.length : end] = k, v
+        return keys[:, :, :end], values[:, :, :end]
+
+
+class Attention(nn.Module):
+    def __init__(self, config, layer: int, causal: bool = True):
+        super().__init__()
+        self.layer, self.causal = layer, causal
+        self.n_head, self.n_kv = config.n_head, config.n_kv_group or config.n_head
+        self.head_size = config.n_embd // config.n_head
+        self.c_attn = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv) * self.head_size, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        norm = NORMS["rmsnorm"] if config.use_qk_norm else NORMS["none"]  # 2302.05442
+        self.q_norm, self.k_norm = norm(self.head_size), norm(self.head_size)
+        self.attend = ATTENTIONS[config.attention_variant]
+        self.options = {"softcap": config.attn_logit_softcapping, "softmax": config.softmax_variant_attn}
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, rotary=None, bias=None, window=None, cache: Cache | None = None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).split([n * self.head_size for n in (self.n_head, self.n_kv, self.n_kv)], dim=2)
+        q = self.q_norm(q.view(B, T, self.n_head, -1)).transpose(1, 2)  # (B, T, C) -> (B, nh, T, hs)
+        k = self.k_norm(k.view(B, T, self.n_kv, -1)).transpose(1, 2)
+        v = v.view(B, T, self.n_kv, -1).transpose(1, 2)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        dropout = self.dropout if self.training else 0.0
+        y = self.attend(q, k, v, causal=self.causal, bias=bias, window=window, dropout=dropout, **self.options)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return F.dropout(y, self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Attention, then the MLP, each added to the stream; norms before, on what is added (peri), or after the sum."""
+
+    def __init__(self, config, layer: int, causal: bool = True):
+        super().__init__()
+
+        def norm(wanted: bool) -> nn.Module:
+            return NORMS[config.norm_variant_attn if wanted else "none"](config.n_embd, bias=config.bias)
+
+        self.ln_1, self.ln_2 = norm(config.use_pre_ln), norm(config.use_pre_ln)
+        self.ln_peri_1, self.ln_peri_2 = norm(config.use_peri_ln), norm(config.use_peri_ln)
+        self.ln_post_1, self.ln_post_2 = norm(config.use_post_ln), norm(config.use_post_ln)
+        self.attn = Attention(config, layer, causal)
+        hidden = config.mlp_size or int(config.mlp_expansion_factor * config.n_embd)
+        make = MLPS[config.mlp_variant]
+        self.mlp = make(config.n_embd, hidden, config.activation_variant, config.bias, config.dropout)
+
+    def forward(self, x: Tensor, **place) -> Tensor:
+        x = self.ln_post_1(x + self.ln_peri_1(self.attn(self.ln_1(x), **place)))
+        return self.ln_post_2(x + self.ln_peri_2(self.mlp(self.ln_2(x))))
+
+
+class ParallelBlock(Block):
+    """Attention and MLP read the same input, as in GPT-J."""
+
+    def forward(self, x: Tensor, **place) -> Tensor:
+        y = self.ln_1(x)
+        x = x + self.ln_peri_1(self.attn(y, **place)) + self.ln_peri_2(self.mlp(self.ln_2(y)))
+        return self.ln_post_2(self.ln_post_1(x))
+
+
+def init_weights(model: nn.Module, n_layer: int, std: float = 0.02) -> None:
+    """GPT-2's: normal(0, 0.02), residual projections smaller by sqrt(2 * n_layer), biases 0."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            small = name.endswith("c_proj")
+            nn.init.normal_(module.weight, std=std / math.sqrt(2 * n_layer) if small else std)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+
+
+# -----------------------------------------------------------------------------
+# GPT
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        block = ParallelBlock if config.use_parallel_mlp else Block
+        self.transformer = nn.ModuleDict({
+            "wte": nn.Embedding(config.vocab_size, config.n_embd),
+            "drop": nn.Dropout(config.dropout),
+            "h": nn.ModuleList([block(config, i) for i in range(config.n_layer)]),
+            "ln_f": NORMS[config.norm_variant_output](config.n_embd, bias=config.bias),
+        })  # fmt: skip
+        for kind in config.position.split("+"):
+            # the module that is learnt is nanoGPT's wpe; the others hold no weights
+            name = "wpe" if kind == "learned" else f"pos_{kind}"
+            self.transformer[name] = POSITIONS[kind](config.block_size, config.n_embd, config.n_head)
+        self.positions = [m for name, m in self.transformer.items() if name == "wpe" or name.startswith("pos_")]
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        init_weights(self, config.n_layer)
+        if config.wte_weight_tying:
+            self.lm_head.weight = self.transformer.wte.weight
+
+    def hidden(self, idx: Tensor, cache: Cache | None = None) -> Tensor:
+        """(B, T) ids -> (B, T, C), normalised."""
+        B, T = idx.shape
+        past = cache.length if cache else 0
+        c = self.config
+        if c.cropped and past + T > c.block_size:
+            raise ValueError(f"{past + T} tokens do not fit block_size {c.block_size} with learned positions")
+        at = torch.arange(past, past + T, device=idx.device)
+        x = self.transformer.wte(idx)
+        for p in self.positions:
+            x = x + p(at)
+        x = self.transformer.drop(x)
+        rotary = next((r for p in self.positions if (r := p.rotary(at)) is not None), None)
+        bias = next((b for p in self.positions if (b := p.bias(T, past + T, idx.device)) is not None), None)
+        # without a table the context still ends at block_size: it slides
+        window = min(c.window_size or c.block_size, c.block_size)
+        place = {"rotary": rotary, "bias": bias, "window": window}
+        for layer in self.transformer.h:
+            if c.use_gradient_checkpointing and self.training:
+                x = checkpoint(layer, x, use_reentrant=False, **place)
+            else:
+                x = layer(x, **place, cache=cache)
+        if cache:
+            cache.length += T
+        return self.transformer.ln_f(x)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """With targets (-100 is ignored) the sum of their cross-entropy, float32; without, the logits (B, T, V)."""
+        x = self.hidden(idx, cache)
+        cap = self.config.final_logit_softcapping
+        if targets is not None:
+            return loss_sum(x, self.lm_head.weight, None, targets, cap)
+        logits = self.lm_head(x if cache is None else x[:, -1:])  # generation looks at the last only
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def new_cache(self, B: int, length: int) -> Cache:
+        attn = self.transformer.h[0].attn
+        return Cache(self.config.n_layer, B, attn.n_kv, length, attn.head_size, self.lm_head.weight)
+
+    def crop_block_size(self, block_size: int) -> None:
+        """A shorter context: the positions beyond it go."""
+        assert block_size <= self.config.block_size, (block_size, self.config.block_size)
+        self.config.block_size = block_size
+        if "wpe" in self.transformer:
+            self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].clone())
+
+    def flops_per_token(self, T: int) -> float:
+        """Forward and backward, as PaLM's appendix counts them: 6 a weight, 12 * layers * width * T for attention."""
+        weights = sum(p.numel() for n, p in self.named_parameters() if "wpe" not in n and "wte" not in n)
+        weights += self.lm_head.weight.numel() if self.config.wte_weight_tying else 0
+        return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * T
