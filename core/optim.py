@@ -5,7 +5,7 @@ from torch import nn
 
 
 def groups(model: nn.Module, weight_decay: float, **options) -> list[dict]:
-    """Two parameter groups: matrices decay; biases, norms and other vectors do not. Every trained parameter is in one."""
+    """Two groups: matrices decay; biases, norms and other vectors do not. Every trained parameter is in one."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     decay = [p for _, p in named if p.dim() >= 2]
     plain = [p for _, p in named if p.dim() < 2]

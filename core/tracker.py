@@ -1,0 +1,295 @@
+"""What a run tells: one line a log step, CSV files, loss.png, and wandb or TensorBoard where they are wanted.
+
+Nothing here may end a run but a full disk: a logger that fails is switched off with one line.
+"""
+
+import csv
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+# dense bf16 FLOP/s, from the vendors' data sheets
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12, "V100": 125e12}
+
+
+def duration(seconds: float) -> str:
+    """3m20s, 2h05m, 41s."""
+    seconds = int(round(seconds))
+    h, m, s = seconds // 3600, seconds // 60 % 60, seconds % 60
+    return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s" if m else f"{s}s"
+
+
+def peak_flops(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((v for k, v in PEAKS.items() if k in name), None)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU, or of the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def progress(items: Iterable, what: str, total: int | None = None, unit: str = "") -> Iterator:
+    """Passes items through; after two seconds a line says how far it is and when it ends."""
+    total = len(items) if total is None and hasattr(items, "__len__") else total
+    tty, start = sys.stderr.isatty(), time.time()
+    shown, wrote = start + 2 - (0.2 if tty else 10), False
+    for n, item in enumerate(items):
+        yield item
+        now = time.time()
+        if now - shown >= (0.2 if tty else 10):
+            shown, wrote = now, True
+            rate = (n + 1) / (now - start)
+            rest = f"/{total:,} | eta {duration((total - n - 1) / rate)}" if total else ""
+            line = f"{what}: {n + 1:,}{rest}{' ' + unit if unit else ''} | {rate:,.1f}/s"
+            print(f"\r{line:<78}" if tty else line, end="" if tty else "\n", file=sys.stderr, flush=True)
+    if wrote and tty:
+        print(file=sys.stderr)
+
+
+# -----------------------------------------------------------------------------
+# CSV
+
+
+class Table:
+    """A CSV file of one row a step. A resume drops the rows that will be written again."""
+
+    def __init__(self, path: Path, first_step: int):
+        self.path, self.columns = path, []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            rows = [r for r in read(path) if r["step"] < first_step]
+            self.rewrite(rows)
+
+    def rewrite(self, rows: list[dict]) -> None:
+        self.columns = list(dict.fromkeys(k for r in rows for k in r))
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with open(temporary, "w", newline="") as f:
+            out = csv.DictWriter(f, self.columns)
+            if rows:
+                out.writeheader()
+                out.writerows(rows)
+        temporary.replace(self.path)
+
+    def add(self, row: dict) -> None:
+        if set(row) - set(self.columns):
+            self.rewrite([*(read(self.path) if self.columns else []), row])
+            return
+        with open(self.path, "a", newline="") as f:
+            csv.DictWriter(f, self.columns).writerow(row)
+
+
+def read(path: Path) -> list[dict]:
+    """Rows with numbers as numbers; a last line cut short by a crash is left out."""
+    rows = []
+    if not path.exists():
+        return rows
+    with open(path, newline="") as f:
+        table = csv.DictReader(f)
+        for row in table:
+            if None in row or None in row.values():
+                continue
+            try:
+                row["step"] = int(row["step"])
+            except ValueError:
+                continue
+            rows.append({k: number(v) for k, v in row.items()})
+    return rows
+
+
+def number(text):
+    try:
+        return int(text) if not isinstance(text, str) or text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        return text
+
+
+# -----------------------------------------------------------------------------
+# the tracker
+
+
+class Tracker:
+    def __init__(self, folder: Path, main: bool, total: int, first_step: int = 0, *, names=("train.csv", "eval.csv"),
+                 csv_log: bool = True, unit: str = "tok", flops: float | None = None, peak: float | None = None,
+                 tensorboard: bool = False, wandb: dict | None = None, options: dict | None = None,
+                 resumes: list[int] | None = None):  # fmt: skip
+        self.folder, self.main, self.total, self.unit = Path(folder), main, total, unit
+        self.flops, self.peak, self.resumes = flops, peak, resumes or []
+        self.started = self.drawn = time.time()
+        self.tables = [Table(self.folder / n, first_step) for n in names] if main and csv_log else []
+        self.board = self.wandb = None
+        if main and tensorboard:
+            self.board = open_board(self.folder)
+        if main and wandb is not None:
+            self.wandb = open_wandb(self.folder, wandb, options or {}, first_step)
+        self.clock(first_step)
+
+    def say(self, line: str) -> None:
+        if self.main:
+            print(line, flush=True)
+
+    def clock(self, step: int) -> None:
+        """Starts the stopwatch of the next log line: what lies before it was no training."""
+        self.t, self.at = time.time(), step
+
+    def train(self, step: int, values: dict, units: int) -> None:
+        """One log line; `units` (tokens, samples) were trained on a step, by all ranks."""
+        seconds = max(1e-9, time.time() - self.t) / max(1, step + 1 - self.at)
+        self.clock(step + 1)
+        if not self.main:
+            return
+        rate = units / seconds
+        width = len(str(self.total))
+        parts = [f"step {step:>{width}}/{self.total}"]
+        parts += [f"{k} {show(k, v)}" for k, v in values.items()]
+        parts += [f"{seconds * 1000:.0f} ms", f"{rate:,.0f} {self.unit}/s"]
+        if self.flops and self.peak:
+            parts.append(f"mfu {rate * self.flops / self.peak:.0%}")
+        parts.append(f"eta {duration((self.total - step - 1) * seconds)}")
+        print(" | ".join(parts), flush=True)
+        row = {"step": step, **values, "ms": round(seconds * 1000, 2), f"{self.unit}_per_s": round(rate)}
+        self.record(0, row, "train/")
+
+    def eval(self, step: int, values: dict, note: str = "", quiet: bool = False) -> None:
+        if not self.main:
+            return
+        if not quiet:
+            width = len(str(self.total))
+            shown = [f"{k} {show(k, v)}" for k, v in values.items()]
+            print(" | ".join([f"eval {step:>{width}}/{self.total}", *shown, *([note] if note else [])]), flush=True)
+        self.record(1, {"step": step, **values}, "eval/")
+        if time.time() - self.drawn > 300:
+            self.plot()
+
+    def record(self, which: int, row: dict, prefix: str) -> None:
+        if self.tables:
+            self.tables[which].add({k.replace(" ", "_"): v for k, v in row.items()})
+        numbers = {k: v for k, v in row.items() if k != "step" and isinstance(v, int | float)}
+        try:
+            if self.board:
+                for k, v in numbers.items():
+                    self.board.add_scalar(prefix + k, v, row["step"])
+            if self.wandb:
+                self.wandb.log({prefix + k: v for k, v in numbers.items()}, step=row["step"])
+        except Exception as e:  # a logger's own failure is not the run's
+            print(f"logging to wandb or TensorBoard stopped: {e}", file=sys.stderr)
+            self.board = self.wandb = None
+
+    def plot(self) -> None:
+        """loss.png beside the CSV files."""
+        if not self.tables:
+            return
+        self.drawn = time.time()
+        train, evals = (read(t.path) for t in self.tables)
+        draw(self.folder / "loss.png", train, evals, self.resumes)
+
+    def close(self) -> None:
+        if self.main:
+            self.plot()
+        if self.board:
+            self.board.close()
+        if self.wandb:
+            self.wandb.finish(quiet=True)
+
+
+def show(name: str, value) -> str:
+    if isinstance(value, str):
+        return value
+    if name == "lr" or name.endswith(" lr"):
+        return f"{value:.2e}"
+    if name == "norm":
+        return f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def draw(path: Path, train: list[dict], evals: list[dict], resumes: list[int]) -> None:
+    """Train and evaluation losses, the learning rate, and a mark where the run was resumed."""
+    if not train and not evals:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(8, 4.5), dpi=110)
+
+    def curve(rows: list[dict], key: str, form: str, **style) -> None:
+        points = [(r["step"], r[key]) for r in rows if isinstance(r.get(key), int | float) and math.isfinite(r[key])]
+        if points:
+            ax.plot(*zip(*points, strict=True), form, **style)
+
+    curve(train, "loss", "-", label="train (batch)", color="#9db7d5", lw=1)
+    for i, key in enumerate(dict.fromkeys(k for r in evals for k in r if k.endswith("loss"))):
+        form = "o-" if len(evals) < 40 else "-"
+        curve(evals, key, form, ms=3, lw=1.5, color=f"C{i + 1}", label=f"eval {key.replace('_', ' ')}")
+    for i, step in enumerate(resumes):
+        ax.axvline(step, color="#999999", ls=":", lw=1, label="resumed" if i == 0 else None)
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss")
+    ax.grid(alpha=0.3)
+    rates = [(r["step"], r["lr"]) for r in train if isinstance(r.get("lr"), int | float)]
+    if rates:
+        twin = ax.twinx()
+        twin.plot(*zip(*rates, strict=True), color="#bbbbbb", lw=1, ls="--")
+        twin.set_ylabel("learning rate (dashed)")
+        twin.set_ylim(bottom=0)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=8)
+    ax.set_title(str(path.parent), fontsize=9)
+    fig.tight_layout()
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    fig.savefig(temporary, format="png")
+    plt.close(fig)
+    temporary.replace(path)
+
+
+# -----------------------------------------------------------------------------
+# optional loggers
+
+
+def open_board(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(folder / "tensorboard"))
+    except Exception as e:
+        print(f"TensorBoard is off: {e} (pip install tensorboard)", file=sys.stderr)
+
+
+def has_key(key: str | None) -> bool:
+    if key or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return True
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="ignore")
+
+
+def open_wandb(folder: Path, about: dict, options: dict, first_step: int):
+    """A wandb run, or None with one line: no key, no network and no package are all no reason to stop."""
+    key = about.pop("key", None)
+    if not has_key(key):
+        print("wandb is off: no key (`wandb login`, or WANDB_API_KEY); metrics go to CSV", file=sys.stderr)
+        return None
+    try:
+        import wandb
+
+        if key:
+            os.environ["WANDB_API_KEY"] = key
+        settings = wandb.Settings(init_timeout=20, silent=True)
+        about = {k: v for k, v in about.items() if v}
+        if first_step:
+            about["resume"] = "allow"
+        return wandb.init(dir=str(folder), config=options, settings=settings, **about)
+    except Exception as e:
+        print(f"wandb is off: {str(e).splitlines()[0] if str(e) else type(e).__name__}", file=sys.stderr)
+        return None
