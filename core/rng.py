@@ -8,7 +8,6 @@ Coordinates are ints and strings, hashed together. They are never added up: seed
 import hashlib
 
 import numpy as np
-import torch
 
 MASK64 = (1 << 64) - 1
 
@@ -26,6 +25,8 @@ def generator(*coords: int | str) -> np.random.Generator:
 
 def seed_torch(*coords: int | str) -> None:
     """Seeds torch's global generators (dropout, initialisation) on every device."""
+    import torch  # here, as the data tools and their workers draw without it
+
     torch.manual_seed(key(*coords) & (MASK64 >> 1))
 
 

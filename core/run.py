@@ -3,87 +3,23 @@
 import contextlib
 import errno
 import json
-import linecache
 import os
 import shutil
 import signal
 import socket
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import torch
 
-from core import dist
+from core import dist, exits
+from core.exits import OK, STOPPED, NotFinite, guard  # noqa: F401 - run.guard() is what scripts say
 
 try:
     import fcntl
 except ImportError:  # Windows: no lock there, README says so
     fcntl = None
-
-OK, BUG, BAD_INPUT, NOT_FINITE, CANNOT_WRITE, STOPPED = 0, 1, 2, 3, 74, 75
-ROOT = Path(__file__).resolve().parent.parent
-held: "Run | None" = None  # the folder this process holds, for the last word in status.json
-
-
-class NotFinite(RuntimeError):
-    """Too many steps in a row whose loss or gradients are not finite."""
-
-
-def ours(e: BaseException) -> bool:
-    """Whether our own code raised this with a `raise`: then it is a message to the user, else it is a bug."""
-    frames = traceback.extract_tb(e.__traceback__)
-    if not frames:
-        return False
-    file, line = frames[-1].filename, frames[-1].lineno
-    inside = Path(file).resolve().is_relative_to(ROOT) and "site-packages" not in file
-    return inside and linecache.getline(file, line).strip().startswith("raise ")
-
-
-def verdict(e: BaseException) -> tuple[int, str]:
-    """The exit code of an exception and its one line."""
-    if isinstance(e, KeyboardInterrupt):
-        return STOPPED, "interrupted"
-    if isinstance(e, NotFinite):
-        return NOT_FINITE, str(e)
-    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
-        return CANNOT_WRITE, f"{e.strerror}: {e.filename}" if e.filename else str(e.strerror)
-    if isinstance(e, ValueError) and ours(e):
-        return BAD_INPUT, str(e)
-    if dist.together() and isinstance(e, RuntimeError) and "imed out" in str(e):
-        return BUG, f"rank {torch.distributed.get_rank()} waited in vain for another rank: {str(e).splitlines()[0]}"
-    return BUG, f"{type(e).__name__}: {e}"
-
-
-@contextlib.contextmanager
-def guard():
-    """What a script runs in: exceptions become exit codes and one line; ranks leave together."""
-    global held
-    code, message = OK, ""
-    try:
-        yield
-    except SystemExit as e:
-        code = e.code if isinstance(e.code, int) else OK if e.code is None else BUG
-    except BaseException as e:
-        code, message = verdict(e)
-        if code == BUG:
-            traceback.print_exc()
-        who = f"[rank {torch.distributed.get_rank()}] " if dist.together() else ""
-        print(f"{who}error: {message}", file=sys.stderr)
-    if held:
-        held.leave(code, message)
-        held = None
-    many = dist.together()
-    if many and code in (OK, STOPPED):
-        dist.close()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if many:  # gloo's threads may abort an interpreter that tears down
-        os._exit(code)
-    if code:
-        raise SystemExit(code)
-
 
 # -----------------------------------------------------------------------------
 # the folder
@@ -134,7 +70,6 @@ class Run:
 
     def begin(self, *, holds: str, resume: bool, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
         """Everything was checked: makes room for this run, and listens for signals."""
-        global held
         if self.main:
             if holds == "aside" and not resume and holds_run(self.path, checkpoints):
                 n = 1
@@ -148,7 +83,7 @@ class Run:
                 if stale.is_file():
                     stale.unlink()
         self.begun = True
-        held = self
+        exits.held = self
         with contextlib.suppress(ValueError):  # not in the main thread: no signals there
             self.old = {s: signal.signal(s, self.heard) for s in (signal.SIGTERM, signal.SIGINT)}
         self.status("running")
@@ -182,7 +117,6 @@ class Run:
 
     def leave(self, code: int, message: str = "") -> None:
         """Frees the folder; says how it ended."""
-        global held
         state = {OK: "finished", STOPPED: "stopped"}.get(code, "failed")
         with contextlib.suppress(OSError):  # a full disk must not hide the reason
             if self.begun and not (self.finished and self.lock is None):
@@ -200,15 +134,14 @@ class Run:
         if self.lock:
             self.lock.close()
             self.lock = None
-        held = None
+        exits.held = None
 
 
 def claim(path: str | Path, main: bool = True) -> Run:
     """Locks a run folder; nothing in it changes until .begin()."""
-    global held
     folder = Run(Path(path), main)
     folder.take_lock()
-    held = folder
+    exits.held = folder
     return folder
 
 

@@ -9,20 +9,14 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
+from core.progress import duration, progress  # noqa: F401 - torch-free tools take it from there
+
 # dense bf16 FLOP/s, from the vendors' data sheets
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12, "V100": 125e12}
-
-
-def duration(seconds: float) -> str:
-    """3m20s, 2h05m, 41s."""
-    seconds = int(round(seconds))
-    h, m, s = seconds // 3600, seconds // 60 % 60, seconds % 60
-    return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s" if m else f"{s}s"
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -38,24 +32,6 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def progress(items: Iterable, what: str, total: int | None = None, unit: str = "") -> Iterator:
-    """Passes items through; after two seconds a line says how far it is and when it ends."""
-    total = len(items) if total is None and hasattr(items, "__len__") else total
-    tty, start = sys.stderr.isatty(), time.time()
-    shown, wrote = start + 2 - (0.2 if tty else 10), False
-    for n, item in enumerate(items):
-        yield item
-        now = time.time()
-        if now - shown >= (0.2 if tty else 10):
-            shown, wrote = now, True
-            rate = (n + 1) / (now - start)
-            rest = f"/{total:,} | eta {duration((total - n - 1) / rate)}" if total else ""
-            line = f"{what}: {n + 1:,}{rest}{' ' + unit if unit else ''} | {rate:,.1f}/s"
-            print(f"\r{line:<78}" if tty else line, end="" if tty else "\n", file=sys.stderr, flush=True)
-    if wrote and tty:
-        print(file=sys.stderr)
 
 
 # -----------------------------------------------------------------------------

@@ -1,0 +1,79 @@
+"""Exit codes: what ended a script, as a code and one line. Imports no torch, so that the data tools start at once."""
+
+import contextlib
+import errno
+import linecache
+import os
+import sys
+import traceback
+from pathlib import Path
+
+OK, BUG, BAD_INPUT, NOT_FINITE, CANNOT_WRITE, STOPPED = 0, 1, 2, 3, 74, 75
+ROOT = Path(__file__).resolve().parent.parent
+held = None  # the run folder this process holds (core/run.py), for the last word in status.json
+
+
+class NotFinite(RuntimeError):
+    """Too many steps in a row whose loss or gradients are not finite."""
+
+
+def ours(e: BaseException) -> bool:
+    """Whether our own code raised this with a `raise`: then it is a message to the user, else it is a bug."""
+    frames = traceback.extract_tb(e.__traceback__)
+    if not frames:
+        return False
+    file, line = frames[-1].filename, frames[-1].lineno
+    inside = Path(file).resolve().is_relative_to(ROOT) and "site-packages" not in file
+    return inside and linecache.getline(file, line).strip().startswith("raise ")
+
+
+def ranks():
+    """torch.distributed where this process is one of several; nobody has joined a group without importing it."""
+    td = sys.modules.get("torch.distributed")
+    return td if td and td.is_available() and td.is_initialized() else None
+
+
+def verdict(e: BaseException) -> tuple[int, str]:
+    """The exit code of an exception and its one line."""
+    if isinstance(e, KeyboardInterrupt):
+        return STOPPED, "interrupted"
+    if isinstance(e, NotFinite):
+        return NOT_FINITE, str(e)
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        return CANNOT_WRITE, f"{e.strerror}: {e.filename}" if e.filename else str(e.strerror)
+    if isinstance(e, ValueError) and ours(e):
+        return BAD_INPUT, str(e)
+    if ranks() and isinstance(e, RuntimeError) and "imed out" in str(e):
+        return BUG, f"rank {ranks().get_rank()} waited in vain for another rank: {str(e).splitlines()[0]}"
+    return BUG, f"{type(e).__name__}: {e}"
+
+
+@contextlib.contextmanager
+def guard():
+    """What a script runs in: exceptions become exit codes and one line; ranks leave together."""
+    global held
+    code, message = OK, ""
+    try:
+        yield
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else OK if e.code is None else BUG
+    except BaseException as e:
+        code, message = verdict(e)
+        if code == BUG:
+            traceback.print_exc()
+        who = f"[rank {ranks().get_rank()}] " if ranks() else ""
+        print(f"{who}error: {message}", file=sys.stderr)
+    if held:
+        held.leave(code, message)
+        held = None
+    many = ranks() is not None
+    if many and code in (OK, STOPPED):
+        from core import dist
+
+        dist.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if many:  # gloo's threads may abort an interpreter that tears down
+        os._exit(code)
+    if code:
+        raise SystemExit(code)

@@ -1,0 +1,33 @@
+"""Progress of what is not a training loop: nothing for two seconds, then a line with the end in sight."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+
+def duration(seconds: float) -> str:
+    """3m20s, 2h05m, 41s."""
+    seconds = int(round(seconds))
+    h, m, s = seconds // 3600, seconds // 60 % 60, seconds % 60
+    return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s" if m else f"{s}s"
+
+
+def progress(
+    items: Iterable, what: str, total: float | None = None, unit: str = "", size: Callable | None = None
+) -> Iterator:
+    """Passes items through and says how far it is and when it ends; `size` is what an item counts for, else one."""
+    total = len(items) if total is None and hasattr(items, "__len__") else total
+    tty, start = sys.stderr.isatty(), time.time()
+    shown, wrote, done = start + 2 - (0.2 if tty else 10), False, 0
+    for item in items:
+        yield item
+        done += size(item) if size else 1
+        now = time.time()
+        if now - shown >= (0.2 if tty else 10):
+            shown, wrote = now, True
+            rate = max(done, 1e-9) / (now - start)
+            rest = f"/{total:,.0f} | eta {duration(max(0, total - done) / rate)}" if total else ""
+            line = f"{what}: {done:,.0f}{rest}{' ' + unit if unit else ''} | {rate:,.1f}{' ' + unit if unit else ''}/s"
+            print(f"\r{line:<78}" if tty else line, end="" if tty else "\n", file=sys.stderr, flush=True)
+    if wrote and tty:
+        print(file=sys.stderr)
