@@ -4,12 +4,24 @@ import torch
 from torch import nn
 
 
-def groups(model: nn.Module, weight_decay: float, **options) -> list[dict]:
-    """Two groups: matrices decay; biases, norms and other vectors do not. Every trained parameter is in one."""
+def groups(model: nn.Module, weight_decay: float, *, matrices: bool = False, **options) -> list[dict]:
+    """Two groups: matrices decay; biases, norms and other vectors do not. Every trained parameter is in one.
+
+    matrices=True takes those of the hidden layers out of the first, for Muon and its kind; use_muon tells the groups.
+    """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     decay = [p for _, p in named if p.dim() >= 2]
     plain = [p for _, p in named if p.dim() < 2]
     assert len({id(p) for p in decay + plain}) == len(named), "a parameter is in no group, or in two"
+    if matrices:
+        linear = {id(m.weight) for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".h." in f".{n}"}
+        hidden = [p for p in decay if id(p) in linear]
+        rest = [p for p in decay if id(p) not in linear]
+        return [
+            {"params": hidden, "weight_decay": weight_decay, "name": "matrices", "use_muon": True, **options},
+            {"params": rest, "weight_decay": weight_decay, "name": "decay", "use_muon": False, **options},
+            {"params": plain, "weight_decay": 0.0, "name": "no decay", "use_muon": False, **options},
+        ]
     return [
         {"params": decay, "weight_decay": weight_decay, "name": "decay", **options},
         {"params": plain, "weight_decay": 0.0, "name": "no decay", **options},
@@ -27,14 +39,18 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_mult", 1.0)
 
 
-def load(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """The stored moments under this run's options: load_state_dict alone would bring the old ones back."""
-    now = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+def load(optimizer: torch.optim.Optimizer, state: dict, own: tuple[str, ...] = ()) -> None:
+    """The stored moments under this run's options: load_state_dict alone would bring the old ones back.
+
+    Only options, and `own`, the names in --optimizer_args: some optimizers keep counters among them in their groups.
+    """
+    options = {"lr", "lr_mult", "initial_lr", "weight_decay", "betas", "eps", "momentum", *own}
+    now = [{k: v for k, v in g.items() if k in options} for g in optimizer.param_groups]
     sizes = [len(g["params"]) for g in optimizer.param_groups]
     if sizes != [len(g["params"]) for g in state["param_groups"]]:
         raise ValueError("the checkpoint's optimizer holds other parameters than this run trains: it cannot be resumed")
     params = [p for g in optimizer.param_groups for p in g["params"]]
-    for i, p in enumerate(params):
+    for i, p in enumerate(params if isinstance(optimizer, torch.optim.AdamW) else []):
         for name, value in state["state"].get(i, {}).items():
             if torch.is_tensor(value) and value.dim() == p.dim() > 0 and name.startswith("exp_avg") \
                     and value.shape != p.shape:  # fmt: skip

@@ -1,0 +1,246 @@
+"""Optimizers: each moves the weights, learns, and goes on from a saved state as if it had never stopped."""
+
+import io
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core import optim
+from model import GPT, GPTConfig
+from variants import optimizers
+
+# far enough from each optimizer's own default that the toy is learnt in 60 steps
+RATES = {"sgd": 0.1, "adam": 1e-2, "adamw": 1e-2, "adamax": 1e-2, "radam": 3e-2, "nadam": 1e-2, "adagrad": 0.1,
+         "adadelta": 1.0, "adafactor": 0.1, "rmsprop": 1e-2, "rprop": 1e-2, "asgd": 0.5, "muon": 1e-2}  # fmt: skip
+EXTRA = {"ranger21": {"num_iterations": 200}}
+
+
+class Toy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.wte, self.head = nn.Embedding(11, 8), nn.Linear(8, 11, bias=False)
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 24, bias=False), nn.Linear(24, 8)
+
+    def forward(self, step):
+        """Cross-entropy of the next number modulo 11."""
+        x = torch.randint(0, 11, (32,), generator=torch.Generator().manual_seed(step))
+        h = self.wte(x)
+        return F.cross_entropy(self.head(h + self.down(torch.relu(self.up(self.norm(h))))), (x + 1) % 11)
+
+
+def build(name, model, lr=None, **options):
+    matrices = [model.up.weight, model.down.weight]
+    groups = [
+        {"params": matrices, "weight_decay": 0.1, "use_muon": True},
+        {"params": [model.wte.weight, model.head.weight], "weight_decay": 0.1, "use_muon": False},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0, "use_muon": False},
+    ]
+    options.setdefault("extra_args", EXTRA.get(name))
+    return optimizers.build(name, groups, lr or RATES.get(name, 1e-3), 0.1, (0.9, 0.99), momentum=0.9, **options)
+
+
+def train(model, optimizer, first, last):
+    for step in range(first, last):
+        torch.manual_seed(step)  # some optimizers draw; the loops seed torch at each step
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(step)
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def check_resume(name, tmp_path):
+    model = Toy()
+    optimizer = build(name, model)
+    train(model, optimizer, 0, 12)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    halfway = [p.detach().clone() for p in model.parameters()]
+    train(model, optimizer, 12, 24)
+    assert not all(map(torch.equal, halfway, model.parameters())), "nothing moves"
+    assert all(p.isfinite().all() for p in model.parameters())
+
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    again = Toy()
+    again.load_state_dict(state["model"])
+    optimizer = build(name, again)
+    optimizer.load_state_dict(state["optimizer"])
+    train(again, optimizer, 12, 24)
+    for (key, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b), (name, key, (a - b).abs().max())
+
+    optimizer = build(name, Toy())  # as the loops do it: what the options say is this run's, the rest is the state's
+    optim.load(optimizer, state["optimizer"])
+    restored = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    stored = [{k: v for k, v in g.items() if k != "params"} for g in state["optimizer"]["param_groups"]]
+    assert repr(restored) == repr(stored)
+
+
+@pytest.mark.parametrize("name", optimizers.TORCH)
+def test_torch_optimizer_resumes_exactly(name, tmp_path):
+    check_resume(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["lion", "lamb", "adan", "soap", "shampoo", "normuon", "scion", "spectralsphere", "prodigy"]
+)
+def test_library_optimizer_resumes_exactly(name, tmp_path):
+    pytest.importorskip("pytorch_optimizer")
+    check_resume(name, tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", optimizers.LIBRARY.split())
+def test_every_library_optimizer_resumes_exactly(name, tmp_path):
+    pytest.importorskip("pytorch_optimizer")
+    check_resume(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", optimizers.TORCH)
+def test_torch_optimizer_learns(name):
+    model = Toy()
+    first = model(0).item()
+    last = train(model, build(name, model), 0, 60)
+    assert last < first - 1.0, (first, last)
+
+
+def test_the_state_matters():
+    """A negative control: with a fresh state in place of the saved one the weights differ."""
+    model = Toy()
+    train(model, build("adamw", model), 0, 12)
+    again = Toy()
+    again.load_state_dict(model.state_dict())
+    train(model, build("adamw", model), 12, 13)
+    optimizer = build("adamw", again)
+    train(again, optimizer, 0, 1)
+    assert not torch.equal(model.up.weight, again.up.weight)
+
+
+def test_every_name_of_the_library_is_listed_or_excluded_with_a_reason():
+    library = pytest.importorskip("pytorch_optimizer")
+    listed = set(optimizers.names()) | set(optimizers.EXCLUDED)
+    assert set(library.get_supported_optimizers()) <= listed
+    assert set(optimizers.LIBRARY.split()) <= set(library.get_supported_optimizers())
+    assert not set(optimizers.names()) & set(optimizers.EXCLUDED)
+
+
+def test_sgd_and_adamw_are_torchs():
+    for name, reference in [
+        ("sgd", lambda g: torch.optim.SGD(g, lr=0.1, momentum=0.9)),
+        ("adamw", lambda g: torch.optim.AdamW(g, lr=0.1, betas=(0.9, 0.99))),
+    ]:
+        ours, theirs = Toy(), Toy()
+        train(ours, build(name, ours, lr=0.1), 0, 5)
+        decay = [p for p in theirs.parameters() if p.dim() >= 2]
+        rest = [p for p in theirs.parameters() if p.dim() < 2]
+        groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+        train(theirs, reference(groups), 0, 5)
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_muon_is_torchs_on_hidden_matrices_and_adamw_on_the_rest():
+    ours, theirs = Toy(), Toy()
+    optimizer = build("muon", ours, lr=0.01, extra_args={"muon_lr": 0.03})
+    assert [g["lr"] for g in optimizer.param_groups] == [0.03, 0.01, 0.01]
+    matrices = [theirs.up.weight, theirs.down.weight]
+    muon = torch.optim.Muon(matrices, lr=0.03, weight_decay=0.1)
+    tables = [theirs.wte.weight, theirs.head.weight]
+    rest = [{"params": tables}, {"params": [p for p in theirs.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(rest, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
+    for step in range(3):
+        for model, parts in ((ours, [optimizer]), (theirs, [muon, adamw])):
+            model.zero_grad()
+            model(step).backward()
+            for part in parts:
+                part.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["muon", "normuon"])
+def test_a_group_learning_rate_acts(name):
+    """What the schedule sets in param_groups is what the step uses, in both parts."""
+    if name != "muon":
+        pytest.importorskip("pytorch_optimizer")
+    model = Toy()
+    optimizer = build(name, model)
+    train(model, optimizer, 0, 1)
+    before = [p.detach().clone() for p in model.parameters()]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train(model, optimizer, 1, 2)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_own_arguments_act_and_unknown_ones_are_named():
+    a, b = Toy(), Toy()
+    train(a, build("rmsprop", a), 0, 3)
+    train(b, build("rmsprop", b, extra_args={"momentum": 0.9, "centered": True}), 0, 3)
+    assert not torch.equal(a.up.weight, b.up.weight)
+    with pytest.raises(ValueError, match=r"rmsprop has no argument 'nesterov'; it takes alpha, .*momentum"):
+        build("rmsprop", a, extra_args={"nesterov": True})
+    with pytest.raises(ValueError, match="'lr'"):
+        build("adam", a, extra_args={"lr": 1.0})
+    with pytest.raises(ValueError, match="optimizer sgd: .*[Nn]esterov"):
+        build("sgd", a, extra_args={"nesterov": True, "dampening": 0.5})
+
+
+def test_what_cannot_be_used_is_refused_in_one_line(monkeypatch):
+    with pytest.raises(ValueError, match="must be one of .*adamw"):
+        build("adamv", Toy())
+    with pytest.raises(ValueError, match="'lbfgs' cannot be used here: it needs a closure"):
+        build("lbfgs", Toy())
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(ValueError, match="pip install pytorch_optimizer"):
+        build("lion", Toy())
+
+
+def test_a_missing_argument_is_named():
+    pytest.importorskip("pytorch_optimizer")
+    with pytest.raises(ValueError, match="ranger21 needs --optimizer_args num_iterations="):
+        build("ranger21", Toy(), extra_args={})
+
+
+def test_a_state_that_no_checkpoint_can_hold_is_refused_at_the_first_step():
+    library = pytest.importorskip("pytorch_optimizer")
+    model = Toy()
+    optimizer = library.load_optimizer("conda")(model.parameters(), lr=1e-3)
+    optimizers.tame(optimizer, "conda")
+    with pytest.raises(ValueError, match="optimizer conda keeps a GaLoreProjector"):
+        train(model, optimizer, 0, 1)
+
+
+def test_state_is_plain_data():
+    model = Toy()
+    optimizer = build("muon", model)
+    train(model, optimizer, 0, 2)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert {"params", "lr", "lr_mult", "weight_decay", "use_muon"} <= set(state["param_groups"][0])
+
+
+def test_a_new_learning_rate_and_argument_act_after_a_resume():
+    model = Toy()
+    optimizer = build("sgd", model, lr=0.1)
+    train(model, optimizer, 0, 2)
+    again = build("sgd", model, lr=0.3, extra_args={"nesterov": True})
+    optim.load(again, optimizer.state_dict(), own=("nesterov",))
+    assert [(g["lr"], g["nesterov"]) for g in again.param_groups] == [(0.3, True)] * 3
+
+
+def test_groups_hold_each_parameter_once_and_muon_the_hidden_matrices():
+    model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=8, vocab_size=11, block_size=4, bias=True))
+    groups = optim.groups(model, 0.1, matrices=True)
+    names = {id(p): n for n, p in model.named_parameters()}
+    hidden = {names[id(p)] for p in groups[0]["params"]}
+    parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert hidden == {f"transformer.h.{i}.{part}.weight" for i in range(2) for part in parts}
+    assert {names[id(p)] for p in groups[1]["params"]} == {"transformer.wte.weight", "transformer.wpe.weight"}
+    assert sum(len(g["params"]) for g in groups) == len(names)
+    assert groups[2]["weight_decay"] == 0.0

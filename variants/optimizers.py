@@ -1,0 +1,188 @@
+"""Optimizers by name: torch's own, and those of the library pytorch_optimizer that step without a closure.
+
+build() returns a torch Optimizer whose state survives a checkpoint bit for bit. Each param group keeps its own
+weight_decay, and a `lr_mult` where its learning rate differs: the schedule sets group["lr"] = lr * lr_mult.
+"""
+
+import enum
+import inspect
+import random
+
+import numpy
+import torch
+from torch.optim import Optimizer
+
+TORCH = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adamax": torch.optim.Adamax,
+    "radam": torch.optim.RAdam,
+    "nadam": torch.optim.NAdam,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "adafactor": torch.optim.Adafactor,
+    "rmsprop": torch.optim.RMSprop,
+    "rprop": torch.optim.Rprop,
+    "asgd": torch.optim.ASGD,
+    "muon": torch.optim.Muon,
+}
+
+# names, not imports: the library takes seconds to load
+LIBRARY = """
+a2grad accsgd adabelief adabound adagc adago adai adalite adamc adamg adamod adamp adams adamuon adamwsn adan adanorm
+adapnm adasmooth adatam ademamix adopt aggmo aida alice amos ano apollo apollodqn avagrad bcos came
+dadaptadagrad dadaptadam dadaptadan dadaptlion dadaptsgd dash diffgrad dualadam exadam fadam fira flashadamw focus
+fromage ftrl galore grams gravity grokfastadamw kate kron lamb laprop lars lion madgrad mars msvag muonclip
+nero normuon novograd padam pid pnm prodigy qhadam qhm racs ranger ranger21 rose sara schedulefreeadamw
+schedulefreeradam schedulefreesgd scion scionlight sgdp sgdsai sgdw shampoo signsgd simplifiedademamix sm3 soap spam
+spectralsphere splus srmm stableadamw stablespam swats tam tiger vsgd yogi
+"""
+
+EXCLUDED = {
+    "adahessian": "it differentiates the gradient again",
+    "adalomo": "it steps inside the backward pass",
+    "adammini": "it takes the model, not parameters",
+    "adashift": "its state cannot be saved as plain data",
+    "alig": "it needs a closure",
+    "bsam": "it needs a closure",
+    "conda": "its state cannot be saved as plain data",
+    "demo": "it communicates between ranks by itself",
+    "distributedmuon": "it communicates between ranks by itself",
+    "emofact": "it steers by the loss of a closure",
+    "emolynx": "it steers by the loss of a closure",
+    "emonavi": "it steers by the loss of a closure",
+    "lbfgs": "it needs a closure",
+    "lomo": "it steps inside the backward pass",
+    "lorarite": "it is for pairs of low-rank matrices",
+    "magma": "it wraps another optimizer",
+    "scalableshampoo": "its state cannot be saved as plain data",
+    "sophiah": "it differentiates the gradient again",
+}
+
+OPTIMIZERS = {**dict.fromkeys(TORCH, "torch"), **dict.fromkeys(LIBRARY.split(), "pytorch_optimizer")}
+MATRICES_ONLY = ("muon", "spectralsphere")  # the rest of the model goes to AdamW
+TWO_RATES = (*MATRICES_ONLY, "adago", "adamuon", "muonclip", "normuon")  # learning_rate is that of the AdamW part
+
+
+def names() -> list[str]:
+    return sorted(OPTIMIZERS)
+
+
+class WithAdamW(Optimizer):
+    """Hidden matrices by one optimizer, everything else by AdamW: one set of groups, one state, one step."""
+
+    def __init__(self, groups: list[dict], matrices: type[Optimizer], options: dict, adamw: dict):
+        assert all("use_muon" in g for g in groups), "each group says whether it holds hidden matrices"
+        self.parts = []
+        for use_muon, cls, extra in ((True, matrices, options), (False, torch.optim.AdamW, adamw)):
+            mine = [dict(g) for g in groups if g["use_muon"] is use_muon and g["params"]]
+            if mine:
+                self.parts.append((use_muon, cls(mine, **extra)))
+        super().__init__([g for _, part in self.parts for g in part.param_groups], {})
+        self.share()
+
+    def share(self) -> None:  # load_state_dict and copies put new groups and a new state in place of the old ones
+        for use_muon, part in self.parts:
+            part.state = self.state
+            part.param_groups = [g for g in self.param_groups if g["use_muon"] is use_muon]
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        assert closure is None
+        self.share()
+        for _, part in self.parts:
+            part.step()
+
+
+def plain(value, name: str):
+    """The state as data that a safe reader takes: enums become their numbers, other objects an error."""
+    if isinstance(value, dict):
+        return {plain(k, name): plain(v, name) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(v, name) for v in value)
+    if isinstance(value, enum.Enum):
+        return value.value
+    if value is None or isinstance(value, bool | int | float | str | torch.Tensor | torch.dtype):
+        return value
+    raise ValueError(f"optimizer {name} keeps a {type(value).__name__}, which no checkpoint can hold: other arguments")
+
+
+def tame(optimizer: Optimizer, name: str) -> None:
+    """A library's optimizer draws from torch's seed alone, and says at its first step if its state cannot be saved."""
+
+    def seed(*_):  # kron draws from numpy, sara from random: the loops seed torch at each step, on all ranks alike
+        random.seed(torch.initial_seed())
+        numpy.random.seed(torch.initial_seed() % 2**32)
+
+    def check(*_):
+        handle.remove()
+        optimizer.state_dict()
+
+    optimizer.register_state_dict_post_hook(lambda _, state: plain(state, name))
+    optimizer.register_step_pre_hook(seed)
+    handle = optimizer.register_step_post_hook(check)
+
+
+def find(name: str) -> type[Optimizer]:
+    if name in TORCH:
+        return TORCH[name]
+    if name in EXCLUDED:
+        raise ValueError(f"optimizer {name!r} cannot be used here: {EXCLUDED[name]}")
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(names())}; got {name!r}")
+    try:
+        import pytorch_optimizer
+    except ImportError:
+        raise ValueError(
+            f"optimizer {name!r} is in the library pytorch_optimizer: pip install pytorch_optimizer"
+        ) from None
+    return pytorch_optimizer.load_optimizer(name)
+
+
+def build(
+    name: str,
+    groups: list[dict],
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] | None = None,
+    eps: float | None = None,  # None: the optimizer's own
+    momentum: float | None = None,  # of sgd
+    extra_args: dict | None = None,  # the optimizer's own arguments; muon_lr for those with two learning rates
+    device: str | torch.device = "cpu",
+) -> Optimizer:
+    cls, extra = find(name), dict(extra_args or {})
+    signature = list(inspect.signature(cls.__init__).parameters.items())[2:]  # after self and the parameters
+    accepts = {k: p for k, p in signature if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    own = sorted(set(accepts) - {"lr", "weight_decay", "differentiable", "capturable"})
+    own += ["muon_lr"] * (name in TWO_RATES)
+    if unknown := sorted(set(extra) - set(own)):
+        raise ValueError(f"optimizer {name} has no argument {unknown[0]!r}; it takes {', '.join(own)}")
+
+    muon_lr = extra.pop("muon_lr", 0.02)
+    for group in groups:
+        group["lr_mult"] = muon_lr / lr if name in TWO_RATES and group.get("use_muon") and lr else 1.0
+        group["lr"] = lr * group["lr_mult"]
+    default_betas = accepts["betas"].default if "betas" in accepts else ()
+    wanted = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
+    if len(default_betas or ()) != 2:  # some take three
+        wanted.pop("betas")
+    if name == "sgd":
+        wanted["momentum"] = momentum
+    if name in TORCH and torch.device(device).type in ("cpu", "cuda") and not extra.get("foreach"):
+        wanted["fused"] = True
+    options = {k: v for k, v in wanted.items() if k in accepts and v is not None}
+    options |= {k: tuple(v) if isinstance(v, list) else v for k, v in extra.items()}
+    if missing := [k for k, p in accepts.items() if p.default is p.empty and k not in options]:
+        raise ValueError(f"optimizer {name} needs --optimizer_args {' '.join(k + '=...' for k in missing)}")
+    try:
+        if name in MATRICES_ONLY:
+            adamw = {"lr": lr, "betas": betas or (0.9, 0.95), "eps": eps or 1e-8, "weight_decay": weight_decay}
+            optimizer = WithAdamW(groups, cls, options, adamw | {"fused": wanted.get("fused", False)})
+        else:
+            optimizer = cls(groups, **options)
+    except (TypeError, ValueError, ArithmeticError, NotImplementedError) as e:
+        raise ValueError(f"optimizer {name}: {e}") from None
+    if name not in TORCH:
+        tame(optimizer, name)
+    return optimizer
