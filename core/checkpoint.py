@@ -128,14 +128,18 @@ def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
         link(path, other)
 
 
-def snapshot(state):
-    """A copy in main memory that training cannot change under the writer."""
+def snapshot(state, copies: dict | None = None):
+    """A copy in main memory that training cannot change under the writer; tied weights stay tied."""
+    copies = {} if copies is None else copies
     if torch.is_tensor(state):
-        return state.detach().to("cpu", copy=True)
+        key = (state.data_ptr(), state.shape, state.stride(), state.dtype)
+        if key not in copies or not state.numel():
+            copies[key] = state.detach().to("cpu", copy=True)
+        return copies[key]
     if isinstance(state, dict):
-        return {k: snapshot(v) for k, v in state.items()}
+        return {k: snapshot(v, copies) for k, v in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(map(snapshot, state))
+        return type(state)(snapshot(v, copies) for v in state)
     return state
 
 
