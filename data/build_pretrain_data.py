@@ -1,0 +1,151 @@
+"""Text files to Arrow files of token ids, for pretrain.py and for `datasets`.
+
+    python data/build_pretrain_data.py --train_dir encoded_txt --tokenizer tokenizer/tokenizer_vocab16_max7619.json \\
+        --out_dir pretrain --max_size 4500 --split_prop 0.15
+    python data/build_pretrain_data.py --train_dir train.jsonl --eval_dir eval.jsonl --tokenizer tokenizer.json \\
+        --out_dir pretrain --max_size 512
+
+writes the folders pretrain/pretrain_train_trunc4500 and pretrain/pretrain_eval_trunc4500 with a column input_ids (the
+narrowest integers that hold the vocabulary). Examples keep their order; which of them are held out depends on nothing
+but their number and --seed. Memory stays bounded, whatever the input's size.
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from core import config, exits, rng
+from core.progress import progress
+from data import examples
+
+FILE_SIZE = 1 << 29  # bytes of ids a file: `datasets` cuts its own at 500 MB
+
+
+@dataclass
+class Options:
+    train_dir: str = ""  # folder of .txt, .csv, .jsonl or .parquet files, or one such file
+    eval_dir: str = ""  # the same for evaluation; none: a part of the training examples is held out
+    tokenizer: str = ""  # tokenizers JSON, e.g. by data/train_tokenizer.py
+    out_dir: str = "pretrain"  # folder for the two folders
+    max_size: config.Count | None = None  # tokens an example, <s> and </s> counted; longer ones are cut
+    split_prop: config.Fraction = 0.2  # share of the examples that is held out where there is no --eval_dir
+    column: str = ""  # where the text is in CSV, JSONL and Parquet; none: `text`, or the only column
+    seed: int = 42  # which examples are held out
+    workers: config.Count | None = None  # processes; none: one a core
+
+
+class Writer:
+    """A folder as `datasets` saves it: streaming Arrow files, state.json, dataset_info.json."""
+
+    def __init__(self, folder: Path, dtype: np.dtype):
+        self.folder, self.name = folder, folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+        self.name.mkdir(parents=True)
+        self.type = pa.list_(pa.from_numpy_dtype(dtype))
+        item = {"dtype": str(pa.from_numpy_dtype(dtype)), "_type": "Value"}
+        self.features = {"input_ids": {"feature": item, "_type": "Sequence"}}
+        about = {"huggingface": json.dumps({"info": {"features": self.features}})}
+        self.schema = pa.schema([("input_ids", self.type)], metadata=about)
+        self.files, self.out, self.size = [], None, 0
+        self.rows = self.tokens = 0
+
+    def write(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        if not len(lengths):
+            return
+        if self.out is None or self.size > FILE_SIZE:
+            self.end_file()
+            self.files.append(f"data-{len(self.files):05d}.arrow")
+            self.out, self.size = pa.ipc.new_stream(str(self.name / self.files[-1]), self.schema), 0
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        rows = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
+        self.out.write_batch(pa.record_batch([rows], schema=self.schema))
+        self.size += ids.nbytes
+        self.rows, self.tokens = self.rows + len(lengths), self.tokens + len(ids)
+
+    def end_file(self) -> None:
+        if self.out is not None:
+            self.out.close()  # writes the end marker
+            self.out = None
+
+    def close(self) -> None:
+        self.end_file()
+        state = {"_data_files": [{"filename": name} for name in self.files], "_fingerprint": os.urandom(8).hex(),
+                 "_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False,
+                 "_split": None}  # fmt: skip
+        size = self.tokens * self.type.value_type.bit_width // 8
+        split = {"default": {"name": "default", "num_bytes": size, "num_examples": self.rows}}
+        (self.name / "state.json").write_text(json.dumps(state))
+        info = {"features": self.features, "splits": split}
+        (self.name / "dataset_info.json").write_text(json.dumps(info))
+
+
+def held_out(first: int, count: int, share: float, seed: int) -> np.ndarray:
+    """Which of the examples first .. first + count - 1 are held out: one, drawn by chance, of every 1 / share."""
+    i = np.arange(first, first + count)
+    if share == 0:
+        return np.zeros(count, dtype=bool)
+    bucket = np.floor(i * share).astype(np.int64)
+    start, end = np.ceil(bucket / share), np.ceil((bucket + 1) / share)
+    drawn = rng.hash64(bucket, seed, "held out") / 2.0**64
+    return i == start + np.floor(drawn * (end - start))
+
+
+def main(args: Options) -> None:
+    for name in ("train_dir", "tokenizer", "max_size"):
+        if not getattr(args, name):
+            raise ValueError(f"--{name} is missing")
+    if args.max_size < 3:
+        raise ValueError(f"--max_size must be at least 3 (<s>, one token, </s>), got {args.max_size}")
+    if not args.eval_dir and not 0 < args.split_prop < 1:
+        raise ValueError(f"--split_prop must lie between 0 and 1 where there is no --eval_dir, got {args.split_prop}")
+    coder = examples.encoder(args.tokenizer, args.max_size)
+    sources = [args.train_dir] + [args.eval_dir] * bool(args.eval_dir)
+    sizes = [examples.source_size(source) for source in sources]
+
+    folders = [Path(args.out_dir) / f"pretrain_{part}_trunc{args.max_size}" for part in ("train", "eval")]
+    for folder in folders:
+        if folder.exists() and not (folder / "state.json").is_file():
+            raise ValueError(f"{folder} exists and is no data set: it is not replaced")
+    train, held = writers = [Writer(folder, coder.dtype) for folder in folders]
+    total = cut = lost = 0
+    try:
+        for which, (source, size) in enumerate(zip(sources, sizes, strict=True)):
+            done = 0
+            coded = examples.encode(source, args.tokenizer, args.max_size, args.column, args.workers)
+            for c in progress(coded, source, size / 1e6, "MB", size=lambda c: c.size / 1e6):
+                if args.eval_dir:
+                    writers[which].write(c.ids, c.lengths)
+                else:
+                    out = held_out(done, len(c.lengths), args.split_prop, args.seed)
+                    inside = np.repeat(out, c.lengths)
+                    train.write(c.ids[~inside], c.lengths[~out])
+                    held.write(c.ids[inside], c.lengths[out])
+                done, cut, lost = done + len(c.lengths), cut + c.cut, lost + c.lost
+            total += done
+        for writer, folder in zip(writers, folders, strict=True):
+            if not writer.rows:
+                raise ValueError(f"{folder.name} would be empty: {total} examples, --split_prop {args.split_prop}")
+            writer.close()
+        for writer, folder in zip(writers, folders, strict=True):
+            if folder.exists():
+                shutil.rmtree(folder)
+            writer.name.rename(folder)
+            print(f"{folder}: {writer.rows:,} examples, {writer.tokens:,} tokens")
+    finally:
+        for writer in writers:
+            writer.end_file()
+            shutil.rmtree(writer.name, ignore_errors=True)
+    print(f"{cut:,} of {total:,} examples were cut to {args.max_size} tokens ({lost:,} tokens left out)")
+
+
+if __name__ == "__main__":
+    with exits.guard():
+        main(config.parse(Options, doc=__doc__))

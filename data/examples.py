@@ -1,0 +1,335 @@
+"""Text examples out of files, and their token ids: in bounded memory, in order, on all cores.
+
+    for texts in read("encoded_txt"):                       # lists of examples, some 256 kB each
+    for coded in encode("encoded_txt", "tokenizer.json"):   # coded.ids, flat, of many examples; coded.lengths
+
+.txt holds an example a line, .jsonl an object a line, .csv (with a header) and .parquet a row; `column` names the text
+there. Blank examples are skipped. This file imports no torch: every worker process would pay for it.
+"""
+
+import collections
+import concurrent.futures
+import csv
+import functools
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+BLOCK = 1 << 18  # bytes of text a task; the tokenizers library takes some 130 bytes for each token of it
+SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
+# by-digit: characters but no white space, each looked up. encode() recognises it, so it is built here
+BY_DIGIT = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "WhitespaceSplit"},
+        {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+    ],
+}
+
+# -----------------------------------------------------------------------------
+# text
+
+
+def files(path: str | Path) -> list[Path]:
+    path = Path(path)
+    if path.is_file() and path.suffix in SUFFIXES:
+        return [path]
+    found = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else []
+    if not found:
+        raise ValueError(f"{path}: no such file, or a folder without {', '.join(SUFFIXES)} files")
+    return found
+
+
+def source_size(path: str | Path) -> int:
+    return sum(f.stat().st_size for f in files(path))
+
+
+def decode(block: bytes, path: Path, offset: int) -> str:
+    try:
+        return block.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} is not UTF-8 at byte {offset + e.start}") from None
+
+
+def pick(names: list[str], column: str, path: Path) -> str:
+    """The column that holds the text."""
+    if column in names:
+        return column
+    if not column and "text" in names:
+        return "text"
+    if not column and len(names) == 1:
+        return names[0]
+    what = f"no column {column!r}" if column else "several columns and none is called text"
+    raise ValueError(f"{path} has {what}: --column takes one of {', '.join(map(repr, names))}")
+
+
+def blocks(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Whole lines, about BLOCK bytes at a time, with the place of their first byte."""
+    with open(path, "rb") as f:
+        offset = len(b"\xef\xbb\xbf") if f.read(3) == b"\xef\xbb\xbf" else 0
+        f.seek(offset)
+        while block := f.read(BLOCK):
+            block += f.readline()
+            yield block, offset
+            offset += len(block)
+
+
+def json_lines(block: bytes, path: Path, offset: int, column: str) -> list[str]:
+    out = []
+    for line in decode(block, path, offset).split("\n"):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as e:
+                raise ValueError(f"{path} at byte {offset}: {e.msg}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path} at byte {offset}: an object a line is wanted, got {line[:40]!r}")
+            text = row[pick(list(row), column, path)]
+            if not isinstance(text, str):
+                raise ValueError(f"{path} at byte {offset}: text is wanted, got {text!r}")
+            out.append(text)
+        offset += len(line.encode()) + 1
+    return out
+
+
+def csv_rows(path: Path, column: str) -> Iterator[str]:
+    def lines():
+        offset = 0
+        with open(path, "rb") as f:
+            for line in f:
+                yield decode(line, path, offset).removeprefix("\ufeff")
+                offset += len(line)
+
+    csv.field_size_limit(1 << 30)
+    rows = csv.reader(lines())
+    header = next(rows, [])
+    place = header.index(pick(header, column, path))
+    for row in rows:
+        if row and len(row) <= place:
+            raise ValueError(f"{path} line {rows.line_num} has {len(row)} fields, the header {len(header)}")
+        yield row[place] if row else ""
+
+
+def parquet_rows(path: Path, column: str) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as e:
+        raise ValueError(f"{path}: {e}") from None
+    name = pick(file.schema_arrow.names, column, path)
+    done = 0
+    for batch in file.iter_batches(columns=[name], batch_size=256):
+        for text in batch.column(0).to_pylist():
+            if not isinstance(text, str):
+                raise ValueError(f"{path} row {done}: column {name!r} must hold text, got {text!r}")
+            yield text
+            done += 1
+
+
+class Task(NamedTuple):
+    """A piece of work, small enough to send about: raw lines where a worker can cut them up, else texts."""
+
+    file: Path
+    column: str
+    block: bytes | list[str]
+    offset: int  # of the block's first byte
+    size: int  # bytes of source, for the progress bar
+
+
+def tasks(path: str | Path, column: str = "") -> Iterator[Task]:
+    for file in files(path):
+        if file.suffix in (".txt", ".jsonl"):
+            for block, offset in blocks(file):
+                yield Task(file, column, block, offset, len(block))
+            continue
+        texts, size = [], 0
+        for text in (csv_rows if file.suffix == ".csv" else parquet_rows)(file, column):
+            texts.append(text)
+            size += len(text)
+            if size >= BLOCK:
+                yield Task(file, column, texts, 0, size)
+                texts, size = [], 0
+        if texts:
+            yield Task(file, column, texts, 0, size)
+
+
+def texts_of(task: Task) -> list[str]:
+    block = task.block
+    if isinstance(block, bytes):
+        if task.file.suffix == ".jsonl":
+            block = json_lines(block, task.file, task.offset, task.column)
+        else:  # not splitlines(): it also cuts at characters that are no line ends to anyone else
+            block = decode(block, task.file, task.offset).split("\n")
+    return [text for text in (line.strip() for line in block) if text]
+
+
+def read(path: str | Path, column: str = "") -> Iterator[list[str]]:
+    for task in tasks(path, column):
+        yield texts_of(task)
+
+
+# -----------------------------------------------------------------------------
+# ids
+
+
+NAMES = {"start": ("<s>", "[CLS]"), "pad": ("<pad>", "[PAD]"), "end": ("</s>", "[SEP]"), "mask": ("<mask>", "[MASK]")}
+
+
+def token_id(tokenizer, what: str) -> int:
+    """The id of the start, pad, end or mask token, under RoBERTa's name for it or BERT's."""
+    for name in NAMES[what]:
+        if (i := tokenizer.token_to_id(name)) is not None:
+            return i
+    raise ValueError(f"the tokenizer has no {what} token ({' or '.join(NAMES[what])})")
+
+
+def from_words(path: Path):
+    """BERT's vocab.txt, a word piece a line; lower case unless the vocabulary itself has capitals."""
+    from tokenizers.implementations import BertWordPieceTokenizer
+
+    words = decode(path.read_bytes(), path, 0).split()
+    plain = [w for w in words if not (w.startswith("[") and w.endswith("]"))]
+    lower = not any(w != w.lower() for w in plain)
+    table = {w: i for i, w in enumerate(words)}
+    return BertWordPieceTokenizer(table, lowercase=lower, strip_accents=lower)._tokenizer
+
+
+def load_tokenizer(path: str | Path):
+    """A tokenizers JSON, a vocab.txt, or a folder that holds one: tokenizer.json, vocab.txt, tokenizer_vocab*.json."""
+    from tokenizers import Tokenizer
+
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
+        found = found or sorted(path.glob("tokenizer_vocab*.json"))
+        if len(found) > 1 and found[0].name not in ("tokenizer.json", "vocab.txt"):
+            raise ValueError(f"{path} holds several tokenizers, name one: {', '.join(map(str, found))}")
+        path = found[0] if found else path / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"tokenizer {path} does not exist")
+    try:
+        tokenizer = from_words(path) if path.suffix == ".txt" else Tokenizer.from_file(str(path))
+    except Exception as e:  # the library raises plain Exception
+        raise ValueError(f"{path} is not a tokenizer: {e}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def narrowest(vocab_size: int) -> np.dtype:
+    return np.dtype(np.uint8 if vocab_size <= 1 << 8 else np.uint16 if vocab_size <= 1 << 16 else np.int32)
+
+
+class Coded(NamedTuple):
+    ids: np.ndarray  # flat, of all examples in order
+    lengths: np.ndarray  # (n,) int32, tokens of each
+    cut: int  # examples that were too long
+    lost: int  # tokens that this cost
+    size: int = 0  # bytes of source
+
+
+class Encoder:
+    """A list of texts -> Coded."""
+
+    def __init__(self, path: str | Path, max_size: int | None):
+        self.tokenizer, self.max_size = load_tokenizer(path), max_size
+        size = self.tokenizer.get_vocab_size()
+        self.dtype = narrowest(size)
+        self.special = {t.content: i for i, t in self.tokenizer.get_added_tokens_decoder().items()}
+        about = json.loads(self.tokenizer.to_str())
+        self.ends = self.tokenizer.encode("").ids  # <s> </s>
+        self.table = None
+        if about["model"]["type"] == "WordLevel" and about["pre_tokenizer"] == BY_DIGIT and len(self.ends) == 2:
+            words = about["model"]["vocab"]
+            self.table = np.full(0x110000, words[about["model"]["unk_token"]], dtype=self.dtype)
+            for word, i in words.items():
+                if len(word) == 1:
+                    self.table[ord(word)] = i
+
+    def __call__(self, texts: list[str]) -> Coded:
+        ids, lengths = self.look_up(texts) if self.table is not None else (None, None)
+        if ids is None:
+            rows = [e.ids for e in self.tokenizer.encode_batch_fast(texts)]
+            lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+            ids = np.fromiter((i for row in rows for i in row), self.dtype, int(lengths.sum()))
+        return self.cut(ids, lengths)
+
+    def look_up(self, texts: list[str]):
+        """A table instead of the library, for tokenizers of single characters: some hundred times faster."""
+        texts = ["".join(text.split()) for text in texts]
+        whole = "".join(texts)
+        if any(word in whole for word in self.special):
+            return None, None
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts)) + 2
+        last = np.cumsum(lengths) - 1
+        ids = np.empty(int(lengths.sum()), dtype=self.dtype)
+        inner = np.ones(len(ids), dtype=bool)
+        inner[last] = inner[last - lengths + 1] = False
+        ids[last - lengths + 1], ids[last] = self.ends
+        ids[inner] = self.table[np.frombuffer(whole.encode("utf-32-le"), np.uint32)]
+        return ids, lengths
+
+    def cut(self, ids: np.ndarray, lengths: np.ndarray) -> Coded:
+        """At most max_size tokens each; a closing special token (</s>) stays."""
+        if self.max_size is None or lengths.max(initial=0) <= self.max_size:
+            return Coded(ids, lengths.astype(np.int32), 0, 0)
+        first = np.cumsum(lengths) - lengths
+        kept = np.minimum(lengths, self.max_size)
+        place = np.arange(len(ids)) - np.repeat(first, lengths)
+        out = ids[place < self.max_size]
+        over = np.flatnonzero(lengths > self.max_size)
+        closing = ids[(first + lengths - 1)[over]]
+        closes = np.isin(closing, list(self.special.values()))
+        out[(np.cumsum(kept) - 1)[over[closes]]] = closing[closes]
+        return Coded(out, kept.astype(np.int32), len(over), int((lengths - kept).sum()))
+
+
+@functools.cache
+def encoder(path: str, max_size: int | None) -> Encoder:
+    return Encoder(path, max_size)
+
+
+def work(task: Task, tokenizer: str, max_size: int | None) -> Coded | str:
+    try:
+        return encoder(tokenizer, max_size)(texts_of(task))._replace(size=task.size)
+    except ValueError as e:
+        return str(e)  # an exception would reach the parent without the place it was raised at
+
+
+def encode(path: str | Path, tokenizer: str | Path, max_size: int | None = None, column: str = "",
+           workers: int | None = None) -> Iterator[Coded]:  # fmt: skip
+    """The ids of all examples in their order, whatever the number of workers."""
+    encoder(str(tokenizer), max_size)  # a bad tokenizer is told here
+    have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    small = source_size(path) < 8 * BLOCK  # not worth the start of a process
+    workers = 1 if small else workers or have
+    one = functools.partial(work, tokenizer=str(tokenizer), max_size=max_size)
+
+    def checked(result):
+        if not isinstance(result, Coded):
+            raise ValueError(result)
+        return result
+
+    if workers == 1:
+        yield from (checked(one(task)) for task in tasks(path, column))
+        return
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting: collections.deque = collections.deque()  # a window: what is read ahead stays small
+        try:
+            for task in tasks(path, column):
+                waiting.append(pool.submit(one, task))
+                if len(waiting) > 2 * workers:
+                    yield checked(waiting.popleft().result())
+            while waiting:
+                yield checked(waiting.popleft().result())
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,220 @@
+"""data/train_tokenizer.py, data/build_pretrain_data.py and data/examples.py, by their documented command lines."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from core import config
+from data import build_pretrain_data, examples, train_tokenizer
+from data.arrow import Rows
+
+ROOT = Path(__file__).resolve().parent.parent
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>"]
+
+
+def train(*argv) -> Path:
+    args = config.parse(train_tokenizer.Options, [str(a) for a in argv])
+    before = set(Path(args.out_dir).glob("*"))
+    train_tokenizer.main(args)
+    (path,) = set(Path(args.out_dir).glob("*")) - before
+    return path
+
+
+def build(*argv) -> None:
+    build_pretrain_data.main(config.parse(build_pretrain_data.Options, [str(a) for a in argv]))
+
+
+def digits(path: Path, lengths, seed=0) -> list[str]:
+    r = random.Random(seed)
+    lines = ["".join(r.choice("0123456789") for _ in range(n)) for n in lengths]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return lines
+
+
+@pytest.fixture(scope="module")
+def by_digit(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    digits(folder / "text" / "a.txt", [20, 7617, 33], 1)
+    digits(folder / "text" / "b.txt", [500] * 17, 2)
+    return train("--data_dir", folder / "text", "--out_dir", folder / "tokenizer", "--vocab_size", 16)
+
+
+def run(*argv, cwd):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *map(str, argv)], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_the_seeds_command_lines(tmp_path):
+    lines = digits(tmp_path / "encoded_txt" / "a.txt", [20, 7617, 4499, 4498, *[50] * 16])
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    p = run("data/train_tokenizer.py", "--data_dir", "encoded_txt", "--out_dir", "tokenizer", "--vocab_size", 16,
+            "--max_size", 1, "--tokenizer", "by-digit", cwd=tmp_path)  # fmt: skip
+    assert p.returncode == 0, p.stderr
+    p = run("data/build_pretrain_data.py", "--train_dir", "encoded_txt", "--tokenizer",
+            "tokenizer/tokenizer_vocab16_max7619.json", "--out_dir", "pretrain", "--max_size", 4500, "--split_prop",
+            0.15, cwd=tmp_path)  # fmt: skip
+    assert p.returncode == 0, p.stderr
+    assert "2 of 20 examples were cut to 4500 tokens (3,120 tokens left out)" in p.stdout
+    train, held = (Rows(tmp_path / "pretrain" / f"pretrain_{part}_trunc4500") for part in ("train", "eval"))
+    assert (len(train), len(held)) == (17, 3)
+    want = sorted([0, *(int(c) + 6 for c in line[:4498]), 2] for line in lines)
+    got = [r.rows([i])[0].tolist() for r in (train, held) for i in range(len(r))]
+    assert sorted(got) == want
+
+
+def test_by_digit_has_the_documented_vocabulary(by_digit):
+    assert by_digit.name == "tokenizer_vocab16_max7619.json"
+    tokenizer = examples.load_tokenizer(by_digit)
+    assert tokenizer.get_vocab() == {w: i for i, w in enumerate([*SPECIAL, *"0123456789"])}
+    assert tokenizer.encode("12<mask>4 5x").ids == [0, 7, 8, 4, 10, 11, 3, 2]
+    assert tokenizer.decode([0, 7, 8, 10, 2]) == "124"
+
+
+def test_max_size_is_the_rank_of_the_length_in_the_name(tmp_path):
+    digits(tmp_path / "t.txt", [5, 9, 7, 9, 1])
+    for rank, longest in enumerate([11, 11, 9, 7, 3], start=1):
+        out = tmp_path / str(rank)
+        path = train("--data_dir", tmp_path / "t.txt", "--out_dir", out, "--max_size", rank)
+        assert path.name == f"tokenizer_vocab16_max{longest}.json"
+        assert [p.name for p in out.iterdir()] == [path.name]
+    with pytest.raises(ValueError, match="5 examples"):
+        train("--data_dir", tmp_path / "t.txt", "--out_dir", tmp_path / "6", "--max_size", 6)
+    assert not list((tmp_path / "6").iterdir())
+
+
+@pytest.mark.parametrize(("kind", "size"), [("bpe", 300), ("bpe", 1200), ("wordpiece", 300)])
+def test_learnt_tokenizers(tmp_path, kind, size):
+    r = random.Random(0)
+    words = ["".join(r.choice("abcdefghij") for _ in range(r.randint(2, 9))) for _ in range(400)]
+    text = [" ".join(r.choices(words, k=20)) for _ in range(300)] + ["ab" * 5000]
+    (tmp_path / "t.txt").write_text("\n".join(text))
+    path = train("--data_dir", tmp_path / "t.txt", "--out_dir", tmp_path, "--vocab_size", size, "--tokenizer", kind)
+    tokenizer = examples.load_tokenizer(path)
+    assert [tokenizer.token_to_id(w) for w in SPECIAL] == list(range(6))
+    assert tokenizer.get_vocab_size() == size and path.name.startswith(f"tokenizer_vocab{size}_max")
+    ids = tokenizer.encode(text[0]).ids
+    assert (ids[0], ids[-1]) == (0, 2) and 3 not in ids and len(ids) < len(text[0]) / 2
+    if kind == "bpe":
+        assert tokenizer.decode(ids) == text[0]
+        assert (3 in tokenizer.encode("Ä€").ids) == (size < 1000)
+    assert 4 in tokenizer.encode("ab <mask> cd").ids
+
+
+def test_transformers_takes_the_tokenizer(by_digit):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(by_digit), mask_token="<mask>")
+    assert tokenizer("314")["input_ids"] == [0, 9, 7, 10, 2]
+
+
+def test_datasets_reads_ours(tmp_path, by_digit):
+    datasets = pytest.importorskip("datasets")
+    digits(tmp_path / "t.txt", range(1, 101))
+    build("--train_dir", tmp_path / "t.txt", "--tokenizer", by_digit, "--out_dir", tmp_path, "--max_size", 60)
+    for part, count in (("train", 80), ("eval", 20)):
+        folder = tmp_path / f"pretrain_{part}_trunc60"
+        rows, theirs = Rows(folder), datasets.load_from_disk(str(folder))
+        assert theirs.column_names == ["input_ids"] and len(theirs) == len(rows) == count
+        assert all(theirs[i]["input_ids"] == rows.rows([i])[0].tolist() for i in range(count))
+        files = str(folder / "*.arrow")
+        other = datasets.load_dataset("arrow", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+        assert other[3] == theirs[3] and other.features == theirs.features
+
+
+def test_workers_and_file_kinds_change_nothing(tmp_path, by_digit):
+    """The same examples from text by one process, from text by two, and from CSV, JSONL and Parquet."""
+    lines = digits(tmp_path / "txt" / "a.txt", [1000] * 2500)  # more than encode() leaves to one process
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"n": 1, "text": line}) for line in lines))
+    with open(tmp_path / "a.csv", "w", newline="") as f:
+        f.write("\ufeffname,text\r\n" + "".join(f'"a,\nb","{line}"\r\n' for line in lines))
+    pq.write_table(pa.table({"text": lines, "n": range(2500)}), tmp_path / "a.parquet")
+    hashes = set()
+    for n, (source, workers) in enumerate([("txt", 1), ("txt", 2), ("a.jsonl", 2), ("a.csv", 1), ("a.parquet", 1)]):
+        out = tmp_path / str(n)
+        build("--train_dir", tmp_path / source, "--tokenizer", by_digit, "--out_dir", out, "--max_size", 900,
+              "--workers", workers)  # fmt: skip
+        both = [Rows(out / f"pretrain_{part}_trunc900") for part in ("train", "eval")]
+        assert [len(r) for r in both] == [2000, 500] and both[0].tokens == 2000 * 900
+        hashes.add(b"".join(r.rows(np.arange(len(r)))[0].tobytes() for r in both))
+    assert len(hashes) == 1
+
+
+def test_the_split_is_exact_random_and_stable():
+    for share in (0.15, 0.2, 1 / 3, 0.5, 0.8, 0.999):
+        held = build_pretrain_data.held_out(0, 10000, share, 42)
+        assert abs(held.sum() - share * 10000) <= 1
+        pieces = [build_pretrain_data.held_out(a, 37, share, 42) for a in range(0, 370, 37)]
+        assert (np.concatenate(pieces) == held[:370]).all()
+    held = build_pretrain_data.held_out(0, 10000, 0.2, 42)
+    assert np.bincount(np.flatnonzero(held) % 5).min() > 300  # not every fifth
+    assert 200 < (held & build_pretrain_data.held_out(0, 10000, 0.2, 43)).sum() < 600
+
+
+def test_an_eval_dir_is_not_mixed_in(tmp_path, by_digit):
+    digits(tmp_path / "a.txt", [10] * 7)
+    (tmp_path / "b.txt").write_text("\n12\n\n   \n34\n")
+    build("--train_dir", tmp_path / "a.txt", "--eval_dir", tmp_path / "b.txt", "--tokenizer", by_digit,
+          "--out_dir", tmp_path, "--max_size", 12)  # fmt: skip
+    assert len(Rows(tmp_path / "pretrain_train_trunc12")) == 7
+    assert Rows(tmp_path / "pretrain_eval_trunc12").rows([0, 1])[0].tolist() == [0, 7, 8, 2, 0, 9, 10, 2]
+
+
+def test_the_table_and_the_library_agree(by_digit):
+    texts = ["0123456789", "1 2\t3", "1x2é3€4😀5", "12<mask>45", "7", "</s>", "9" * 3000, "1< 2"]
+    fast, slow = examples.Encoder(by_digit, 50), examples.Encoder(by_digit, 50)
+    assert fast.table is not None
+    slow.table = None
+    for batch in ([t] for t in texts):
+        for a, b in zip(fast(batch), slow(batch), strict=True):
+            assert np.array_equal(a, b), batch
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
+    def refused(*words, source="t.txt", tokenizer=by_digit, **options):
+        argv = ["--train_dir", tmp_path / source, "--tokenizer", tokenizer, "--out_dir", tmp_path / "out",
+                "--max_size", 9, *[a for k, v in options.items() for a in (f"--{k}", v)]]  # fmt: skip
+        with pytest.raises(ValueError) as e:
+            build(*argv)
+        for word in words:
+            assert str(word) in str(e.value), e.value
+        assert "\n" not in str(e.value)
+        assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+    refused("t.txt", "no such file")
+    (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbf123\n45\xff6\n")
+    refused("t.txt", "not UTF-8 at byte 9")
+    (tmp_path / "t.txt").write_text("123\n")
+    refused("tokenizer", "does not exist", tokenizer=tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{}")
+    refused("bad.json", tokenizer=tmp_path / "bad.json")
+    refused("--split_prop", split_prop=0)
+    refused("--max_size", max_size=2)
+    (tmp_path / "t.jsonl").write_text('{"text": "1"}\n{"text": 1}\n')
+    refused("t.jsonl", "byte 14", source="t.jsonl")
+    (tmp_path / "t.jsonl").write_text('{"text": "1"}\n{"text": \n')
+    refused("t.jsonl", "byte 14", source="t.jsonl")
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    refused("t.csv", "--column", "'a', 'b'", source="t.csv")
+    refused("t.csv", "no column 'c'", source="t.csv", column="c")
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n3\n")
+    refused("t.csv", "line 3", source="t.csv", column="b")
+    pq.write_table(pa.table({"text": ["1", None]}), tmp_path / "t.parquet")
+    refused("t.parquet", "row 1", source="t.parquet")
+    (tmp_path / "t.txt").write_text("\n \n")
+    refused("empty", source="t.txt")
+    (tmp_path / "mine" / "pretrain_eval_trunc9").mkdir(parents=True)
+    with pytest.raises(ValueError, match="is not replaced"):
+        build("--train_dir", tmp_path, "--tokenizer", by_digit, "--out_dir", tmp_path / "mine", "--max_size", 9)
+    with pytest.raises(ValueError, match="must be 16"):
+        train("--data_dir", tmp_path, "--vocab_size", 20, "--out_dir", tmp_path / "out")
+    (tmp_path / "t.txt").write_text("abcdef\n")
+    with pytest.raises(ValueError, match="too small"):
+        train("--data_dir", tmp_path / "t.txt", "--vocab_size", 7, "--tokenizer", "bpe", "--out_dir", tmp_path / "o")
