@@ -97,16 +97,17 @@ def json_lines(block: bytes, path: Path, offset: int, column: str) -> list[str]:
     return out
 
 
-def csv_rows(path: Path, column: str) -> Iterator[str]:
-    def lines():
-        offset = 0
-        with open(path, "rb") as f:
-            for line in f:
-                yield decode(line, path, offset).removeprefix("\ufeff")
-                offset += len(line)
-
+def csv_lines(path: Path) -> Iterator[str]:
     csv.field_size_limit(1 << 30)
-    rows = csv.reader(lines())
+    offset = 0
+    with open(path, "rb") as f:
+        for line in f:
+            yield decode(line, path, offset).removeprefix("" if offset else "\ufeff")
+            offset += len(line)
+
+
+def csv_rows(path: Path, column: str) -> Iterator[str]:
+    rows = csv.reader(csv_lines(path))
     header = next(rows, [])
     place = header.index(pick(header, column, path))
     for row in rows:

@@ -1,0 +1,182 @@
+"""Texts, with labels or without, to .pt data sets for experiments and finetune.py.
+
+    python data/build_tensors.py --input reviews.csv --label_column label --tokenizer tokenizer.json --out_dir reviews
+    python data/build_tensors.py --input corpus.txt --tokenizer tokenizer.json --out_dir corpus --splits train=.9 val=.1
+    python data/build_tensors.py --input more.csv --label_column label --labels reviews/labels.json --splits test=1 \\
+        --tokenizer tokenizer.json --out_dir more
+
+The first writes train.pt, val.pt and test.pt; the last keeps the label numbers of the first. Reads .csv and .tsv with a
+header, .jsonl, .parquet, .txt (an example a line) and Arrow files. Which example goes to which split depends on nothing
+but its number and --seed. Labels are numbered in the order of their names; labels.json and each file keep the mapping.
+"""
+
+import csv
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from core import config, rng, tracker
+from data import arrow, examples, tensors
+
+
+@dataclass
+class Options:
+    input: str = ""  # a .csv, .tsv, .jsonl, .parquet or .txt file, or Arrow files
+    tokenizer: str = ""  # tokenizer.json or vocab.txt, or the folder that holds it
+    out_dir: str = ""  # folder for the .pt files
+    text_column: str = ""  # none: `text`, or the only column
+    label_column: str = ""  # none: no labels
+    labels: str = ""  # a labels.json whose numbers are to be used again
+    max_length: config.Count = 512  # tokens an example, <s> and </s> counted; longer ones are cut, and counted
+    splits: dict = config.option({"train": 0.8, "val": 0.1, "test": 0.1})  # names and shares of the files to write
+    layout: Literal["dict", "tensordataset"] = "dict"  # of the .pt files; only a dict holds the label names
+    seed: int = 42  # which example goes where
+
+
+# -----------------------------------------------------------------------------
+# rows of any file
+
+
+def read(path: Path) -> Iterator[dict]:
+    """Its rows as {column: value}."""
+    if path.suffix in (".csv", ".tsv"):
+        yield from read_csv(path)
+    elif path.suffix in (".txt", ".jsonl"):
+        for block, offset in examples.blocks(path):
+            for line in examples.decode(block, path, offset).split("\n"):
+                if line.strip():
+                    yield {"text": line.strip()} if path.suffix == ".txt" else json_row(line, path)
+    else:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            batches = pq.ParquetFile(path).iter_batches(1000)
+        else:
+            batches = (b for file in arrow.files(path) for b in arrow.open_table(file).to_batches(1000))
+        for batch in batches:
+            yield from batch.to_pylist()
+
+
+def read_csv(path: Path) -> Iterator[dict]:
+    table = csv.reader(examples.csv_lines(path), delimiter="\t" if path.suffix == ".tsv" else ",")
+    header = next(table, [])
+    for row in table:
+        if row and len(row) != len(header):
+            raise ValueError(f"{path} line {table.line_num} has {len(row)} fields, the header {len(header)}")
+        if row:
+            yield dict(zip(header, row, strict=True))
+
+
+def json_row(line: str, path: Path) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path}: {e.msg} in {line[:60]!r}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}: an object a line is wanted, got {line[:60]!r}")
+    return row
+
+
+def text_column(row: dict, args: Options) -> str:
+    """The column to encode; it and the labels' are in the first row."""
+    likely = [c for c in ("text", "input_ids") if c in row] or list(row)[: len(row) == 1]
+    text = args.text_column or (likely[0] if likely else "")
+    for option, name in (("text_column", text), ("label_column", args.label_column)):
+        if name not in row and (name or option == "text_column"):
+            what = f"no column {name!r}" if name else "several columns and none is called text"
+            raise ValueError(f"{args.input} has {what}: --{option} takes one of {', '.join(row)}")
+    return text
+
+
+def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarray, list[str], int]:
+    """Flat ids, lengths, labels as they are called, and how many examples were cut."""
+    ids, lengths, labels, cut, done = [], [], [], 0, 0
+    rows = iter(tracker.progress(read(Path(args.input)), "examples"))
+    while batch := list(itertools.islice(rows, 1000)):
+        column = text_column(batch[0], args)
+        values = [row.get(column) for row in batch]
+        if column == "input_ids" and isinstance(values[0], list):
+            masks = [row.get("attention_mask") or [1] * len(row[column]) for row in batch]
+            values = [[i for i, m in zip(v, mask, strict=True) if m] for v, mask in zip(values, masks, strict=True)]
+            flat, n = np.concatenate(values), np.array([len(v) for v in values])
+            coded = coder.cut(flat.astype(np.int32), n)
+        else:
+            if bad := [i for i, v in enumerate(values) if not isinstance(v, str)]:
+                raise ValueError(f"{args.input}: row {done + bad[0] + 1} has no text in {column!r}: {values[bad[0]]!r}")
+            coded = coder(values)
+        if args.label_column:
+            names = ["" if (v := row.get(args.label_column)) is None else str(v).strip() for row in batch]
+            if "" in names:
+                row = done + names.index("") + 1
+                raise ValueError(f"{args.input}: row {row} has no label in {args.label_column!r}")
+            labels += names
+        ids, lengths, cut, done = [*ids, coded.ids], [*lengths, coded.lengths], cut + coded.cut, done + len(batch)
+    if not done:
+        raise ValueError(f"{args.input} holds no examples")
+    return np.concatenate(ids), np.concatenate(lengths), labels, cut
+
+
+def number_labels(labels: list[str], file: str) -> list[str]:
+    """Label names in the order of their numbers: whole numbers by size, others by the alphabet."""
+    found = sorted(set(labels), key=lambda x: (0, int(x), x) if x.lstrip("-").isdigit() else (1, 0, x))
+    if not file:
+        return found
+    if not Path(file).is_file():
+        raise ValueError(f"--labels {file} does not exist")
+    known = config.read_yaml(file)
+    known = sorted(known, key=known.get)
+    if unknown := [x for x in found if x not in known]:
+        raise ValueError(f"{file} has no label {unknown[0]!r} (row {labels.index(unknown[0]) + 1})"
+                         f"{config.nearest(unknown[0], known)}")  # fmt: skip
+    return known
+
+
+def main(args: Options) -> None:
+    for name in ("input", "tokenizer", "out_dir"):
+        if not getattr(args, name):
+            raise ValueError(f"--{name} is missing")
+    shares = {config.safe_name(k, "the name of a split"): float(v) for k, v in args.splits.items()}
+    if min(shares.values(), default=0) <= 0 or sum(shares.values()) > 1 + 1e-9:
+        raise ValueError(f"--splits takes shares above 0 that add up to 1 at most, got {args.splits}")
+    coder = examples.encoder(args.tokenizer, args.max_length)
+    pad = examples.token_id(coder.tokenizer, "pad")
+    ids, lengths, labels, cut = encode(args, coder)
+    names = number_labels(labels, args.labels) if labels else None
+    numbers = np.array([names.index(x) for x in labels]) if labels else None
+
+    n, out = len(lengths), Path(args.out_dir)
+    place = rng.permute(np.arange(n), n, args.seed, "split")
+    ends = np.round(np.cumsum(list(shares.values())) * n).astype(int)
+    starts = np.concatenate([[0], ends[:-1]])
+    if (ends - starts).min() < 1:
+        raise ValueError(f"{args.input} has {n} examples: too few for the splits {args.splits}")
+    first = np.cumsum(lengths) - lengths
+    out.mkdir(parents=True, exist_ok=True)
+    for name, a, b in zip(shares, starts, ends, strict=True):
+        rows = np.flatnonzero((place >= a) & (place < b))  # in the order of the file
+        flat = np.concatenate([ids[first[i] : first[i] + lengths[i]] for i in rows])
+        y = None if numbers is None else numbers[rows]
+        tensors.save(out / f"{name}.pt", flat, lengths[rows], pad, y, names, args.layout)
+        each = [] if y is None else zip(names, np.bincount(y, minlength=len(names)), strict=True)
+        counts = "; " + ", ".join(f"{label} {count:,}" for label, count in each) if names else ""
+        print(f"{out / name}.pt: {len(rows):,} examples, {lengths[rows].sum():,} tokens{counts}")
+    if names:
+        mapping = {name: i for i, name in enumerate(names)}
+        (out / "labels.json").write_text(json.dumps(mapping, ensure_ascii=False, indent=1), encoding="utf-8")
+    print(f"{cut:,} of {n:,} examples were cut to {args.max_length} tokens")
+
+
+if __name__ == "__main__":
+    from core import run
+
+    with run.guard():
+        main(config.parse(Options, doc=__doc__))

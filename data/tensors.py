@@ -1,0 +1,132 @@
+"""Token data sets as .pt files, in two layouts, read as data: nothing in them is executed.
+
+    TensorDataset(input_ids, mask[, labels])                     mask True = PAD
+    {"input_ids": ..., "attention_mask": ...[, "labels": ...]}   attention_mask True = a real token
+
+    rows = Rows("train.pt", max_size=512, end=2, pad=1)
+    ids, lengths = rows.rows([7, 0])      # flat int64 ids of row 7, then of row 0
+
+Padding is dropped: the mask says what it is, and may not contradict the ids.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import TensorDataset
+
+from core import checkpoint
+
+
+def read(path: Path) -> tuple[dict, bool]:
+    """({name: tensor}, whether True in the mask is padding)."""
+    if not path.is_file():
+        raise ValueError(f"data set {path} does not exist")
+    with torch.serialization.safe_globals([TensorDataset]):
+        data = checkpoint.load_data(path)
+    if isinstance(data, dict):
+        return data, False
+    parts = vars(data).get("tensors") if isinstance(data, TensorDataset) else None
+    if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
+        raise ValueError(f"{path} must hold a TensorDataset of input_ids, mask and perhaps labels, or a dict of them;"
+                         f" got {type(data).__name__}")  # fmt: skip
+    return dict(zip(("input_ids", "attention_mask", "labels"), parts, strict=False)), True
+
+
+def check(path: Path, table: dict) -> None:
+    """Names, types and shapes."""
+    for name, dims in (("input_ids", 2), ("attention_mask", 2), ("labels", 1)):
+        x = table.get(name)
+        if name == "labels" and x is None:
+            continue
+        if not torch.is_tensor(x) or x.dim() != dims or len(x) != len(table["input_ids"]):
+            what = "a row" if dims == 2 else "a number"
+            got = f"{tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
+            raise ValueError(f"{path}: {name} must be a tensor, {what} an example, got {got}")
+        bits = name == "attention_mask" and (x.dtype == torch.bool or bool(((x == 0) | (x == 1)).all()))
+        if x.is_floating_point() or (x.dtype == torch.bool or name == "attention_mask") and not bits:
+            what = "bool" if name == "attention_mask" else "long"
+            raise ValueError(f"{path}: {name} must be {what}, got {x.dtype}")
+    shapes = [tuple(table[name].shape) for name in ("input_ids", "attention_mask")]
+    if shapes[0] != shapes[1] or not all(shapes[0]):
+        raise ValueError(f"{path}: input_ids is {shapes[0]}, attention_mask {shapes[1]}: they must be equal, not empty")
+    names = table.get("label_names")
+    if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        raise ValueError(f"{path}: label_names must be a list of text, got {type(names).__name__}")
+
+
+class Rows:
+    """All examples of a file, in order, as data/arrow.py's Rows; `labels` and their `names` where the file has them."""
+
+    def __init__(self, path: str | Path, max_size: int | None = None, end: int | None = None, pad: int | None = None):
+        self.path = Path(path)
+        table, true_is_pad = read(self.path)
+        check(self.path, table)
+        ids, real = table["input_ids"], table["attention_mask"].bool() ^ true_is_pad
+        if pad is not None and (bad := real == (ids == pad)).any():
+            row, col = bad.nonzero()[0].tolist()
+            says = "a real token" if real[row, col] else "padding"
+            hint = "; all of them: turn the mask around" if bad.all() else ""
+            rule = "padding in a TensorDataset" if true_is_pad else "a real token in a dict"
+            raise ValueError(
+                f"{path}: row {row}, place {col} holds the id {ids[row, col].item()} (padding is {pad}) and its mask"
+                f" says {says}; {int(bad.sum())} places contradict{hint} (True is {rule})"
+            )
+        length = real.sum(1).numpy()
+        if not length.all():
+            raise ValueError(f"{path}: row {int(np.argmin(length))} has no real token")
+        self.labels = None if table.get("labels") is None else table["labels"].long().numpy()
+        self.names = table.get("label_names")
+        self.ids = ids[real].to(torch.int32).numpy()
+        self.first = np.concatenate([[0], np.cumsum(length)])
+        self.max_size, self.end, self.longest = max_size, end, int(length.max())
+        over = length - max_size if max_size else np.zeros(1, np.int64)
+        self.cut, self.lost = int((over > 0).sum()), int(over.clip(min=0).sum())
+        self.length = (np.minimum(length, max_size) if self.cut else length).astype(np.int32)
+        self.tokens = int(self.length.sum(dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def row(self, i: int) -> np.ndarray:
+        row = self.ids[self.first[i] : self.first[i + 1]]
+        if len(row) > self.length[i]:
+            ends = self.end is not None and row[-1] == self.end
+            row = np.append(row[: self.length[i] - 1], row[-1]) if ends else row[: self.length[i]]
+        return row
+
+    def rows(self, indices) -> tuple[np.ndarray, np.ndarray]:
+        """(flat int64 ids, lengths) of these rows, in this order."""
+        return np.concatenate([self.row(i) for i in indices]).astype(np.int64), self.length[indices]
+
+    def check_ids(self, vocab_size: int, rank: int = 0, world: int = 1) -> None:
+        """Every id lies in the vocabulary."""
+        bad = np.flatnonzero((self.ids < 0) | (self.ids >= vocab_size))
+        if bad.size:
+            row = int(np.searchsorted(self.first, bad[0], side="right")) - 1
+            raise ValueError(f"{self.path} row {row}, place {bad[0] - self.first[row]}: id {self.ids[bad[0]]}, but the"
+                             f" vocabulary has {vocab_size}")  # fmt: skip
+
+    def check_labels(self, num_labels: int) -> None:
+        """Every example has a label, from 0 to num_labels - 1."""
+        if self.labels is None:
+            raise ValueError(f"{self.path} has no labels (data/build_tensors.py writes them from a column)")
+        bad = np.flatnonzero((self.labels < 0) | (self.labels >= num_labels))
+        if bad.size:
+            raise ValueError(f"{self.path} row {bad[0]} has the label {self.labels[bad[0]]}, but there are {num_labels}"
+                             f" (0 to {num_labels - 1}); so have {bad.size} rows")  # fmt: skip
+
+
+def save(path: str | Path, ids: np.ndarray, lengths: np.ndarray, pad: int, labels: np.ndarray | None = None,
+         names: list[str] | None = None, layout: str = "dict") -> None:  # fmt: skip
+    """Flat ids and their lengths, padded to the longest, as a dict or as a TensorDataset."""
+    real = torch.from_numpy(np.arange(max(lengths)) < np.asarray(lengths)[:, None])
+    table = {"input_ids": torch.full(real.shape, pad, dtype=torch.int64)}
+    table["input_ids"][real] = torch.from_numpy(ids.astype(np.int64))
+    table["attention_mask"] = real if layout == "dict" else ~real
+    if labels is not None:
+        table["labels"] = torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    if names is not None and layout == "dict":
+        table["label_names"] = names
+    data = table if layout == "dict" else TensorDataset(*table.values())
+    checkpoint.replace(Path(path), lambda f: torch.save(data, f))

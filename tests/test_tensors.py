@@ -1,0 +1,259 @@
+"""data/tensors.py and data/build_tensors.py."""
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from data import build_tensors, examples, tensors, train_tokenizer
+
+IDS = torch.tensor([[0, 7, 8, 9, 2], [0, 5, 2, 1, 1], [0, 6, 7, 2, 1]])
+REAL = IDS != 1
+
+
+def store(path, table):
+    torch.save(table, path)
+    return path
+
+
+def as_dict(**other):
+    return {"input_ids": IDS, "attention_mask": REAL, **other}
+
+
+@pytest.mark.parametrize("layout", ["dict", "tensordataset"])
+def test_both_layouts_read_alike(tmp_path, layout):
+    labels = torch.tensor([1, 0, 1])
+    data = as_dict(labels=labels) if layout == "dict" else TensorDataset(IDS, ~REAL, labels)
+    rows = tensors.Rows(store(tmp_path / "a.pt", data), pad=1)
+    ids, lengths = rows.rows([2, 0])
+    assert ids.tolist() == [0, 6, 7, 2, 0, 7, 8, 9, 2] and lengths.tolist() == [4, 5]
+    assert (len(rows), rows.tokens, rows.longest, rows.cut) == (3, 12, 5, 0)
+    assert rows.labels.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("layout", ["dict", "tensordataset"])
+def test_what_is_saved_reads_back(tmp_path, layout):
+    ids, lengths = np.array([0, 5, 2, 0, 2, 0, 9, 8, 2], np.uint16), np.array([3, 2, 4])
+    tensors.save(tmp_path / "a.pt", ids, lengths, 1, np.array([0, 2, 1]), ["a", "b", "c"], layout)
+    rows = tensors.Rows(tmp_path / "a.pt", pad=1)
+    assert rows.rows([0, 1, 2])[0].tolist() == ids.tolist() and rows.length.tolist() == [3, 2, 4]
+    assert rows.labels.tolist() == [0, 2, 1]
+    assert rows.names == (["a", "b", "c"] if layout == "dict" else None)
+
+
+def test_long_examples_are_cut_counted_and_keep_their_end(tmp_path):
+    rows = tensors.Rows(store(tmp_path / "a.pt", as_dict()), max_size=4, end=2)
+    assert rows.rows([0])[0].tolist() == [0, 7, 8, 2] and rows.rows([2])[0].tolist() == [0, 6, 7, 2]
+    assert (rows.cut, rows.lost, rows.longest, rows.length.tolist()) == (1, 1, 5, [4, 3, 4])
+    assert tensors.Rows(tmp_path / "a.pt", max_size=4).rows([0])[0].tolist() == [0, 7, 8, 9]
+
+
+BAD = [
+    (as_dict(attention_mask=~REAL), r"row 0, place 0 .* says padding; 15 places contradict; all of them"),
+    (TensorDataset(IDS, REAL), r"row 0, place 0 .*True is padding in a TensorDataset"),
+    (as_dict(attention_mask=torch.ones_like(REAL)), r"row 1, place 3 holds the id 1 .* says a real token; 3 places"),
+    (as_dict(attention_mask=REAL[:, :4]), "they must be equal"),
+    (as_dict(attention_mask=REAL.long() * 2), "attention_mask must be bool"),
+    (as_dict(input_ids=IDS.float()), "input_ids must be long, got torch.float32"),
+    (as_dict(input_ids=IDS[0]), "input_ids must be a tensor, a row an example"),
+    ({"input_ids": IDS}, "attention_mask must be a tensor"),
+    (as_dict(labels=torch.tensor([1, 0])), "labels must be a tensor, a number an example"),
+    (as_dict(labels=torch.tensor([1.0, 0.0, 0.0])), "labels must be long"),
+    (as_dict(label_names=[1]), "label_names must be a list of text"),
+    (TensorDataset(IDS), "TensorDataset of input_ids, mask"),
+    (torch.zeros(3), "got Tensor"),
+    (as_dict(input_ids=IDS[:0], attention_mask=REAL[:0]), "not empty"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), BAD)
+def test_what_is_wrong_is_named(tmp_path, data, message):
+    with pytest.raises(ValueError, match=message):
+        tensors.Rows(store(tmp_path / "a.pt", data), pad=1)
+
+
+def test_a_row_without_tokens_is_refused(tmp_path):
+    ids = torch.tensor([[0, 2], [1, 1]])
+    with pytest.raises(ValueError, match="row 1 has no real token"):
+        tensors.Rows(store(tmp_path / "a.pt", {"input_ids": ids, "attention_mask": ids != 1}), pad=1)
+
+
+def test_a_mask_of_zeros_and_ones_is_a_mask(tmp_path):
+    rows = tensors.Rows(store(tmp_path / "a.pt", as_dict(attention_mask=REAL.long())), pad=1)
+    assert rows.length.tolist() == [5, 3, 4]
+
+
+def test_ids_and_labels_out_of_range_name_their_row(tmp_path):
+    rows = tensors.Rows(store(tmp_path / "a.pt", as_dict(labels=torch.tensor([0, 3, 1]))))
+    rows.check_ids(10)
+    rows.check_labels(4)
+    with pytest.raises(ValueError, match="row 0, place 3: id 9, but the vocabulary has 9"):
+        rows.check_ids(9)
+    with pytest.raises(ValueError, match="row 1 has the label 3, but there are 2 .*so have 1 rows"):
+        rows.check_labels(2)
+    with pytest.raises(ValueError, match="no labels"):
+        tensors.Rows(store(tmp_path / "b.pt", as_dict())).check_labels(2)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("where", ["whole file", "in a dict", "in a TensorDataset", "plain pickle"])
+def test_a_malicious_file_is_refused_and_executes_nothing(tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # may not defeat it
+    path = tmp_path / "a.pt"
+    if where == "plain pickle":
+        path.write_bytes(pickle.dumps(Evil()))
+    else:
+        data = TensorDataset(IDS, ~REAL)
+        data.extra = Evil()
+        torch.save({"whole file": Evil(), "in a dict": as_dict(x=Evil())}.get(where, data), path)
+    with pytest.raises(ValueError, match="code|damaged"):
+        tensors.Rows(path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut"])
+def test_a_damaged_file_is_refused(tmp_path, content):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        tensors.Rows(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="does not exist"):
+        tensors.Rows(tmp_path / "b.pt")
+
+
+# -----------------------------------------------------------------------------
+# build_tensors
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tok") / "tokenizer.json"
+    texts = [["good bad film plot one two three four five six seven 0123456789"] * 9]
+    train_tokenizer.build("wordpiece", 200, iter(texts)).save(str(path))
+    return str(path)
+
+
+def build(tmp_path, tokenizer, **options):
+    out = tmp_path / "out"
+    build_tensors.main(build_tensors.Options(tokenizer=tokenizer, out_dir=str(out), **options))
+    return {p.stem: tensors.Rows(p, pad=1) for p in out.glob("*.pt")}
+
+
+def text_of(rows, i, tokenizer):
+    return examples.load_tokenizer(tokenizer).decode(rows.row(i).tolist())
+
+
+def write_csv(path, n=40):
+    lines = [f'"a {"good" if i % 4 else "bad"} film, {i}",{"positive" if i % 4 else "negative"}' for i in range(n)]
+    path.write_text("\n".join(["\ufefftext,label", *lines, ""]), encoding="utf-8")
+    return str(path)
+
+
+def test_csv_to_splits_with_labels_by_name(tmp_path, tokenizer):
+    source = write_csv(tmp_path / "a.csv")
+    found = build(tmp_path, tokenizer, input=source, label_column="label")
+    assert {k: len(v) for k, v in found.items()} == {"train": 32, "val": 4, "test": 4}
+    for rows in found.values():
+        assert rows.names == ["negative", "positive"]
+        for i in range(len(rows)):
+            assert ("good" in text_of(rows, i, tokenizer)) == bool(rows.labels[i])
+    assert json.loads((tmp_path / "out/labels.json").read_text()) == {"negative": 0, "positive": 1}
+
+
+def test_splits_hold_each_example_once_whatever_their_shares(tmp_path, tokenizer):
+    source = write_csv(tmp_path / "a.csv")
+    few = build(tmp_path / "1", tokenizer, input=source, splits={"test": 0.5, "train": 0.1})
+    many = build(tmp_path / "2", tokenizer, input=source, splits={"test": 0.5, "train": 0.5})
+    other = build(tmp_path / "3", tokenizer, input=source, splits={"test": 0.5, "train": 0.5}, seed=1)
+    texts = {name: [tuple(rows.row(i)) for i in range(len(rows))] for name, rows in many.items()}
+    assert len({*texts["test"], *texts["train"]}) == 40 and few["train"].labels is None
+    assert [tuple(few["test"].row(i)) for i in range(20)] == texts["test"]
+    assert {tuple(few["train"].row(i)) for i in range(4)} < {*texts["train"]}
+    assert [tuple(other["test"].row(i)) for i in range(20)] != texts["test"]
+
+
+def test_all_formats_give_the_same_file(tmp_path, tokenizer):
+    texts, labels = ["one two", "three", "four five six"], ["b", "a", "b"]
+    rows = [{"text": t, "label": y} for t, y in zip(texts, labels, strict=True)]
+    (tmp_path / "a.tsv").write_text("text\tlabel\n" + "".join(f"{r['text']}\t{r['label']}\n" for r in rows))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "a.parquet")
+    encoded = [{"input_ids": examples.load_tokenizer(tokenizer).encode(t).ids + [1], "label": y, "attention_mask": None}
+               for t, y in zip(texts, labels, strict=True)]  # fmt: skip
+    for row in encoded:
+        row["attention_mask"] = [1] * (len(row["input_ids"]) - 1) + [0]
+    for name, content in (("a.arrow", table), ("b.arrow", pa.Table.from_pylist(encoded))):
+        with pa.ipc.new_stream(str(tmp_path / name), content.schema) as f:
+            f.write_table(content)
+    results = {}
+    for name in ("a.tsv", "a.jsonl", "a.parquet", "a.arrow", "b.arrow"):
+        found = build(tmp_path / name.replace(".", "_"), tokenizer, input=str(tmp_path / name), label_column="label",
+                      splits={"all": 1.0})["all"]  # fmt: skip
+        results[name] = (found.rows([0, 1, 2])[0].tolist(), found.labels.tolist())
+    assert len({str(r) for r in results.values()}) == 1
+    assert results["a.tsv"][1] == [1, 0, 1]
+    (tmp_path / "a.txt").write_text("\n".join(texts) + "\n\n")
+    plain = build(tmp_path / "txt", tokenizer, input=str(tmp_path / "a.txt"), splits={"all": 1.0})["all"]
+    assert plain.rows([0, 1, 2])[0].tolist() == results["a.tsv"][0] and plain.labels is None
+
+
+def test_a_second_file_takes_the_first_ones_numbers(tmp_path, tokenizer):
+    (tmp_path / "a.csv").write_text("text,label\none,b\ntwo,c\nthree,a\n")
+    (tmp_path / "b.csv").write_text("text,label\none,c\n")
+    build(tmp_path, tokenizer, input=str(tmp_path / "a.csv"), label_column="label", splits={"train": 1.0})
+    labels = str(tmp_path / "out/labels.json")
+    b = {"input": str(tmp_path / "b.csv"), "label_column": "label", "splits": {"train": 1.0}}
+    assert build(tmp_path / "b", tokenizer, labels=labels, **b)["train"].labels.tolist() == [2]
+    (tmp_path / "b.csv").write_text("text,label\none,d\n")
+    with pytest.raises(ValueError, match="no label 'd' .row 1"):
+        build(tmp_path / "b", tokenizer, labels=labels, **b)
+
+
+def test_whole_numbers_stay_in_their_order():
+    assert build_tensors.number_labels(["10", "9", "0", "9"], "") == ["0", "9", "10"]
+
+
+@pytest.mark.parametrize(("content", "options", "message"), [
+    (b"words,label\none,a\nx,b\n", {}, "several columns .*: --text_column takes one of words, label"),
+    (b"text,tag\none,a\n", {"label_column": "label"}, "no column 'label': --label_column takes one of text, tag"),
+    (b"text,label\none,a\ntwo,\n", {"label_column": "label"}, "row 2 has no label"),
+    (b"text,label\none,a,b\n", {}, "line 2 has 3 fields, the header 2"),
+    (b"text\none\xff\n", {}, "not UTF-8 at byte 8"),
+    (b"text\n", {}, "holds no examples"),
+    (b"text\none\n", {}, "1 examples: too few for the splits"),
+    (b"text\none\n", {"splits": {"a": 0.7, "b": 0.7}}, "add up to 1 at most"),
+    (b"text\none\n", {"splits": {"../a": 1.0}}, "name of a split must be a plain name"),
+])  # fmt: skip
+def test_bad_input_is_named_and_nothing_written(tmp_path, tokenizer, content, options, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, tokenizer, input=str(tmp_path / "a.csv"), **options)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_cut_examples_are_counted(tmp_path, tokenizer, capsys):
+    (tmp_path / "a.txt").write_text("one two three four\none\n")
+    rows = build(tmp_path, tokenizer, input=str(tmp_path / "a.txt"), splits={"all": 1.0}, max_length=4)["all"]
+    assert rows.length.tolist() == [4, 3] and rows.row(0)[-1] == rows.row(1)[-1] == 2
+    assert "1 of 2 examples were cut to 4 tokens" in capsys.readouterr().out
+
+
+def test_a_bert_vocabulary_is_a_tokenizer(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film", "##s"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    tokenizer = examples.load_tokenizer(tmp_path)
+    assert tokenizer.encode("Good films!").ids == [2, 5, 6, 7, 1, 3]
+    assert [examples.token_id(tokenizer, what) for what in ("pad", "start", "end", "mask")] == [0, 2, 3, 4]
+    (tmp_path / "vocab.txt").write_text("\n".join([*words, "Good"]) + "\n")
+    assert examples.load_tokenizer(tmp_path).encode("Good good").ids == [2, 8, 5, 3]
