@@ -138,7 +138,7 @@ def test_a_damaged_file_is_refused(tmp_path, content):
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tok") / "tokenizer.json"
-    texts = [["good bad film plot one two three four five six seven 0123456789"] * 9]
+    texts = [["good bad film plot one two three four five six seven", *map(str, range(40))] * 9]
     train_tokenizer.build("wordpiece", 200, iter(texts)).save(str(path))
     return str(path)
 
