@@ -1,0 +1,129 @@
+"""Folders in the Hugging Face format, on disk and on the hub, read as they lie there and executed never."""
+
+import errno
+import json
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from core import checkpoint
+
+FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def read_json(path: Path) -> dict:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(e).split())}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return data
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        import safetensors.torch
+
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as e:
+            raise ValueError(f"{path} is damaged: {e}") from None
+    weights = checkpoint.load_data(path)
+    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+        raise ValueError(f"{path} holds something else than weights by name")
+    return weights
+
+
+def read_folder(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
+    """Config and weights as they lie there, theirs; safetensors before pickles, in one file or in parts."""
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    found = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise ValueError(f"{folder} holds no weights: {' or '.join(FILES)}")
+    if found.suffix != ".json":
+        return config, read_weights(found)
+    parts, weights = read_json(found).get("weight_map"), {}
+    if not isinstance(parts, dict):
+        raise ValueError(f"{found} has no weight_map")
+    for name in sorted({str(v) for v in parts.values()}):
+        if Path(name).name != name or not name.endswith((".safetensors", ".bin")) or not (folder / name).is_file():
+            raise ValueError(f"{found} names the part {name!r}, which is no file beside it")
+        weights |= read_weights(folder / name)
+    if missing := sorted(set(parts) - set(weights)):
+        raise ValueError(f"{found} lists {missing[0]}, which is in none of the parts ({len(missing)} such names)")
+    return config, weights
+
+
+def is_folder(path: str | Path) -> bool:
+    return (Path(path) / "config.json").is_file()
+
+
+# -----------------------------------------------------------------------------
+# the hub
+
+
+def fetch(address: str, path: Path) -> bool:
+    """Downloads one file; False if there is none at that address."""
+    try:
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            size = int(answer.headers.get("Content-Length") or 0)
+            if size > 1 << 24:
+                print(f"downloading {address} ({size / 2**20:,.0f} MiB)", file=sys.stderr)
+
+            def body(f):
+                while block := answer.read(1 << 20):
+                    f.write(block)
+                if size and f.tell() != size:
+                    raise OSError(f"{f.tell()} of {size} bytes came")
+
+            checkpoint.replace(path, body)
+    except urllib.error.HTTPError as e:
+        if e.code == 404:
+            return False
+        raise
+    return True
+
+
+def download(name: str) -> Path:
+    """The folder of a model on the Hugging Face hub: a cached one, else downloaded; ValueError without network."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) or ".." in name:
+        raise ValueError(f"{name!r} is neither a folder with a config.json nor a model name of the Hugging Face hub")
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    theirs = home / "hub" / f"models--{name.replace('/', '--')}"
+    main = theirs / "refs" / "main"  # what transformers itself has downloaded
+    found = theirs / "snapshots" / (main.read_text().strip() if main.is_file() else "none")
+    if is_folder(found) and any((found / f).is_file() for f in FILES):
+        return found
+    folder = home / "plain" / name.replace("/", "--")
+    if (folder / "complete").is_file():
+        return folder
+    base = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/") + f"/{name}/resolve/main/"
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
+        raise ValueError(f"{name!r} is no local folder, and HF_HUB_OFFLINE forbids to download it")
+    try:
+        if not fetch(base + "config.json", folder / "config.json"):
+            raise ValueError(f"{name!r} is neither a local folder with a config.json nor a model on the hub")
+        found = next((f for f in FILES if fetch(base + f, folder / f)), None)
+        if found is None:
+            raise ValueError(f"the hub's {name!r} holds no weights under {', '.join(FILES)}")
+        if found.endswith(".index.json"):
+            for part in sorted(set(read_json(folder / found)["weight_map"].values())):
+                if Path(part).name != part or not fetch(base + part, folder / part):
+                    raise ValueError(f"the hub's {name!r} lacks its part {part!r}")
+        for other in ("tokenizer.json", "tokenizer_config.json"):
+            fetch(base + other, folder / other)
+    except OSError as e:  # refused, no such host, timed out, cut off
+        if e.errno == errno.ENOSPC:
+            raise
+        why = getattr(e, "reason", e)
+        raise ValueError(f"{name!r} is no local folder with a config.json, and cannot be downloaded: {why}") from None
+    (folder / "complete").touch()
+    return folder

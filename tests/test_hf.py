@@ -1,0 +1,280 @@
+"""Weights and configs to and from transformers: the same numbers come out."""
+
+import functools
+import http.server
+import json
+import pickle
+import threading
+
+import pytest
+import torch
+
+from core import checkpoint, hf, hub
+from model import GPT, GPTConfig
+
+transformers = pytest.importorskip("transformers")
+
+SMALL = {"vocab_size": 61, "n_positions": 32, "n_embd": 32, "n_layer": 3, "n_head": 4, "initializer_range": 0.2}
+
+
+def theirs(**changes):
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**(SMALL | changes))).eval()
+    with torch.no_grad():  # biases and norms start at 0 and 1, where a swap would not show
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return model
+
+
+def ours(config, weights):
+    model = GPT(GPTConfig(**config)).eval()
+    model.load_state_dict(weights)
+    return model
+
+
+def same_logits(a, b, V, T=32):
+    ids = torch.randint(0, V, (2, T), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        x, y = (out if torch.is_tensor(out) else out.logits for out in (a(ids), b(ids)))
+    assert x.std() > 0.1, "logits that are all alike show nothing"
+    torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"n_inner": 48, "activation_function": "relu"},
+        {"tie_word_embeddings": False},
+        {"n_layer": 24, "n_head": 16, "n_embd": 64},  # GPT-2-medium's proportions
+        pytest.param({"n_layer": 24, "n_head": 16, "n_embd": 1024, "initializer_range": 0.02}, marks=pytest.mark.full),
+    ],
+)
+def test_gpt2_folder_gives_the_same_logits(changes, tmp_path):
+    reference = theirs(**changes)
+    reference.save_pretrained(tmp_path)
+    kind, config, weights = hf.load(tmp_path)
+    assert kind == "gpt2"
+    same_logits(ours(config, weights), reference, 61)
+
+
+def test_every_layout_of_a_folder_is_read(tmp_path):
+    """One safetensors file, safetensors in parts, a pickle, pickles in parts, and a model saved without its head."""
+    reference = theirs()
+    whole = hf.gpt2_weights(reference.state_dict(), {"wte_weight_tying": True})
+
+    def same(folder):
+        _, _, weights = hf.load(folder)
+        assert set(weights) == set(whole)
+        assert all(torch.equal(weights[n], w) for n, w in whole.items())
+
+    reference.save_pretrained(tmp_path / "one")
+    reference.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    reference.transformer.save_pretrained(tmp_path / "bare")
+    for name in ("one", "parts", "bare"):
+        same(tmp_path / name)
+
+    state, config = reference.state_dict(), (tmp_path / "one" / "config.json").read_text()
+    old = {"transformer.h.0.attn.bias": torch.ones(1, 1, 9, 9), "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
+    (tmp_path / "pickle").mkdir()
+    (tmp_path / "pickle" / "config.json").write_text(config)
+    torch.save(state | old, tmp_path / "pickle" / "pytorch_model.bin")
+    same(tmp_path / "pickle")
+
+    (tmp_path / "pickles").mkdir()
+    (tmp_path / "pickles" / "config.json").write_text(config)
+    names = sorted(state)
+    for part, chosen in (("a.bin", names[:7]), ("b.bin", names[7:])):
+        torch.save({n: state[n] for n in chosen}, tmp_path / "pickles" / part)
+    index = {n: "a.bin" if n in names[:7] else "b.bin" for n in names}
+    (tmp_path / "pickles" / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    same(tmp_path / "pickles")
+
+
+@pytest.mark.parametrize("changes", [{}, {"bias": True, "mlp_size": 40}, {"wte_weight_tying": False},
+                                     {"activation_variant": "squared_relu", "window_size": 16}])  # fmt: skip
+def test_our_gpt_goes_to_transformers(changes, tmp_path):
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size=61, block_size=16, n_layer=2, n_head=4, n_embd=32, **changes)
+    model = GPT(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    hf.save(tmp_path, "gpt2", vars(config), model.state_dict())
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    same_logits(model, again, 61, T=16)
+    _, back, weights = hf.load(tmp_path)
+    same_logits(model, ours(back, weights), 61, T=16)
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"position": "rotary"}, "position 'rotary'"),
+        ({"norm_variant_attn": "rmsnorm"}, "norm_variant_attn 'rmsnorm'"),
+        ({"mlp_variant": "swiglu"}, "mlp_variant 'swiglu'"),
+        ({"n_kv_group": 2}, "n_kv_group 2"),
+        ({"window_size": 4}, "window_size 4"),
+        ({"use_qk_norm": True}, "use_qk_norm True"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0"),
+        ({"activation_variant": "softsign"}, "activation_variant 'softsign'"),
+    ],
+)
+def test_what_gpt2_cannot_express_is_refused(changes, named):
+    config = vars(GPTConfig(block_size=16, n_layer=1, n_head=4, n_embd=32, **changes))
+    with pytest.raises(ValueError, match=f"^{named} has no counterpart"):
+        hf.gpt2_config_back(config)
+
+
+@pytest.mark.parametrize("key, value", [("scale_attn_weights", False), ("layer_norm_epsilon", 1e-6),
+                                        ("activation_function", "xielu"), ("model_type", "llama")])  # fmt: skip
+def test_what_we_cannot_express_is_refused(key, value, tmp_path):
+    theirs().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ValueError, match=f"{value}"):
+        hf.load(tmp_path)
+
+
+def test_roberta_goes_and_comes_back(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=34, initializer_range=0.2, type_vocab_size=1)  # fmt: skip
+    reference = transformers.RobertaForMaskedLM(config).eval()
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    reference.save_pretrained(tmp_path / "theirs")
+    kind, mine, weights = hf.load(tmp_path / "theirs")
+    assert (kind, mine["block_size"], mine["norm_eps"]) == ("roberta", 32, 1e-12)
+    assert weights["transformer.h.1.attn.c_attn.weight"].shape == (96, 32)
+    hf.save(tmp_path / "ours", kind, mine, weights, classifier_dropout=0.3)
+    again = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").eval()
+    assert again.config.classifier_dropout == 0.3
+    ids = torch.randint(2, 61, (2, 32))
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, reference(ids).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="position 'rope'"):
+        hf.roberta_config_back(mine | {"position": "rope"})
+
+
+def test_nanogpt_checkpoint_loads_as_weights():
+    torch.manual_seed(0)
+    args = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 8, "bias": False, "vocab_size": 11}
+    model = GPT(GPTConfig(**args)).eval()
+    state = {f"_orig_mod.{n}": w for n, w in model.state_dict().items()}
+    state["_orig_mod.transformer.h.0.attn.bias"] = torch.ones(1, 1, 8, 8)
+    config, weights = hf.nanogpt({"model": state, "model_args": args}, "ckpt.pt")
+    same_logits(ours(config, weights), model, 11, T=8)
+
+
+# -----------------------------------------------------------------------------
+# bad folders
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('executed')",))
+
+
+def test_a_malicious_pickle_is_refused(tmp_path):
+    theirs().config.save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"transformer.wte.weight": Bomb()}))
+    with pytest.raises(ValueError, match="pytorch_model.bin"):
+        hf.load(tmp_path)
+
+
+def test_damage_is_named(tmp_path):
+    theirs().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    good = file.read_bytes()
+    for bad in (good[:-100], good[:4], b"", b"\xff" * 64):
+        file.write_bytes(bad)
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+            hf.load(tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match="holds no weights"):
+        hf.load(tmp_path)
+    weights = {"transformer.wte.weight": torch.zeros(61, 32)}
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        hf.load(tmp_path)
+
+
+def test_an_index_cannot_point_outside_its_folder(tmp_path):
+    theirs().config.save_pretrained(tmp_path)
+    torch.save({"a": torch.zeros(1)}, tmp_path.parent / "outside.bin")
+    index = {"weight_map": {"a": "../outside.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="outside.bin"):
+        hf.load(tmp_path)
+
+
+# -----------------------------------------------------------------------------
+# the hub
+
+
+def test_without_network_a_name_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(ValueError, match="'gpt2' is no local folder .* cannot be downloaded: .*refused"):
+        hf.load("gpt2")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE"):
+        hf.load("gpt2")
+    for name in ("../secrets", "/etc/nothing", "a/b/c"):
+        with pytest.raises(ValueError, match="neither a folder"):
+            hf.load(name)
+
+
+def test_download_and_cache(monkeypatch, tmp_path):
+    """A server that stands for the hub; the second time it is not asked."""
+    site = tmp_path / "site" / "someone" / "tiny" / "resolve" / "main"
+    reference = theirs()
+    reference.save_pretrained(site)
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(tmp_path / "site"))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    try:
+        _, config, weights = hf.load("someone/tiny")
+        same_logits(ours(config, weights), reference, 61)
+        assert asked
+        asked.clear()
+        assert (hub.download("someone/tiny") / "model.safetensors").is_file()
+        assert not asked
+        with pytest.raises(ValueError, match="nor a model on the hub"):
+            hf.load("someone/else")
+    finally:
+        server.shutdown()
+
+
+def test_what_transformers_has_cached_is_used(monkeypatch, tmp_path):
+    folder = tmp_path / "hub" / "models--gpt2"
+    theirs().save_pretrained(folder / "snapshots" / "abc")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert hub.download("gpt2") == folder / "snapshots" / "abc"
+
+
+def test_compiled_and_ddp_prefixes_do_not_reach_the_file(tmp_path):
+    model = GPT(GPTConfig(vocab_size=11, block_size=8, n_layer=1, n_head=2, n_embd=8))
+    weights = {f"module._orig_mod.{n}": w for n, w in model.state_dict().items()}
+    assert set(checkpoint.strip(weights)) == set(model.state_dict())
+    hf.save(tmp_path, "gpt2", vars(model.config), weights)
+    _, _, again = hf.load(tmp_path)
+    assert torch.equal(again["transformer.wte.weight"], model.transformer.wte.weight)
