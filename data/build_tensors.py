@@ -10,11 +10,9 @@ header, .jsonl, .parquet, .txt (an example a line) and Arrow files. Which exampl
 but its number and --seed. Labels are numbered in the order of their names; labels.json and each file keep the mapping.
 """
 
-import csv
 import itertools
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,8 +22,9 @@ import numpy as np
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from core import config, rng, tracker
-from data import arrow, examples, tensors
+from core import config, rng
+from core.progress import progress
+from data import examples, records, tensors, vocab
 
 
 @dataclass
@@ -42,67 +41,15 @@ class Options:
     seed: int = 42  # which example goes where
 
 
-# -----------------------------------------------------------------------------
-# rows of any file
-
-
-def read(path: Path) -> Iterator[dict]:
-    """Its rows as {column: value}."""
-    if path.suffix in (".csv", ".tsv"):
-        yield from read_csv(path)
-    elif path.suffix in (".txt", ".jsonl"):
-        for block, offset in examples.blocks(path):
-            for line in examples.decode(block, path, offset).split("\n"):
-                if line.strip():
-                    yield {"text": line.strip()} if path.suffix == ".txt" else json_row(line, path)
-    else:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            batches = pq.ParquetFile(path).iter_batches(1000)
-        else:
-            batches = (b for file in arrow.files(path) for b in arrow.open_table(file).to_batches(1000))
-        for batch in batches:
-            yield from batch.to_pylist()
-
-
-def read_csv(path: Path) -> Iterator[dict]:
-    table = csv.reader(examples.csv_lines(path), delimiter="\t" if path.suffix == ".tsv" else ",")
-    header = next(table, [])
-    for row in table:
-        if row and len(row) != len(header):
-            raise ValueError(f"{path} line {table.line_num} has {len(row)} fields, the header {len(header)}")
-        if row:
-            yield dict(zip(header, row, strict=True))
-
-
-def json_row(line: str, path: Path) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path}: {e.msg} in {line[:60]!r}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}: an object a line is wanted, got {line[:60]!r}")
-    return row
-
-
-def text_column(row: dict, args: Options) -> str:
-    """The column to encode; it and the labels' are in the first row."""
-    likely = [c for c in ("text", "input_ids") if c in row] or list(row)[: len(row) == 1]
-    text = args.text_column or (likely[0] if likely else "")
-    for option, name in (("text_column", text), ("label_column", args.label_column)):
-        if name not in row and (name or option == "text_column"):
-            what = f"no column {name!r}" if name else "several columns and none is called text"
-            raise ValueError(f"{args.input} has {what}: --{option} takes one of {', '.join(row)}")
-    return text
-
-
 def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarray, list[str], int]:
     """Flat ids, lengths, labels as they are called, and how many examples were cut."""
     ids, lengths, labels, cut, done = [], [], [], 0, 0
-    rows = iter(tracker.progress(read(Path(args.input)), "examples"))
+    rows = iter(progress(records.read(Path(args.input)), "examples"))
     while batch := list(itertools.islice(rows, 1000)):
-        column = text_column(batch[0], args)
+        column = records.text_column(batch[0], args.text_column, args.input)
+        if args.label_column and args.label_column not in batch[0]:
+            raise ValueError(f"{args.input} has no column {args.label_column!r}: --label_column takes one of"
+                             f" {', '.join(batch[0])}{config.nearest(args.label_column, batch[0])}")  # fmt: skip
         values = [row.get(column) for row in batch]
         if column == "input_ids" and isinstance(values[0], list):
             masks = [row.get("attention_mask") or [1] * len(row[column]) for row in batch]
@@ -149,6 +96,7 @@ def main(args: Options) -> None:
         raise ValueError(f"--splits takes shares above 0 that add up to 1 at most, got {args.splits}")
     coder = examples.encoder(args.tokenizer, args.max_length)
     pad = examples.token_id(coder.tokenizer, "pad")
+    tokenizer = vocab.load(examples.describe(args.tokenizer)).hash
     ids, lengths, labels, cut = encode(args, coder)
     names = number_labels(labels, args.labels) if labels else None
     numbers = np.array([names.index(x) for x in labels]) if labels else None
@@ -165,7 +113,7 @@ def main(args: Options) -> None:
         rows = np.flatnonzero((place >= a) & (place < b))  # in the order of the file
         flat = np.concatenate([ids[first[i] : first[i] + lengths[i]] for i in rows])
         y = None if numbers is None else numbers[rows]
-        tensors.save(out / f"{name}.pt", flat, lengths[rows], pad, y, names, args.layout)
+        tensors.save(out / f"{name}.pt", flat, lengths[rows], pad, y, names, tokenizer, args.layout)
         each = [] if y is None else zip(names, np.bincount(y, minlength=len(names)), strict=True)
         counts = "; " + ", ".join(f"{label} {count:,}" for label, count in each) if names else ""
         print(f"{out / name}.pt: {len(rows):,} examples, {lengths[rows].sum():,} tokens{counts}")
@@ -176,7 +124,7 @@ def main(args: Options) -> None:
 
 
 if __name__ == "__main__":
-    from core import run
+    from core import exits
 
-    with run.guard():
+    with exits.guard():
         main(config.parse(Options, doc=__doc__))

@@ -116,14 +116,18 @@ def csv_rows(path: Path, column: str) -> Iterator[str]:
         yield row[place] if row else ""
 
 
-def parquet_rows(path: Path, column: str) -> Iterator[str]:
+def open_parquet(path: Path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        return pq.ParquetFile(path, buffer_size=1 << 20)  # else a row group's whole column comes at once
     except pa.ArrowInvalid as e:
         raise ValueError(f"{path}: {e}") from None
+
+
+def parquet_rows(path: Path, column: str) -> Iterator[str]:
+    file = open_parquet(path)
     name = pick(file.schema_arrow.names, column, path)
     done = 0
     for batch in file.iter_batches(columns=[name], batch_size=256):
@@ -202,19 +206,31 @@ def from_words(path: Path):
     return BertWordPieceTokenizer(table, lowercase=lower, strip_accents=lower)._tokenizer
 
 
-def load_tokenizer(path: str | Path):
-    """A tokenizers JSON, a vocab.txt, or a folder that holds one: tokenizer.json, vocab.txt, tokenizer_vocab*.json."""
-    from tokenizers import Tokenizer
-
+def tokenizer_file(path: str | Path) -> Path:
+    """A tokenizers JSON, a vocab.txt, or the one in a folder: tokenizer.json, vocab.txt, tokenizer_vocab*.json."""
     path = Path(path)
     if path.is_dir():
         found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
-        found = found or sorted(path.glob("tokenizer_vocab*.json"))
-        if len(found) > 1 and found[0].name not in ("tokenizer.json", "vocab.txt"):
-            raise ValueError(f"{path} holds several tokenizers, name one: {', '.join(map(str, found))}")
-        path = found[0] if found else path / "tokenizer.json"
+        others = sorted(path.glob("tokenizer_vocab*.json"))
+        if not found and len(others) > 1:
+            raise ValueError(f"{path} holds several tokenizers, name one: {', '.join(map(str, others))}")
+        path = [*found, *others, path / "tokenizer.json"][0]
     if not path.is_file():
         raise ValueError(f"tokenizer {path} does not exist")
+    return path
+
+
+def describe(path: str | Path) -> dict:
+    """The tokenizer as data/vocab.py describes it."""
+    path = tokenizer_file(path)
+    text = from_words(path).to_str() if path.suffix == ".txt" else path.read_text(encoding="utf-8-sig")
+    return {"kind": "tokenizers", "json": text}
+
+
+def load_tokenizer(path: str | Path):
+    from tokenizers import Tokenizer
+
+    path = tokenizer_file(path)
     try:
         tokenizer = from_words(path) if path.suffix == ".txt" else Tokenizer.from_file(str(path))
     except Exception as e:  # the library raises plain Exception

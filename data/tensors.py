@@ -56,7 +56,8 @@ def check(path: Path, table: dict) -> None:
 
 
 class Rows:
-    """All examples of a file, in order, as data/arrow.py's Rows; `labels` and their `names` where the file has them."""
+    """All examples of a file, in order, as data/arrow.py's Rows; also labels, their names and the tokenizer's hash,
+    each None where the file does not tell."""
 
     def __init__(self, path: str | Path, max_size: int | None = None, end: int | None = None, pad: int | None = None):
         self.path = Path(path)
@@ -76,7 +77,7 @@ class Rows:
         if not length.all():
             raise ValueError(f"{path}: row {int(np.argmin(length))} has no real token")
         self.labels = None if table.get("labels") is None else table["labels"].long().numpy()
-        self.names = table.get("label_names")
+        self.names, self.tokenizer = table.get("label_names"), table.get("tokenizer")
         self.ids = ids[real].to(torch.int32).numpy()
         self.first = np.concatenate([[0], np.cumsum(length)])
         self.max_size, self.end, self.longest = max_size, end, int(length.max())
@@ -107,6 +108,12 @@ class Rows:
             raise ValueError(f"{self.path} row {row}, place {bad[0] - self.first[row]}: id {self.ids[bad[0]]}, but the"
                              f" vocabulary has {vocab_size}")  # fmt: skip
 
+    def check_tokenizer(self, wanted: str, whose: str) -> None:
+        """The file was made with this tokenizer, as far as it tells."""
+        if self.tokenizer not in (None, wanted):
+            raise ValueError(f"{self.path} was made with the tokenizer {self.tokenizer}, {whose} has {wanted}: ids"
+                             " mean different things (data/build_tensors.py --tokenizer makes it anew)")  # fmt: skip
+
     def check_labels(self, num_labels: int) -> None:
         """Every example has a label, from 0 to num_labels - 1."""
         if self.labels is None:
@@ -118,7 +125,7 @@ class Rows:
 
 
 def save(path: str | Path, ids: np.ndarray, lengths: np.ndarray, pad: int, labels: np.ndarray | None = None,
-         names: list[str] | None = None, layout: str = "dict") -> None:  # fmt: skip
+         names: list[str] | None = None, tokenizer: str | None = None, layout: str = "dict") -> None:  # fmt: skip
     """Flat ids and their lengths, padded to the longest, as a dict or as a TensorDataset."""
     real = torch.from_numpy(np.arange(max(lengths)) < np.asarray(lengths)[:, None])
     table = {"input_ids": torch.full(real.shape, pad, dtype=torch.int64)}
@@ -126,7 +133,6 @@ def save(path: str | Path, ids: np.ndarray, lengths: np.ndarray, pad: int, label
     table["attention_mask"] = real if layout == "dict" else ~real
     if labels is not None:
         table["labels"] = torch.from_numpy(np.asarray(labels, dtype=np.int64))
-    if names is not None and layout == "dict":
-        table["label_names"] = names
-    data = table if layout == "dict" else TensorDataset(*table.values())
+    about = {"label_names": names, "tokenizer": tokenizer}
+    data = {**table, **about} if layout == "dict" else TensorDataset(*table.values())
     checkpoint.replace(Path(path), lambda f: torch.save(data, f))

@@ -40,7 +40,7 @@ def test_both_layouts_read_alike(tmp_path, layout):
 @pytest.mark.parametrize("layout", ["dict", "tensordataset"])
 def test_what_is_saved_reads_back(tmp_path, layout):
     ids, lengths = np.array([0, 5, 2, 0, 2, 0, 9, 8, 2], np.uint16), np.array([3, 2, 4])
-    tensors.save(tmp_path / "a.pt", ids, lengths, 1, np.array([0, 2, 1]), ["a", "b", "c"], layout)
+    tensors.save(tmp_path / "a.pt", ids, lengths, 1, np.array([0, 2, 1]), ["a", "b", "c"], layout=layout)
     rows = tensors.Rows(tmp_path / "a.pt", pad=1)
     assert rows.rows([0, 1, 2])[0].tolist() == ids.tolist() and rows.length.tolist() == [3, 2, 4]
     assert rows.labels.tolist() == [0, 2, 1]
@@ -99,6 +99,14 @@ def test_ids_and_labels_out_of_range_name_their_row(tmp_path):
         rows.check_labels(2)
     with pytest.raises(ValueError, match="no labels"):
         tensors.Rows(store(tmp_path / "b.pt", as_dict())).check_labels(2)
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    tensors.save(tmp_path / "a.pt", np.array([0, 2]), np.array([2]), 1, tokenizer="aaaa")
+    rows = tensors.Rows(tmp_path / "a.pt")
+    rows.check_tokenizer("aaaa", "the encoder")
+    with pytest.raises(ValueError, match="the tokenizer aaaa, the encoder has bbbb"):
+        rows.check_tokenizer("bbbb", "the encoder")
 
 
 class Evil:
