@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -83,6 +84,7 @@ def sync_folder(path: Path) -> None:
 
 def link(source: Path, target: Path) -> None:
     """A second name for the same bytes, in one step; a copy where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
@@ -247,6 +249,14 @@ def newest(folder: str | Path, name: str = "ckpt.pt") -> tuple[dict, Path]:
         except ValueError as e:
             print(f"{e}; trying the one before", file=sys.stderr)
     raise ValueError(f"nothing to resume: no checkpoint in {folder} is intact")
+
+
+def prune(folder: str | Path, keep: int) -> None:
+    """Of the checkpoint-STEP folders the newest `keep` stay; -1: all."""
+    found = [p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
+    found.sort(key=lambda p: int(p.name.split("-")[1]))
+    for old in found[: len(found) - keep] if keep >= 0 else []:
+        shutil.rmtree(old)
 
 
 def find(path: str | Path) -> Path:

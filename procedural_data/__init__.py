@@ -9,6 +9,7 @@ A new task joins by adding a file. It offers draw and check, and either answer o
     answer(question, spec) -> (n, width) uint16     the answers; closed by PAD where their lengths differ
     odds(tokens, spec) -> (n, T - 1, 2 * k)         languages without questions: the exact law of each next token
     check(question, answer, spec) -> bool           plain Python, one sample: is this list the answer to that one?
+    refuse(spec) -> str | None                      if it wants: what is wrong with a length
 
 A row is question, SEP, answer. Sample i is a function of (spec, seed, split, i) alone. The hash of the question says
 whether it is held out: whatever the seed, the training side never shows it, the "val" split shows nothing else.
@@ -38,13 +39,16 @@ class Spec:
     max_depth: int = 16  # dyck_shuffle: brackets open at once
 
     def __post_init__(self):
-        limits = {"length": (1, 32768), "vocab_size": (2, 65534), "k": (1, 32767), "p_open": (0, 1), "max_depth": (1, None)}
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if value < low or (high is not None and value > high):
-                raise ValueError(f"{name} must be at least {low}" + (f" and at most {high}" if high else "") + f", got {value}")
+        limits = {"seq_length": (self.length, 1, 32768), "vocab_size": (self.vocab_size, 2, 65534),
+                  "k": (self.k, 1, 32767), "max_depth": (self.max_depth, 1, 32768), "p_open": (self.p_open, 0, 1)}
+        for name, (value, low, high) in limits.items():
+            if not low <= value <= high:  # tokens and places are 16 bits
+                raise ValueError(f"{name} must be {low} to {high}, got {value}")
+        refuse = getattr(self.module, "refuse", None)
+        if refuse and (why := refuse(self)):
+            raise ValueError(f"{why}, got seq_length {self.length}")
 
     @property
     def module(self):
@@ -126,8 +130,12 @@ def rows(spec: Spec, seed: int, split: str, start: int, n: int) -> tuple[np.ndar
 
 
 def batch(spec: Spec, seed: int, split: str, start: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets (n, T): the loss falls on the answer, from the last SEP on, up to the first PAD."""
-    row, question = rows(spec, seed, split, start, n)
+    """Inputs and targets (n, T) of samples start .. start + n - 1."""
+    return targets(spec, *rows(spec, seed, split, start, n))
+
+
+def targets(spec: Spec, row: np.ndarray, question: int) -> tuple[np.ndarray, np.ndarray]:
+    """The loss falls on the answer, from the last SEP on, up to the first PAD."""
     row = row.astype(np.int64)
     x, y = row[:, :-1], row[:, 1:].copy()
     y[:, :question] = -100

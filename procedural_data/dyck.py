@@ -10,11 +10,13 @@ def law(spec: Spec) -> int:
     return round(spec.p_open * 65536)
 
 
+def refuse(spec: Spec) -> str | None:
+    return "words of dyck are balanced: their length must be even" if spec.length % 2 else None
+
+
 def draw(rng: np.random.Generator, n: int, spec: Spec) -> np.ndarray:
     """An open with p_open, else the close; at depth 0 an open; closes when only they fit. [0 1 k+1 k] is ( [ ] )."""
     L = spec.length
-    if L % 2:
-        raise ValueError(f"seq_length must be even for dyck, whose words are balanced, got {L}")
     coin = rng.bit_generator.random_raw(L * n // 4 + 1).view(np.uint16)[: L * n].reshape(L, n)
     step = (coin < law(spec)).astype(np.int16)
     step *= 2

@@ -6,6 +6,10 @@ from procedural_data import Spec
 from procedural_data.dyck import law
 
 
+def refuse(spec: Spec) -> str | None:
+    return "a word needs a token to predict from and one to predict" if spec.length < 2 else None
+
+
 def draw(rng: np.random.Generator, n: int, spec: Spec) -> np.ndarray:
     """An open with p_open, of any kind, else a close of one of the kinds now open; at most max_depth are open."""
     L, k, p, cap = spec.length, spec.k, law(spec), min(spec.k, spec.max_depth)
@@ -14,7 +18,7 @@ def draw(rng: np.random.Generator, n: int, spec: Spec) -> np.ndarray:
     fresh = rng.integers(0, k, (L, n), dtype=np.uint16)
     out = np.empty((L, n), dtype=np.uint16)
     count = np.zeros(n * k, dtype=np.int16)  # open brackets, by row and kind
-    kinds = np.zeros(n * (cap + 1), dtype=np.int64)  # by row, the kinds now open; what is no change goes to the last place
+    kinds = np.zeros(n * (cap + 1), dtype=np.int64)  # by row: the kinds now open, and a place for what is no change
     counts, first = np.arange(n) * k, np.arange(n) * (cap + 1)
     m, depth = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int16)
     for t in range(L):

@@ -10,7 +10,7 @@ draw = values
 
 
 def first_appearances(x: np.ndarray, longest: int, pad: int) -> np.ndarray:
-    """(n, L) -> (n, longest + 1), PAD behind the last. Sorting twice beats remembering: by value, then back by place."""
+    """(n, L) -> (n, longest + 1), PAD behind the last. Sorting twice (by value, back by place) beats remembering."""
     key = np.sort(x.astype(np.uint32) << 16 | np.arange(x.shape[1], dtype=np.uint32), axis=1)  # value, place
     back = key << 16 | key >> 16  # place, value
     back[:, 1:][key[:, 1:] >> 16 == key[:, :-1] >> 16] = GONE

@@ -6,11 +6,13 @@ from procedural_data import Spec
 from procedural_data.set import first_appearances
 
 
+def refuse(spec: Spec) -> str | None:
+    return "union has two halves" if spec.length < 2 else None
+
+
 def draw(rng: np.random.Generator, n: int, spec: Spec) -> np.ndarray:
     """Two halves of length // 2 values, SEP between them."""
     half = spec.length // 2
-    if not half:
-        raise ValueError(f"seq_length must be at least 2 for union, which has two halves, got {spec.length}")
     question = rng.integers(1, spec.vocab_size, (n, 2 * half + 1), dtype=np.uint16)
     question[:, half] = spec.sep
     return question

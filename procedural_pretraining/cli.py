@@ -1,0 +1,402 @@
+"""Trains GPT-2 models on procedural data: nine tasks, one loop.
+
+    python -m procedural_pretraining.cli --config procedural_pretraining/configs/sort.yaml
+    python -m procedural_pretraining.cli --config procedural_pretraining/configs/sort.yaml --preset small
+    python -m procedural_pretraining.cli --task reverse --preset small --use_curriculum
+    python -m procedural_pretraining.cli --config procedural_pretraining/configs/sort.yaml --resume
+    torchrun --nproc_per_node=2 -m procedural_pretraining.cli --task sort --preset small
+    python train.py --init_from=out/procedural/sort --transfer attn,mlp,norm     language modelling from there
+
+--preset small lays procedural_pretraining/configs/small.yaml over the config: minutes on a CPU.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+import procedural_data
+from core import checkpoint, config, dist, optim, rng, run
+from core.config import Count, Fraction, NonNegative, Positive, Whole, option
+from core.schedule import lr_at
+from core.tracker import Tracker, duration, peak_flops, peak_memory
+from model import GPT, GPTConfig
+from procedural_pretraining.judge import averages, draw_scores, judge, show_sample
+
+
+@dataclass
+class Options:
+    # task
+    task: str = option("sort", choices=procedural_data.TASKS)
+    seq_length: Count = 20  # values in a question, tokens in a word of the dyck tasks (there 128)
+    vocab_size: Count = 21  # values are 1 to vocab_size - 1; not for the dyck tasks
+    k: Count = 16  # kinds of brackets
+    p_open: Fraction = 0.5  # probability of an opening bracket
+    max_depth: Count = 16  # brackets open at once (dyck_shuffle)
+    seed: int = 42  # for all that is drawn at random
+
+    # model
+    gpt2_size: str = "2_4_16"  # layers_heads_width
+    position: str = "learned"  # or rotary, which alone can be evaluated beyond seq_length
+    use_qk_norm: bool = False  # normalise queries and keys
+    dropout: Fraction = 0.1
+    init_from: str = "scratch"  # scratch, resume, or a checkpoint or run folder to take weights from
+    transfer: list[str] = option(["all"])  # parts to take: embed attn mlp norm head all, with layers as in attn:0-3
+
+    # training
+    epochs: Count = 10000  # of steps_per_epoch steps; no sample comes twice, so they only bound the run (dyck: 1000)
+    steps_per_epoch: Count = 100  # (dyck: 1000)
+    max_steps: Count = 20000  # optimizer steps (dyck: 1,000,000)
+    batch_size: Count = 64  # samples a device and micro-step
+    gradient_accumulation_steps: Count = 1  # micro-steps a step, on each rank
+    lr: NonNegative = 5e-5
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"  # down to 0.1 of lr (dyck: constant)
+    warmup_steps: Whole = 1000  # (dyck: 0)
+    weight_decay: NonNegative = 0.01
+    betas: list[float] = option([0.9, 0.999])
+    max_grad_norm: NonNegative = 1.0  # 0: no clipping
+    max_bad_steps: Count = 10  # steps in a row with loss or gradients not finite before the run stops
+
+    # curriculum
+    use_curriculum: bool = False  # short questions first
+    curriculum_start: Count = 2  # the first length
+    curriculum_step_size: Count = 2  # the length grows by this at an evaluation that shows mastery
+    curriculum_mastery_threshold: Fraction = 0.99  # accuracy (dyck tasks: over the best that the process allows)
+    curriculum_step_epochs: Whole = 0  # epochs that each length gets at least
+
+    # evaluation and checkpoints
+    save_every_steps: Count = 10  # steps between checkpoints (dyck: 100)
+    eval_interval: Count | None = None  # steps between evaluations; None: save_every_steps
+    eval_samples: Count = 256  # held-out samples, the same each time
+    eval_lengths: list[int] = option([])  # further lengths to evaluate at; above seq_length with rotary positions
+    show_samples: Whole = 1  # printed at each evaluation
+    save_total_limit: Whole = 1  # checkpoints to keep, the newest in ckpt.pt, others in checkpoint-STEP; 0: all
+    patience: Count | None = 50  # evaluations without a better accuracy before the run ends (dyck: none)
+    save_dir: str | None = None  # run folder; None: out/procedural/TASK
+    run_name: str | None = None  # a folder in save_dir
+    resume: bool = False  # go on where the run in the folder stopped
+
+    # logging
+    log_interval: Count = 10  # steps
+    wandb_enable: bool = False
+    wandb_project: str = "procedural_pretraining"
+    wandb_name: str | None = None
+    resume_run_id: str | None = None  # id of the wandb run to go on with
+
+    # machine
+    device: str = "auto"  # cpu, cuda, N or cuda:N, mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool | None = None  # torch.compile; None: on CUDA, without a curriculum
+    num_workers: Whole = 0  # accepted for older configs: samples are drawn faster than workers could bring them
+    timeout: Positive = 120  # seconds a rank waits for another
+
+
+DYCK = {"seq_length": 128, "epochs": 1000, "steps_per_epoch": 1000, "max_steps": 1_000_000, "lr_schedule": "constant",
+        "warmup_steps": 0, "save_every_steps": 100, "patience": None}  # fmt: skip
+FIXED = ("task", "seed", "gpt2_size", "position", "use_qk_norm", "dropout", "use_curriculum")
+FREE = ("save_dir", "run_name", "init_from", "transfer", "resume", "resume_run_id", "device", "timeout")
+
+
+def preset(argv: list[str]) -> list[str]:
+    """--preset small is a config file that comes after the others."""
+    out, last = [], []
+    words = iter(argv)
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "--preset":
+            value = value or next(words, "")
+            path = Path(__file__).parent / "configs" / f"{value}.yaml"
+            if not value or not path.is_file() or value in procedural_data.TASKS:
+                raise ValueError(f"--preset must be small, got {value!r}")
+            last += ["--config", str(path)]
+        else:
+            out.append(word)
+    return out + last
+
+
+def settle(args: Options) -> Options:
+    """The dyck tasks' own defaults, where the user said nothing."""
+    if args.task.startswith("dyck"):
+        for name, value in DYCK.items():
+            if name not in args.given:
+                setattr(args, name, value)
+    return args
+
+
+def lengths(args: Options) -> list[int]:
+    """What the run goes through: the curriculum's lengths, or one."""
+    if not args.use_curriculum:
+        return [args.seq_length]
+    if args.curriculum_start > args.seq_length:
+        raise ValueError(f"curriculum_start {args.curriculum_start} is above seq_length {args.seq_length}")
+    return [*range(args.curriculum_start, args.seq_length, args.curriculum_step_size), args.seq_length]
+
+
+def model_config(args: Options, block_size: int, vocab_size: int) -> GPTConfig:
+    size = args.gpt2_size.split("_")
+    if len(size) != 3 or not all(s.isdigit() for s in size):
+        raise ValueError(f"gpt2_size must be layers_heads_width, as in 2_4_16, got {args.gpt2_size!r}")
+    n_layer, n_head, n_embd = map(int, size)
+    return GPTConfig(block_size=block_size, vocab_size=vocab_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
+                     dropout=args.dropout, position=args.position, use_qk_norm=args.use_qk_norm)  # fmt: skip
+
+
+def main(args: Options) -> None:
+    started = time.time()
+    if args.device.isdigit() and not torch.cuda.is_available():
+        print(f"device {args.device}: no CUDA here, the CPU is used", file=sys.stderr)
+        args.device = "cpu"
+    d = dist.init(args.device, timeout=args.timeout)
+    say = print if d.main else lambda *a: None
+
+    # -----------------------------------------------------------------------------
+    # run directory
+
+    args = settle(args)
+    save_dir = Path(args.save_dir or f"out/procedural/{args.task}")
+    if args.run_name:
+        save_dir = save_dir / config.safe_name(args.run_name, "run_name")
+    folder = run.claim(save_dir, d.main)
+    resuming, stored, changes = args.resume or args.init_from == "resume", None, {}
+    if resuming:
+        stored, path = checkpoint.newest(save_dir)
+        args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE)
+        say(f"resuming {path} at step {stored['step']}")
+        for name, (old, new) in changes.items():
+            say(f"  {name}: {old} -> {new}")
+
+    # -----------------------------------------------------------------------------
+    # data
+
+    spec = procedural_data.Spec(args.task, args.seq_length, args.vocab_size, args.k, args.p_open, args.max_depth)
+    path_of_lengths = lengths(args)
+    specs = {n: replace(spec, length=n) for n in [*path_of_lengths, *args.eval_lengths]}  # refuses bad ones
+    for n in (path_of_lengths[0], *args.eval_lengths):
+        procedural_data.cut(specs[n])
+    longest = max(args.seq_length, *args.eval_lengths, 0)
+    if longest > args.seq_length and "rotary" not in args.position.split("+"):
+        raise ValueError(f"eval_lengths {longest} is beyond seq_length {args.seq_length}: that needs --position rotary")
+    T_max = procedural_data.rows(specs[longest], args.seed, "val", 0, 1)[0].shape[1] - 1
+    B = args.batch_size * args.gradient_accumulation_steps * d.world  # samples a step, over all ranks
+    if resuming:
+        asked = args.given & {"batch_size", "gradient_accumulation_steps"}
+        before = stored["meta"]["batch"]
+        if asked and before != B:
+            raise ValueError(f"--{min(asked)}: the run to resume has a global batch of {before}, not {B}")
+        B = before
+    micro_steps, micro_batch = dist.split(B, args.batch_size, d.world)
+
+    def to_device(x):
+        x = torch.from_numpy(x)
+        return x.pin_memory().to(d.device, non_blocking=True) if d.device.type == "cuda" else x.to(d.device)
+
+    # -----------------------------------------------------------------------------
+    # model
+
+    meta = {"task": args.task, "vocab_size": spec.pad + 1, "batch": B, "tokenizer": None}
+    cfg = model_config(args, T_max, spec.pad + 1)
+    rng.seed_torch(args.seed, "init")
+    model = GPT(cfg)
+    if resuming:
+        model = GPT(GPTConfig(**{**stored["model_config"], "block_size": cfg.block_size}))
+        model.load_state_dict(stored["model"])
+    elif args.init_from != "scratch":
+        weights = checkpoint.load(checkpoint.find(args.init_from))
+        table = checkpoint.transfer(model, weights["model"], args.transfer, args.init_from)
+        for part, done, count in table:
+            say(f"  {part:<6}{done:<12}{count:>13,} parameters")
+    model.to(d.device)
+    dtype, precision = dist.precision(args.dtype, d.device)
+    autocast = dist.autocast(d.device, dtype)
+    scaler = torch.amp.GradScaler(d.device.type, enabled=dtype == torch.float16)
+    compiling = d.device.type == "cuda" and not args.use_curriculum if args.compile is None else args.compile
+    net = torch.compile(model) if compiling else model
+    if d.world > 1:  # without find_unused_parameters buckets are rebuilt, and a resumed run sums in another order
+        ids = [d.device.index] if d.device.type == "cuda" else None
+        net = DistributedDataParallel(net, device_ids=ids, find_unused_parameters=True)
+
+    # -----------------------------------------------------------------------------
+    # optimizer
+
+    groups = optim.groups(model, args.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=args.betas, fused=optim.fused(d.device))
+    last_step = min(args.max_steps, args.epochs * args.steps_per_epoch)
+    rates = {"kind": args.lr_schedule, "lr": args.lr, "warmup": args.warmup_steps, "total": last_step,
+             "min_lr": 0.1 * args.lr}  # fmt: skip
+
+    # -----------------------------------------------------------------------------
+    # resume
+
+    first_step, best = 0, None
+    loop = {"length": path_of_lengths[0], "since": 0, "history": [[0, path_of_lengths[0]]], "eval": None, "waited": 0,
+            "resumes": [], "bad_steps": 0, "scaler": None}  # fmt: skip
+    if resuming:
+        first_step, best = stored["step"], stored["best"]
+        loop.update(stored["loop"])
+        loop["resumes"] = [*loop["resumes"], first_step]
+        optim.load(optimizer, stored["optimizer"])
+        if loop["scaler"]:
+            scaler.load_state_dict(loop["scaler"])
+        if first_step >= last_step:
+            say(f"this run is finished at step {first_step}; --max_steps above that goes on")
+    finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
+    stored = weights = None  # a copy of the model that nobody needs any more
+
+    # -----------------------------------------------------------------------------
+    # evaluation, saving
+
+    def evaluate() -> dict | None:
+        """On the same held-out samples each time, at the present length and eval_lengths; None where a signal came."""
+        now = specs[loop["length"]]
+        fair = not args.use_curriculum or procedural_data.teachable(now)  # else no one could go beyond this length
+        out, further = {"length": now.length}, [(specs[n], "val", f" {n}") for n in args.eval_lengths]
+        for at, split, note in [(now, "val" if fair else "probe", ""), *further]:
+            total = torch.zeros(6, dtype=torch.float64)
+            for start in range(d.rank * args.batch_size, args.eval_samples, args.batch_size * d.world):
+                n = min(args.batch_size, args.eval_samples - start)
+                row, question = procedural_data.rows(at, args.seed, split, start, n)
+                with autocast:
+                    sums, answers = judge(model, at, row, question)
+                total += sums
+                for j in range(max(0, args.show_samples - start) if d.main else 0):
+                    say(show_sample(at, row[j].tolist(), question, answers[j]))
+                if folder.stopping():
+                    return None
+            out.update({f"{k}{note}": v for k, v in averages(at, dist.sums(total.tolist()), args.eval_samples).items()})
+        return out
+
+    def save(step: int, *also: str, background: bool = True) -> None:
+        if not d.main:
+            return
+        loop.update(bad_steps=finite.total, scaler=scaler.state_dict())
+        state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=optimizer,
+                                loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
+                                meta=meta)  # fmt: skip
+        names = [folder.path / name for name in also]
+        if args.save_total_limit != 1 and step % args.save_every_steps == 0:
+            names.append(folder.path / f"checkpoint-{step}" / "ckpt.pt")
+            checkpoint.prune(folder.path, args.save_total_limit - 1)
+        checkpoint.save(folder.path / "ckpt.pt", state, also=names, background=background)
+
+    # -----------------------------------------------------------------------------
+    # start
+
+    folder.begin(holds="aside", resume=resuming)
+    if d.main:
+        config.save(args, folder.path / "config.yaml")
+    about = {"project": args.wandb_project, "name": args.wandb_name, "id": args.resume_run_id}
+    track = Tracker(folder.path, d.main, last_step, first_step, unit="sample",
+                    flops=model.flops_per_token(T_max) * T_max, peak=peak_flops(d.device), resumes=loop["resumes"],
+                    wandb=about if args.wandb_enable else None, options=config.to_dict(args))  # fmt: skip
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    track.say(f"model    {count:.2f} M parameters, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.position} positions")
+    track.say(f"task     {spec}, {spec.pad + 1} tokens, 1 question in {1 / procedural_data.HELD_OUT:.0f} held out")
+    track.say(f"batch    {B} samples a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
+    kernel, threads = "on" if compiling else "off", torch.get_num_threads()
+    track.say(f"machine  {d.device}, {precision}, compile {kernel}, {threads} threads")
+    if args.num_workers:
+        track.say(f"data     num_workers {args.num_workers} is not needed: samples are drawn in place")
+    track.say(f"run      {folder.path}, steps {first_step} to {last_step}, ready after {time.time() - started:.1f} s")
+    every, score = args.eval_interval or args.save_every_steps, "accuracy" if spec.asks else "mastery"
+
+    for step in range(first_step, last_step + 1):
+        # -----------------------------------------------------------------------------
+        # learning rate
+
+        lr = lr_at(step, **rates)
+        optim.set_lr(optimizer, lr)
+
+        # -----------------------------------------------------------------------------
+        # evaluate, grow, save; once more after the last step
+
+        folder.step = step
+        better, last = False, step == last_step
+        if step % every == 0 or last:
+            done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
+            scores = loop["eval"]["scores"] if done else evaluate()
+            if scores is None:
+                save(step)
+                checkpoint.wait()
+                return folder.finish(run.STOPPED)
+            if not done:
+                better = scores[score] > (-1 if best is None else best)  # never so for NaN
+                best = scores[score] if better else best
+                loop["waited"] = 0 if better else loop["waited"] + 1
+                loop["eval"] = {"step": step, "scores": scores}
+            track.eval(step, scores, "best" if better else "", quiet=bool(done))
+            last = last or (args.patience is not None and loop["waited"] >= args.patience)
+            mastered = not done and scores[score] >= args.curriculum_mastery_threshold
+            rested = step - loop["since"] >= args.curriculum_step_epochs * args.steps_per_epoch
+            if mastered and rested and loop["length"] < args.seq_length:
+                loop["length"] = min(loop["length"] + args.curriculum_step_size, args.seq_length)
+                loop.update(since=step, waited=0, history=[*loop["history"], [step, loop["length"]]])
+                best, last = None, step == last_step
+                track.say(f"curriculum: length {loop['length']} from step {step} on")
+        if better or last or step % args.save_every_steps == 0:
+            save(step, *["best.pt"] * better, background=not last)
+        if last:
+            break
+        if step % every == 0 or step % args.save_every_steps == 0:
+            track.clock(step)
+
+        # -----------------------------------------------------------------------------
+        # micro-steps
+
+        X, Y = procedural_data.batch(specs[loop["length"]], args.seed, "train", step * B, B)  # of all ranks
+        n_valid = int((Y >= 0).sum())
+        loss_sum = torch.zeros((), device=d.device)
+        for micro in range(micro_steps):
+            mine = slice((micro * d.world + d.rank) * micro_batch, (micro * d.world + d.rank + 1) * micro_batch)
+            x, y = to_device(X[mine]), to_device(Y[mine])
+            rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
+            if d.world > 1:
+                net.require_backward_grad_sync = micro == micro_steps - 1
+            with autocast:
+                loss = net(x, y) * d.world / n_valid  # DDP averages over ranks; n_valid counts the whole global batch
+            scaler.scale(loss).backward()
+            loss_sum += loss.detach()
+
+        # -----------------------------------------------------------------------------
+        # clip, step
+
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm or float("inf"))
+        if finite.ok(norm, step, f"{specs[loop['length']]}, seed {args.seed}"):
+            scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+        # -----------------------------------------------------------------------------
+        # log
+
+        if step % args.log_interval == 0 or step == last_step - 1:
+            loss = dist.sums([loss_sum.item()])[0] / d.world
+            finite.check(str(specs[loop["length"]]))
+            values = {"loss": loss, "lr": lr, "norm": norm.item()}
+            track.train(step, {**values, "length": loop["length"]} if args.use_curriculum else values, B)
+        folder.step = step + 1
+        if folder.stopping():
+            save(step + 1)
+            checkpoint.wait()
+            track.close()
+            return folder.finish(run.STOPPED)
+
+    checkpoint.wait()
+    track.close()
+    if d.main:
+        draw_scores(folder.path)
+    took, memory = duration(time.time() - started), peak_memory(d.device) / 2**20
+    what = f"{score} {scores[score]:.4f} at length {scores['length']}"
+    track.say(f"done in {took}: {what}; peak memory {memory:,.0f} MiB")
+    track.say(f"next: python train.py --init_from={folder.path} --transfer attn,mlp,norm")
+    folder.finish()
+    return None
+
+
+if __name__ == "__main__":
+    with run.guard():
+        main(config.parse(Options, preset(sys.argv[1:]), doc=__doc__))

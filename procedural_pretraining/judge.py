@@ -1,0 +1,94 @@
+"""How well a model does at a procedural task: in teacher-forced tokens, and in what it writes by itself."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from core.generate import generate
+from core.tracker import read
+from procedural_data import Spec, targets
+
+
+@torch.no_grad()
+def judge(model, spec: Spec, row: np.ndarray, question: int) -> tuple[torch.Tensor, list[list[int]]]:
+    """Sums over the rows: loss, right tokens, tokens, the process's own loss, mastery, right answers; and the answers.
+
+    Answers are greedy: to the question, or for a language (which is judged by its grammar) on from half a word.
+    """
+    was_training, device = model.training, model.lm_head.weight.device
+    model.eval()
+    x, y = (torch.from_numpy(a).to(device) for a in targets(spec, row, question))
+    logits = model(x).float()
+    guess, valid = logits.argmax(-1), y >= 0
+    loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum")
+    sums = [loss, ((guess == y) & valid).sum(), valid.sum(), 0.0, 0.0]
+    if not spec.asks:
+        # The law is known, so no luck comes in: how probable are the guesses, of how probable the best ones are.
+        odds = torch.from_numpy(spec.module.odds(row, spec)).to(device)
+        sums[3] = -odds.gather(2, y[..., None]).log().sum()
+        sums[4] = odds.gather(2, guess.clamp(max=spec.pad - 1)[..., None]).sum() / odds.amax(-1).sum() * valid.sum()
+    given = prompt(spec, question)
+    start = torch.from_numpy(row[:, :given].astype(np.int64)).to(device)
+    written = generate(model, start, row.shape[1] - given, temperature=0)[:, given:].tolist()
+    answers = [a[: (a + [spec.pad]).index(spec.pad)] for a in written]
+    right = sum(check(spec, r.tolist(), question, a) for r, a in zip(row, answers, strict=True))
+    model.train(was_training)
+    return torch.tensor([float(s) for s in (*sums, right)], dtype=torch.float64), answers
+
+
+def prompt(spec: Spec, question: int) -> int:
+    """How many tokens of a row the model is given: the question and SEP, or half a word."""
+    return question + 1 if spec.asks else spec.length // 2
+
+
+def check(spec: Spec, row: list[int], question: int, answer: list[int]) -> bool:
+    return spec.module.check(row[: question if spec.asks else prompt(spec, question)], answer, spec)
+
+
+def averages(spec: Spec, sums: list[float], samples: int) -> dict[str, float]:
+    loss, right_tokens, tokens, floor, mastery, right = sums
+    out = {"val loss": loss / tokens, "accuracy": right_tokens / tokens}
+    if spec.asks:
+        return {**out, "exact match": right / samples}
+    return {**out, "best loss": floor / tokens, "mastery": mastery / tokens, "legal": right / samples}
+
+
+def show_sample(spec: Spec, row: list[int], question: int, answer: list[int]) -> str:
+    """3 1 2 | -> 3 1 2 right"""
+    given = prompt(spec, question)
+    expected = [t for t in row[given:] if t != spec.pad]
+
+    def words(tokens: list[int]) -> str:
+        if spec.asks:
+            return " ".join("|" if t == spec.sep else str(t) for t in tokens)
+        return " ".join(f"{t}(" if t < spec.k else f"{t - spec.k})" for t in tokens)
+
+    verdict = "right" if check(spec, row, question, answer) else f"WRONG, expected {words(expected)}"
+    return f"  {words(row[:given])} -> {words(answer)}   {verdict}"
+
+
+def draw_scores(folder: Path) -> None:
+    """scores.png: accuracies over the steps, and the curriculum's length."""
+    rows = read(folder / "eval.csv")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(8, 4.5), dpi=110)
+    steps = [r["step"] for r in rows]
+    names = [k for k in rows[0] if k.startswith(("accuracy", "exact_match", "mastery", "legal"))]
+    for name in names:
+        ax.plot(steps, [r[name] for r in rows], label=name.replace("_", " "), lw=1.5)
+    ax.set(xlabel="step", ylabel="share of held-out samples or tokens", ylim=(0, 1.02), title=str(folder))
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8, loc="lower right")
+    twin = ax.twinx()
+    twin.step(steps, [r["length"] for r in rows], where="post", color="#999999", ls="--", lw=1)
+    twin.set_ylabel("length (dashed)")
+    twin.set_ylim(bottom=0)
+    fig.tight_layout()
+    fig.savefig(folder / "scores.png")
+    plt.close(fig)
