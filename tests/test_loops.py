@@ -1,0 +1,230 @@
+"""One contract for all loops: exact resume, batches cut in any way, ranks, the logged loss, and that they learn."""
+
+import signal
+import time
+
+import pytest
+import torch
+
+from core import checkpoint, exits, run, tracker
+from tests.loops import LOOPS
+
+ROWS = pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
+STEPS = 10
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL in process: nothing of the script runs after it."""
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    made = {}
+
+    def get(loop):
+        if loop.name not in made:
+            made[loop.name] = tmp_path_factory.mktemp(f"data_{loop.name}")
+            loop.data(made[loop.name])
+        return made[loop.name]
+
+    return get
+
+
+def weights(loop, out):
+    return checkpoint.load(loop.last(out))["model"]
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def losses(loop, out) -> list[float]:
+    return [row["loss"] for row in tracker.read(out / loop.csv)]
+
+
+def begin(loop, data, out, *extra: str) -> list[str]:
+    return [*loop.flags(data, out), *loop.steps(STEPS), *loop.batch(4, 1, 1), *extra]
+
+
+def kill_at(monkeypatch, step: int) -> None:
+    """Ends the process's work after so many steps, as SIGKILL would: what is not on disk is lost."""
+    real, seen = run.Run.stopping, set()
+
+    def stopping(self):
+        if self.step is not None:
+            seen.add(self.step)
+        if self.step == step and len(seen) > 1:
+            raise Killed
+        return real(self)
+
+    monkeypatch.setattr(run.Run, "stopping", stopping)
+
+
+def die(loop, argv, monkeypatch, step: int) -> None:
+    with monkeypatch.context() as m:
+        kill_at(m, step)
+        with pytest.raises(Killed):
+            loop.run(argv)
+    checkpoint.wait()
+    if exits.held:
+        exits.held.lock.close()
+        for number, handler in exits.held.old.items():
+            signal.signal(number, handler)
+        exits.held = None
+
+
+@ROWS
+def test_resume_equals_uninterrupted(loop, data, tmp_path, monkeypatch):
+    loop.run(begin(loop, data(loop), tmp_path / "a"))
+    die(loop, begin(loop, data(loop), tmp_path / "b"), monkeypatch, 5)
+    loop.run([*begin(loop, data(loop), tmp_path / "b"), *loop.resume(tmp_path / "b")])
+    assert same(weights(loop, tmp_path / "a"), weights(loop, tmp_path / "b"))
+    assert losses(loop, tmp_path / "a") == losses(loop, tmp_path / "b")
+
+
+@ROWS
+def test_another_seed_ends_elsewhere(loop, data, tmp_path):
+    loop.run(begin(loop, data(loop), tmp_path / "a"))
+    loop.run(begin(loop, data(loop), tmp_path / "b", *loop.seed(4)))
+    assert not same(weights(loop, tmp_path / "a"), weights(loop, tmp_path / "b"))
+
+
+@ROWS
+@pytest.mark.parametrize("field", ["model", "optimizer", "step"])
+def test_each_saved_field_is_needed(loop, field, data, tmp_path, monkeypatch):
+    """A control: with a field of the checkpoint forgotten, the comparison above must fail."""
+    loop.run(begin(loop, data(loop), tmp_path / "a"))
+    die(loop, begin(loop, data(loop), tmp_path / "b"), monkeypatch, 8)
+    path = loop.last(tmp_path / "b")
+    state = checkpoint.load(path)
+    if field == "model":
+        state["model"] = {k: v * 1.01 for k, v in state["model"].items()}
+    elif field == "optimizer":
+        state["optimizer"]["state"] = {i: {k: torch.zeros_like(v) if v.dim() else v for k, v in s.items()}
+                                       for i, s in state["optimizer"]["state"].items()}  # fmt: skip
+    else:
+        state["step"] -= 1
+    checkpoint.save(path, state, keep=False)
+    loop.run([*begin(loop, data(loop), tmp_path / "b"), *loop.resume(tmp_path / "b")])
+    assert not same(weights(loop, tmp_path / "a"), weights(loop, tmp_path / "b"))
+
+
+@ROWS
+def test_a_batch_may_be_cut(loop, data, tmp_path):
+    """4 micro-steps of b equal 1 of 4b."""
+    flags = [*loop.flags(data(loop), tmp_path / "a"), *loop.steps(STEPS)]
+    loop.run([*flags, *loop.batch(8, 1, 1)])
+    flags = [*loop.flags(data(loop), tmp_path / "b"), *loop.steps(STEPS)]
+    loop.run([*flags, *loop.batch(2, 4, 1)])
+    a, b = losses(loop, tmp_path / "a"), losses(loop, tmp_path / "b")
+    assert len(a) >= STEPS - 1 and a == pytest.approx(b, abs=loop.equal)
+
+
+@ROWS
+def test_first_logged_loss_is_the_loss(loop, data, tmp_path):
+    loop.run(begin(loop, data(loop), tmp_path / "a"))
+    rows = tracker.read(tmp_path / "a" / loop.csv)
+    assert rows[0]["step"] == 0
+    if loop.first_loss is not None:
+        assert rows[0]["loss"] == pytest.approx(loop.first_loss, rel=0.1)
+
+
+@ROWS
+def test_a_toy_problem_is_learnt(loop, data, tmp_path):
+    loop.run([*loop.flags(data(loop), tmp_path / "a"), *loop.learns])
+    assert losses(loop, tmp_path / "a")[-1] < loop.learnt
+
+
+@ROWS
+def test_sigterm_saves_and_resumes(loop, data, tmp_path, monkeypatch):
+    """Exit 75, and the run goes on from the very step."""
+    loop.run(begin(loop, data(loop), tmp_path / "a"))
+    with monkeypatch.context() as m:
+        real = run.Run.stopping
+
+        def stopping(self):
+            if self.step == 4:
+                signal.raise_signal(signal.SIGTERM)
+            return real(self)
+
+        m.setattr(run.Run, "stopping", stopping)
+        with pytest.raises(SystemExit) as stop:
+            loop.run(begin(loop, data(loop), tmp_path / "b"))
+    assert stop.value.code == 75
+    assert run.read_status(tmp_path / "b")["state"] == "stopped"
+    loop.run([*begin(loop, data(loop), tmp_path / "b"), *loop.resume(tmp_path / "b")])
+    assert same(weights(loop, tmp_path / "a"), weights(loop, tmp_path / "b"))
+
+
+# -----------------------------------------------------------------------------
+# processes: the full tier, but for one
+
+
+def finish(process) -> str:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return out
+
+
+def ranks_equal(loop, data, tmp_path):
+    flags = [*loop.flags(data(loop), tmp_path / "a"), *loop.steps(STEPS)]
+    loop.run([*flags, *loop.batch(8, 1, 1)])
+    flags = [*loop.flags(data(loop), tmp_path / "b"), *loop.steps(STEPS)]
+    finish(loop.spawn([*flags, *loop.batch(4, 1, 2)], ranks=2))
+    assert losses(loop, tmp_path / "a") == pytest.approx(losses(loop, tmp_path / "b"), abs=loop.equal)
+
+
+def test_two_ranks_equal_one(data, tmp_path):
+    ranks_equal(LOOPS[0], data, tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("loop", LOOPS[1:], ids=lambda loop: loop.name)
+def test_two_ranks_equal_one_in_every_loop(loop, data, tmp_path):
+    ranks_equal(loop, data, tmp_path)
+
+
+@pytest.mark.full
+@ROWS
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigkill_and_resume_equals_uninterrupted(loop, ranks, data, tmp_path):
+    """Real processes, killed from outside wherever they happen to be."""
+    import os
+
+    import numpy as np
+
+    def flags(out):
+        return [*loop.flags(data(loop), out), *loop.steps(60), *loop.batch(4, 1, ranks)]
+
+    finish(loop.spawn(flags(tmp_path / "a"), ranks))
+    out, rng = tmp_path / "b", np.random.default_rng(ranks)
+    process = loop.spawn(flags(out), ranks)
+    kills = 0
+    for _ in range(4):
+        deadline = time.time() + 60
+        start = loop.last(out).stat().st_mtime_ns if out.exists() and last_exists(loop, out) else 0
+        while process.poll() is None and time.time() < deadline:
+            if last_exists(loop, out) and loop.last(out).stat().st_mtime_ns != start:
+                break
+            time.sleep(0.005)
+        time.sleep(float(rng.random()) * 0.05)
+        if process.poll() is not None:
+            break
+        status = run.read_status(out)
+        os.kill(status["pid"], signal.SIGKILL)  # the worker itself, not torchrun
+        process.kill()
+        process.communicate()
+        kills += 1
+        time.sleep(0.2)  # until the other rank is gone as well
+        process = loop.spawn([*flags(out), *loop.resume(out)], ranks)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, text
+    assert kills >= 2
+    assert same(weights(loop, tmp_path / "a"), weights(loop, out))
+
+
+def last_exists(loop, out) -> bool:
+    try:
+        return loop.last(out).exists()
+    except (OSError, IndexError, ValueError):
+        return False
