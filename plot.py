@@ -1,0 +1,193 @@
+"""Compares runs of any script: a table of what differs, the best metric and the time, and their curves.
+
+    python plot.py experiments/finetuning/*            table, and runs.png
+    python plot.py out/* --text                        table, and the curves in the terminal
+    python plot.py out/a out/b --metric val_accuracy --out accuracy.png
+"""
+
+import json
+import math
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from core import config, exits
+from core.progress import duration
+
+PLACES = (("eval.csv", "train.csv"), ("metrics/eval/metrics.csv", "metrics/train/metrics.csv"))
+HIDDEN = ("out_dir", "output_dir", "run_name", "save_path", "name", "dirpath", "init_from", "ckpt_path")  # no settings
+
+
+@dataclass
+class Run:
+    path: Path
+    settings: dict  # {dotted name: value}
+    train: list[dict]
+    eval: list[dict]
+    results: dict  # of results.json, where the script writes one
+
+    @property
+    def seconds(self) -> float:
+        """Of training, over all its resumes."""
+        rows = [r for r in self.train if isinstance(r.get("ms"), int | float)]
+        steps = [b["step"] - a["step"] for a, b in zip([{"step": -1}, *rows], rows, strict=False)]
+        return sum(n * r["ms"] for n, r in zip(steps, rows, strict=True)) / 1000
+
+    def metrics(self) -> list[str]:
+        found = (k for r in self.eval for k, v in r.items() if isinstance(v, int | float))
+        return [k for k in dict.fromkeys(found) if k != "step"]
+
+    def curve(self, metric: str) -> list[tuple[int, float]]:
+        points = [(r["step"], r.get(metric)) for r in self.eval]
+        return [(x, y) for x, y in points if isinstance(y, int | float) and math.isfinite(y)]
+
+
+def flat(data: dict, prefix: str = "") -> dict:
+    out = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            out.update(flat(value, f"{prefix}{key}."))
+        else:
+            out[prefix + str(key)] = value
+    return out
+
+
+def open_run(path: Path) -> Run | None:
+    """None where the folder holds no run."""
+    from core.tracker import read
+
+    for evals, trains in PLACES:
+        if (path / evals).is_file() or (path / trains).is_file():
+            file = next((path / n for n in ("config.yaml", "config.resolved.yaml") if (path / n).is_file()), None)
+            settings = flat(config.read_yaml(file)) if file else {}
+            results = json.loads((path / "results.json").read_text()) if (path / "results.json").is_file() else {}
+            return Run(path, settings, read(path / trains), read(path / evals), results)
+    return None
+
+
+def smaller_is_better(metric: str) -> bool:
+    return any(word in metric for word in ("loss", "mse", "mae", "perplexity", "bits"))
+
+
+def best(run: Run, metric: str) -> tuple[int, float] | None:
+    points = run.curve(metric)
+    sign = 1 if smaller_is_better(metric) else -1
+    return min(points, key=lambda p: sign * p[1]) if points else None
+
+
+def table(runs: list[Run], metric: str) -> list[list[str]]:
+    """Rows of text, the best run first."""
+    names = list(dict.fromkeys(k for r in runs for k in r.settings if k.split(".")[-1] not in HIDDEN))
+    differ = [n for n in names if len({str(r.settings.get(n)) for r in runs}) > 1]
+    last = [n.split(".")[-1] for n in differ]
+    heads = [short if last.count(short) == 1 else n for n, short in zip(differ, last, strict=True)]
+    found = (k for r in runs for k, v in r.results.items() if k.startswith("test_") and isinstance(v, float))
+    tests = list(dict.fromkeys(found))
+    rows = [["run", *heads, f"best {metric}", "at step", *tests, "steps", "time"]]
+    sign = 1 if smaller_is_better(metric) else -1
+    scored = [(best(r, metric), r) for r in runs]
+    for found, r in sorted(scored, key=lambda s: sign * s[0][1] if s[0] else math.inf):
+        shown = [show(r.settings.get(n, "")) for n in differ]
+        steps = max((row["step"] for row in [*r.eval, *r.train]), default=0)
+        value = [f"{found[1]:.4f}", str(found[0])] if found else ["", ""]
+        score = [f"{r.results[t]:.4f}" if t in r.results else "" for t in tests]
+        rows.append([str(r.path), *shown, *value, *score, str(steps), duration(r.seconds)])
+    return rows
+
+
+def show(value) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 28 else f"...{text[-25:]}"
+
+
+def lines(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    return ["  ".join(row) for row in aligned]
+
+
+# -----------------------------------------------------------------------------
+# the curves
+
+
+def terminal(curves: dict[str, list[tuple[int, float]]], metric: str, width: int = 78, height: int = 16) -> list[str]:
+    """The curves in characters: a letter a run, * where several meet."""
+    curves = {name: points for name, points in curves.items() if points}
+    if not curves:
+        return [f"no run has the metric {metric}"]
+    xs = [x for points in curves.values() for x, _ in points]
+    ys = [y for points in curves.values() for _, y in points]
+    (x0, x1), (y0, y1) = (min(xs), max(xs)), (min(ys), max(ys))
+    width -= 12  # the axis
+    grid = [[" "] * width for _ in range(height)]
+
+    def column(x):
+        return round((x - x0) / max(1, x1 - x0) * (width - 1))
+
+    for i, points in enumerate(curves.values()):
+        letter = chr(ord("a") + i % 26)
+        points = sorted(points)
+        for (xa, ya), (xb, yb) in zip(points, points[1:] or points, strict=False):
+            for c in range(column(xa), column(xb) + 1):  # a straight line between two evaluations
+                share = (c - column(xa)) / max(1, column(xb) - column(xa))
+                r = round((y1 - (ya + share * (yb - ya))) / (y1 - y0 or 1) * (height - 1))
+                grid[r][c] = letter if grid[r][c] in (" ", letter) else "*"
+    out = [f"{y1 - (y1 - y0) * r / (height - 1):>10.4f} |{''.join(row).rstrip()}" for r, row in enumerate(grid)]
+    out += [" " * 11 + "+" + "-" * width, f"{x0:>12}{f'step {x1}':>{width}}"]
+    return [metric, *out, *(f"  {chr(ord('a') + i % 26)}  {name}" for i, name in enumerate(curves))]
+
+
+def picture(curves: dict[str, list[tuple[int, float]]], metric: str, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(8, 5), dpi=110)
+    for name, points in curves.items():
+        if points:
+            ax.plot(*zip(*points, strict=True), "o-" if len(points) < 40 else "-", ms=3, lw=1.5, label=name)
+    ax.set_xlabel("step")
+    ax.set_ylabel(metric.replace("_", " "))
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    fig.tight_layout()
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    fig.savefig(temporary, format=path.suffix.lstrip(".") or "png")
+    plt.close(fig)
+    temporary.replace(path)
+
+
+def main(argv: list[str]) -> None:
+    p = config.Parser(description=__doc__, formatter_class=config.argparse.RawDescriptionHelpFormatter)
+    p.add_argument("runs", nargs="+", type=Path, help="run folders")
+    p.add_argument("--metric", help="a column of the evaluations' CSV file (default: val_loss, or the first loss)")
+    p.add_argument("--text", action="store_true", help="the curves in the terminal, no picture")
+    p.add_argument("--out", type=Path, default=Path("runs.png"), help="the picture (default: runs.png)")
+    args = p.parse_args(argv)
+
+    opened = [open_run(path) for path in args.runs]
+    runs = [r for r in opened if r]
+    if skipped := [str(path) for path, r in zip(args.runs, opened, strict=True) if not r]:
+        print(f"no run in {', '.join(skipped)}", file=sys.stderr)
+    if not runs:
+        raise ValueError(f"none of the {len(args.runs)} folders holds a run (eval.csv or metrics/eval/metrics.csv)")
+    known = list(dict.fromkeys(m for r in runs for m in r.metrics()))
+    metric = args.metric or next((m for m in ("val_loss", "eval_loss") if m in known), None)
+    metric = metric or next((m for m in known if m.endswith("loss")), known[0] if known else "val_loss")
+    if args.metric and metric not in known:
+        raise ValueError(f"--metric must be one of {', '.join(known)}; got {metric!r}{config.nearest(metric, known)}")
+    curves = {str(r.path): r.curve(metric) for r in runs}
+    print("\n".join(lines(table(runs, metric))))
+    if args.text:
+        print("\n" + "\n".join(terminal(curves, metric, shutil.get_terminal_size((78, 24)).columns)))
+    else:
+        picture(curves, metric, args.out)
+        print(f"\n{args.out} shows {metric}")
+
+
+if __name__ == "__main__":
+    with exits.guard():
+        main(sys.argv[1:])

@@ -1,0 +1,66 @@
+"""plot.py: runs in a table, a picture and a terminal chart."""
+
+import csv
+import json
+
+import pytest
+
+import plot
+
+
+def make_run(folder, lr, losses, ms=100.0, places=("eval.csv", "train.csv"), config="config.yaml", **results):
+    for name, rows in (
+        (places[0], [{"step": 10 * i, "val_loss": v, "val_accuracy": 1 - v / 10} for i, v in enumerate(losses)]),
+        (places[1], [{"step": i, "loss": 1.0, "ms": ms} for i in (0, 4, 9)]),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with open(folder / name, "w", newline="") as f:
+            out = csv.DictWriter(f, list(rows[0]))
+            out.writeheader()
+            out.writerows(rows)
+    (folder / config).write_text(f"seed: 1\nout_dir: {folder}\ntraining:\n  learning_rate: {lr}\n")
+    if results:
+        (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    a = make_run(tmp_path / "a", 0.001, [2.0, 1.5, 1.7], test_accuracy=0.5)
+    b = make_run(tmp_path / "b", 0.01, [2.0, 1.0], places=plot.PLACES[1], test_accuracy=0.75)
+    return a, b
+
+
+def test_the_table_shows_what_differs_the_best_and_the_time(runs, tmp_path, capsys):
+    plot.main([*map(str, runs), "--out", str(tmp_path / "x.png")])
+    head, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["run", "learning_rate", "best", "val_loss", "at", "step", "test_accuracy", "steps", "time"]
+    assert first.split() == [str(runs[1]), "0.01", "1.0000", "10", "0.7500", "10", "1s"]  # 10 steps of 100 ms
+    assert second.split() == [str(runs[0]), "0.001", "1.5000", "10", "0.5000", "20", "1s"]
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_metric_that_should_grow_is_ranked_by_its_highest(runs, tmp_path, capsys):
+    plot.main([*map(str, runs), "--metric", "val_accuracy", "--text"])
+    first = capsys.readouterr().out.splitlines()[1]
+    assert first.split()[:3] == [str(runs[1]), "0.01", "0.9000"]
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_the_terminal_chart_falls_from_left_to_right():
+    chart = plot.terminal({"one": [(0, 2.0), (50, 1.0), (100, 0.0)], "two": [(0, 0.0), (100, 0.0)]}, "val_loss", 60, 5)
+    top, bottom = chart[1], chart[5]
+    assert chart[0] == "val_loss" and top.split("|")[1].startswith("a") and "a" not in bottom.split("|")[1][:20]
+    assert bottom.rstrip()[-1] == "*"  # both end at 0
+    assert top.startswith("    2.0000") and bottom.startswith("    0.0000")
+    assert chart[-2:] == ["  a  one", "  b  two"]
+
+
+def test_folders_without_a_run_are_passed_over(runs, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    plot.main([str(runs[0]), str(tmp_path / "empty"), "--text"])
+    assert "no run in" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="none of the 1 folders holds a run"):
+        plot.main([str(tmp_path / "empty")])
+    with pytest.raises(ValueError, match="did you mean 'val_accuracy'"):
+        plot.main([str(runs[0]), "--metric", "val_acuracy"])
