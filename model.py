@@ -29,6 +29,7 @@ CHUNK = 1 << 24  # logits at once in the loss: 64 MiB in float32
 class GPTConfig:
     block_size: int = 256  # tokens of context
     vocab_size: int = 50304
+    vocab_sizes: list[int] | None = None  # several vocabularies (MultiGPT)
     n_layer: int = 6
     n_head: int = 6
     n_kv_group: int | None = None  # key and value heads; None: as many as n_head
@@ -253,15 +254,18 @@ class GPT(nn.Module):
         if config.wte_weight_tying:
             self.lm_head.weight = self.transformer.wte.weight
 
-    def hidden(self, idx: Tensor, cache: Cache | None = None) -> Tensor:
+    def embed(self, idx: Tensor) -> Tensor:
+        return self.transformer.wte(idx)
+
+    def hidden(self, idx: Tensor, cache: Cache | None = None, **which) -> Tensor:
         """(B, T) ids -> (B, T, C), normalised."""
-        B, T = idx.shape
+        T = idx.shape[-1]
         past = cache.length if cache else 0
         c = self.config
         if c.cropped and past + T > c.block_size:
             raise ValueError(f"{past + T} tokens do not fit block_size {c.block_size} with learned positions")
         at = torch.arange(past, past + T, device=idx.device)
-        x = self.transformer.wte(idx)
+        x = self.embed(idx, **which)
         for p in self.positions:
             x = x + p(at)
         x = self.transformer.drop(x)
@@ -290,7 +294,7 @@ class GPT(nn.Module):
 
     def new_cache(self, B: int, length: int) -> Cache:
         attn = self.transformer.h[0].attn
-        return Cache(self.config.n_layer, B, attn.n_kv, length, attn.head_size, self.lm_head.weight)
+        return Cache(self.config.n_layer, B, attn.n_kv, length, attn.head_size, attn.c_proj.weight)
 
     def crop_block_size(self, block_size: int) -> None:
         """A shorter context: the positions beyond it go."""
@@ -302,5 +306,46 @@ class GPT(nn.Module):
     def flops_per_token(self, T: int) -> float:
         """Forward and backward, as PaLM's appendix counts them: 6 a weight, 12 * layers * width * T for attention."""
         weights = sum(p.numel() for n, p in self.named_parameters() if "wpe" not in n and "wte" not in n)
-        weights += self.lm_head.weight.numel() if self.config.wte_weight_tying else 0
+        weights += sum(p.numel() for p in self.lm_head.parameters()) if self.config.wte_weight_tying else 0
         return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * T
+
+
+class MultiGPT(GPT):
+    """Several vocabularies, each with an embedding and a head of its own, around one transformer.
+
+    losses = model(x, y)  # aligned streams, x and y (S, B, T): embeddings are added up, -> (S,) sums, one a head
+    loss_sum = model(x, y, stream=1)  # one of them alone, x and y (B, T)
+    """
+
+    def __init__(self, config: GPTConfig):
+        super().__init__(config)
+        sizes, C = config.vocab_sizes, config.n_embd
+        self.transformer["wte"] = nn.ModuleList([nn.Embedding(V, C) for V in sizes])
+        self.lm_head = nn.ModuleList([nn.Linear(C, V, bias=False) for V in sizes])
+        for tables in (self.transformer.wte, self.lm_head):
+            init_weights(tables, config.n_layer)
+        if config.wte_weight_tying:
+            for table, head in zip(self.transformer.wte, self.lm_head, strict=True):
+                head.weight = table.weight
+
+    def embed(self, idx: Tensor, stream: int | None = None) -> Tensor:
+        if stream is not None:
+            return self.transformer.wte[stream](idx)
+        return sum(table(x) for table, x in zip(self.transformer.wte, idx, strict=True))  # (S, B, T) -> (B, T, C)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None, cache: Cache | None = None,
+                stream: int | None = None):  # fmt: skip
+        """As GPT's, one result a stream: (S,) loss sums, or a list of logits."""
+        x, cap = self.hidden(idx, cache, stream=stream), self.config.final_logit_softcapping
+        if stream is not None and targets is not None:
+            return loss_sum(x, self.lm_head[stream].weight, None, targets, cap)
+        if targets is not None:
+            pairs = zip(self.lm_head, targets, strict=True)
+            return torch.stack([loss_sum(x, head.weight, None, y, cap) for head, y in pairs])
+        logits = [head(x if cache is None else x[:, -1:]) for head in self.lm_head]
+        logits = [z if cap is None else cap * torch.tanh(z / cap) for z in logits]
+        return logits if stream is None else logits[stream]
+
+
+def build_gpt(config: GPTConfig) -> GPT:
+    return MultiGPT(config) if config.vocab_sizes else GPT(config)

@@ -35,8 +35,8 @@ def pick(logits: Tensor, temperature: float, top_k: int | None, top_p: float | N
 
 @torch.no_grad()
 def stream(model, idx: Tensor, n: int, *, temperature: float = 0.8, top_k: int | None = None,
-           top_p: float | None = None, seed: int = 0, use_cache: bool = True) -> Iterator[Tensor]:  # fmt: skip
-    """Yields n times the next token (B, 1) of each row of idx (B, T)."""
+           top_p: float | None = None, seed: int = 0, use_cache: bool = True, **which) -> Iterator[Tensor]:  # fmt: skip
+    """Yields n times the next token (B, 1) of each row of idx (B, T); of aligned streams, (S, B, T), one each."""
     was_training = model.training
     model.eval()
     generator = torch.Generator(device=idx.device).manual_seed(seed)
@@ -44,18 +44,20 @@ def stream(model, idx: Tensor, n: int, *, temperature: float = 0.8, top_k: int |
     start, cache = 0, None
     try:
         for _ in range(n):
-            length = idx.shape[1]
+            length = idx.shape[-1]
             if cropped and (now := context_start(length, block)) != start:
                 start, cache = now, None
             if not use_cache:
-                logits = model(idx[:, start:])[:, -1]
+                logits = model(idx[..., start:], **which)
             elif cache is None:
-                cache = model.new_cache(len(idx), block if cropped else length + n)
-                logits = model(idx[:, start:], cache=cache)[:, -1]
+                cache = model.new_cache(idx.shape[-2], block if cropped else length + n)
+                logits = model(idx[..., start:], cache=cache, **which)
             else:
-                logits = model(idx[:, -1:], cache=cache)[:, -1]
-            token = pick(logits, temperature, top_k, top_p, generator)
-            idx = torch.cat((idx, token), dim=1)
+                logits = model(idx[..., -1:], cache=cache, **which)
+            many = isinstance(logits, list)  # one a stream
+            token = [pick(z[:, -1], temperature, top_k, top_p, generator) for z in (logits if many else [logits])]
+            token = torch.stack(token) if many else token[0]
+            idx = torch.cat((idx, token), dim=-1)
             yield token
     finally:
         model.train(was_training)
@@ -63,4 +65,4 @@ def stream(model, idx: Tensor, n: int, *, temperature: float = 0.8, top_k: int |
 
 def generate(model, idx: Tensor, n: int, **options) -> Tensor:
     """idx (B, T) -> (B, T + n)."""
-    return torch.cat([idx, *stream(model, idx, n, **options)], dim=1)
+    return torch.cat([idx, *stream(model, idx, n, **options)], dim=-1)
