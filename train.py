@@ -10,19 +10,24 @@
 import sys
 import time
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from core import checkpoint, config, dist, optim, rng, run
+import train_args
+from core import checkpoint, config, dist, hf, optim, rng, run
 from core.generate import generate
 from core.schedule import Plateau, lr_at
 from core.tracker import Tracker, duration, peak_flops, peak_memory
-from data import bins, vocab
-from model import GPT, GPTConfig
-from train_args import FIXED, FREE, Options, model_config, schedule
+from data import bins
+from model import GPTConfig, build_gpt
+from train_args import FIXED, FREE, Options
+from variants import optimizers
 
 
 def main(args: Options) -> None:
+    if args.list:
+        return print(train_args.catalogue(args.list))
     started = time.time()
     d = dist.init(args.device, args.backend, timeout=args.timeout, deterministic=args.deterministic)
     say = print if d.main else lambda *a: None
@@ -31,9 +36,12 @@ def main(args: Options) -> None:
     # run directory
 
     folder = run.claim(args.out_dir, d.main)
-    resuming, stored, weights, changes = args.init_from == "resume", None, None, {}
-    if resuming:
+    resuming, stored, source = args.init_from == "resume", None, None
+    if resuming and args.init_from_ckpt != "ckpt.pt":
+        stored, path = checkpoint.load(folder.path / args.init_from_ckpt), args.init_from_ckpt
+    elif resuming:
         stored, path = checkpoint.newest(args.out_dir)
+    if resuming:
         before = stored["options"]["batch_size"] * stored["options"]["gradient_accumulation_steps"]
         args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE)
         if args.batch_size * args.gradient_accumulation_steps != before:
@@ -42,45 +50,66 @@ def main(args: Options) -> None:
         say(f"resuming {path} at step {stored['step']}")
         for name, (old, new) in changes.items():
             say(f"  {name}: {old} -> {new}")
+    train_args.settle(args)
+    if args.init_from not in ("scratch", "resume"):
+        where = f"{args.prev_run_ckpt}/{args.init_from_ckpt}" if args.init_from == "prev_run" else args.init_from
+        source, whole = hf.source(where), args.transfer == ["all"]
+        train_args.adopt(args, source, where)
 
     # -----------------------------------------------------------------------------
     # data
 
-    data = bins.open_dataset(args.dataset)
-    splits = {s: data.split(s, args.block_size) for s in ("train", "val")}
-    for split in splits.values():
-        split.check_ids()
+    names, aligned = train_args.datasets(args), args.training_mode == "multicontext"
+    sets, names = [bins.open_dataset(name) for name in names], train_args.labels(names)
+    known = stored["model_config"] if resuming else source["config"] if source and whole else None
+    vocabulary = train_args.vocabularies(args, sets, known)
+    splits = {part: [s.split(part, args.block_size) for s in sets] for part in ("train", "val")}
+    for part in splits.values():
+        for split in part:
+            split.check_ids()
+        if aligned:
+            train_args.check_streams(part, names)
+    mix = train_args.mixture(args)  # of one, unless multidataset
     T, B = args.block_size, args.batch_size * args.gradient_accumulation_steps  # B: the batch of all ranks together
     micro_steps, micro_batch = dist.split(B, args.batch_size, d.world)
 
-    def to_device(x):
-        x = torch.from_numpy(x)
+    def to_device(arrays):
+        x = torch.from_numpy(np.stack(arrays) if aligned else arrays[0])
         return x.pin_memory().to(d.device, non_blocking=True) if d.device.type == "cuda" else x.to(d.device)
 
-    def batch(step: int, micro: int):
-        """This rank's slice of the step's global batch: x, y (micro_batch, T)."""
-        starts = bins.starts(args.sampling_method, splits["train"].n, T, B, args.seed, "train", step)
-        i = (micro * d.world + d.rank) * micro_batch
-        x, y = splits["train"].windows(starts[i : i + micro_batch])
+    def windows(part: str, k: int, starts):
+        """x, y of data set k, (b, T) each; of all aligned streams, (S, b, T)."""
+        cut = [split.windows(starts) for split in (splits[part] if aligned else [splits[part][k]])]
+        x, y = zip(*cut, strict=True)
         return to_device(x), to_device(y)
+
+    def batch(k: int, turn: int, micro: int):
+        """This rank's slice of the turn-th global batch of data set k."""
+        purpose = f"train {names[k]}" if mix.n > 1 else "train"
+        starts = bins.starts(args.sampling_method, splits["train"][k].n, T, B, args.seed, purpose, turn)
+        i = (micro * d.world + d.rank) * micro_batch
+        return windows("train", k, starts[i : i + micro_batch])
+
+    def at(k: int) -> dict:
+        return {"stream": k} if args.multidataset_wte else {}
 
     # -----------------------------------------------------------------------------
     # model
 
-    meta = {"dataset": args.dataset, "vocab_size": data.vocab_size, "tokenizer": data.tokenizer}
-    cfg = model_config(args, data.vocab_size)
+    about = [{"name": name, "vocab_size": data.vocab_size, "tokenizer": data.tokenizer}
+             for name, data in zip(names, sets, strict=True)]  # fmt: skip
+    meta = {"dataset": " ".join(names), "mode": args.training_mode, "streams": about, **about[0]}
     rng.seed_torch(args.seed, "init")
+    cfg = GPTConfig(**stored["model_config"]) if resuming else train_args.model_config(args, vocabulary)
+    model = build_gpt(cfg)
     if resuming:
-        model = GPT(GPTConfig(**stored["model_config"]))
+        train_args.check_tokenizers(about, stored["meta"], path)
         model.load_state_dict(stored["model"])
-    else:
-        model = GPT(cfg)
-        if args.init_from != "scratch":
-            source = f"{args.prev_run_ckpt}/{args.init_from_ckpt}" if args.init_from == "prev_run" else args.init_from
-            weights = checkpoint.load(checkpoint.find(source))
-            table = checkpoint.transfer(model, weights["model"], args.transfer, source)
-            for part, done, count in table:
-                say(f"  {part:<6}{done:<12}{count:>13,} parameters")
+    elif source:
+        if whole or {"embed", "head"} & set(args.transfer):
+            train_args.check_tokenizers(about, source["meta"], where)
+        for part, done, count in checkpoint.transfer(model, source["model"], args.transfer, where, whole):
+            say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)
     autocast = dist.autocast(d.device, dtype)
@@ -94,10 +123,11 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # optimizer
 
-    groups = optim.groups(model, args.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(args.beta1, args.beta2),
-                                  fused=optim.fused(d.device))  # fmt: skip
-    rates = schedule(args)
+    groups = optim.groups(model, args.weight_decay, matrices=args.optimizer in optimizers.TWO_RATES)
+    betas = (args.beta1, args.beta2)
+    optimizer = optimizers.build(args.optimizer, groups, args.learning_rate, args.weight_decay, betas, device=d.device,
+                                 momentum=args.sgd_momentum, extra_args=args.optimizer_args)  # fmt: skip
+    rates = train_args.schedule(args)
 
     # -----------------------------------------------------------------------------
     # resume
@@ -108,14 +138,15 @@ def main(args: Options) -> None:
         first_step, best = stored["step"], stored["best"]
         loop.update(stored["loop"])
         loop["resumes"] = [*loop["resumes"], first_step]
-        optim.load(optimizer, stored["optimizer"])
+        optim.load(optimizer, stored["optimizer"], own=tuple(args.optimizer_args))
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])
         if first_step >= last_step:
             say(f"this run is finished at step {first_step}; --max_iters above that goes on")
     plateau = Plateau(args.plateau_factor, args.plateau_patience, loop["plateau"])
+    turns = mix.turns(first_step)  # batches that each data set has given
     finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
-    stored = weights = None  # a copy of the model that nobody needs any more
+    stored = source = None  # a copy of the model that nobody needs any more
 
     # -----------------------------------------------------------------------------
     # evaluation, saving, sampling
@@ -124,21 +155,28 @@ def main(args: Options) -> None:
     def evaluate() -> dict | None:
         """Mean loss over the same windows each time; None where a signal came in between."""
         model.eval()
-        out = {}
-        for name, split in splits.items():
-            count, windows = args.eval_iters * args.batch_size, (split.n - 1) // T  # all of a small split, once each
-            method, count = ("sequential", windows) if windows <= count else ("random", count)
-            starts = bins.starts(method, split.n, T, count, args.seed, f"eval {name}", 0)
-            total = torch.zeros((), dtype=torch.float64)
-            for i in range(0, len(starts), args.batch_size * d.world):
-                mine = starts[i + d.rank * args.batch_size :][: args.batch_size]
-                if len(mine):
-                    x, y = split.windows(mine)
-                    with autocast:
-                        total += model(to_device(x), to_device(y)).double().cpu()
-                if folder.stopping():
-                    return None
-            out[f"{name} loss"] = dist.sums([total.item()])[0] / (len(starts) * T)
+        out, share = {}, [1 / len(names)] * len(names) if aligned else mix.at(last_step).tolist()
+        for part in splits:
+            each = []  # of the data sets, or of the streams
+            for k in range(mix.n):
+                n = splits[part][k].n
+                count, places = args.eval_iters * args.batch_size, (n - 1) // T  # all of a small split, once each
+                method, count = ("sequential", places) if places <= count else ("random", count)
+                purpose = f"eval {part} {names[k]}" if mix.n > 1 else f"eval {part}"
+                starts = bins.starts(method, n, T, count, args.seed, purpose, 0)
+                total = torch.zeros(len(names) if aligned else 1, dtype=torch.float64)
+                for i in range(0, len(starts), args.batch_size * d.world):
+                    mine = starts[i + d.rank * args.batch_size :][: args.batch_size]
+                    if len(mine):
+                        x, y = windows(part, k, mine)
+                        with autocast:
+                            total += model(x, y, **at(k)).double().cpu()
+                    if folder.stopping():
+                        return None
+                each += [s / (len(starts) * T) for s in dist.sums(total.tolist())]
+            out[f"{part} loss"] = sum(s * loss for s, loss in zip(share, each, strict=True))
+            if len(names) > 1:
+                out |= {f"{part} loss {name}": loss for name, loss in zip(names, each, strict=True)}
         model.train()
         return out
 
@@ -153,14 +191,15 @@ def main(args: Options) -> None:
         checkpoint.save(folder.path / "ckpt.pt", state, also=names, background=background)
 
     def sample() -> None:
-        tokens = vocab.load(data.tokenizer)
-        start = tokens.encode(args.sample_start_tokens.encode().decode("unicode_escape"))
-        x = torch.tensor([start], device=d.device)
-        with autocast:
-            y = generate(model, x, args.max_sample_tokens or 200, temperature=args.temperature, top_k=args.top_k,
-                         seed=args.seed)  # fmt: skip
-        say(tokens.decode(y[0].tolist()), "\n---")
+        for k, (x, tokens) in enumerate(prompts):
+            with autocast:
+                y = generate(model, x, args.max_sample_tokens or 200, temperature=args.temperature, top_k=args.top_k,
+                             seed=args.seed, **at(k))  # fmt: skip
+            for name, ids, words in zip(names[k:], y.flatten(0, -2).tolist(), tokens, strict=False):
+                say(*[f"[{name}]"] * (len(names) > 1), words.decode(ids), "\n---")
 
+    wanted = args.max_sample_tokens or args.sample_each_eval or args.sample_only
+    prompts = train_args.prompts(args, about, splits["val"], d.device) if wanted else []
     if args.sample_only or args.eval_only:
         if args.sample_only:
             sample()
@@ -179,9 +218,9 @@ def main(args: Options) -> None:
                     wandb={"project": args.wandb_project, "name": args.wandb_run_name} if args.wandb_log else None,
                     options=config.to_dict(args))  # fmt: skip
     count, kernel = sum(p.numel() for p in model.parameters()) / 1e6, "on" if compiling else "off"
-    n_train, n_val = splits["train"].n, splits["val"].n
     track.say(f"model    {count:.2f} M parameters, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.position} positions")
-    track.say(f"data     {args.dataset}: {n_train:,} + {n_val:,} tokens, vocabulary {data.vocab_size:,}")
+    for name, s, train, val in zip(names, sets, splits["train"], splits["val"], strict=True):
+        track.say(f"data     {name}: {train.n:,} + {val.n:,} tokens, vocabulary {s.vocab_size:,}")
     track.say(f"batch    {B} x {T} = {B * T:,} tokens a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
     track.say(f"machine  {d.device}, {precision}, compile {kernel}, {torch.get_num_threads()} threads")
     track.say(f"run      {folder.path}, steps {first_step} to {last_step}, ready after {time.time() - started:.1f} s")
@@ -190,7 +229,8 @@ def main(args: Options) -> None:
         # -----------------------------------------------------------------------------
         # learning rate
 
-        lr = lr_at(step, **rates, plateau=plateau.state["scale"])
+        k = int(mix.pick(step))  # the data set of this step
+        lr = lr_at(step, **rates[k], plateau=plateau.state["scale"])
         optim.set_lr(optimizer, lr)
 
         # -----------------------------------------------------------------------------
@@ -227,23 +267,25 @@ def main(args: Options) -> None:
         # -----------------------------------------------------------------------------
         # micro-steps
 
-        loss_sum = torch.zeros((), device=d.device)
+        loss_sum = 0.0
         for micro in range(micro_steps):
-            x, y = batch(step, micro)
+            x, y = batch(k, int(turns[k]), micro)
             rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             if d.world > 1:
                 net.require_backward_grad_sync = micro == micro_steps - 1
             with autocast:
-                loss = net(x, y) * d.world / (B * T)  # DDP averages over ranks; B * T counts the whole global batch
-            scaler.scale(loss).backward()
-            loss_sum += loss.detach()
+                loss = net(x, y, **at(k)) * d.world / (B * T)  # DDP averages over ranks; B * T: the whole global batch
+            scaler.scale(loss.mean()).backward()  # over streams, if there are some
+            loss_sum = loss_sum + loss.detach()
+        turns[k] += 1
 
         # -----------------------------------------------------------------------------
         # clip, step
 
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip or float("inf"))
-        if finite.ok(norm, step, f"data set {args.dataset}, seed {args.seed}"):
+        if finite.ok(norm, step, f"data set {names[k]}, seed {args.seed}"):
+            rng.seed_torch(args.seed, "optimizer", step)  # some draw, and all ranks must draw alike
             scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -252,9 +294,12 @@ def main(args: Options) -> None:
         # log
 
         if step % args.log_interval == 0 or step == last_step - 1:
-            loss = dist.sums([loss_sum.item()])[0] / d.world
-            finite.check(f"data set {args.dataset}")
-            track.train(step, {"loss": loss, "lr": lr, "norm": norm.item()}, B * T)
+            each = [s / d.world for s in dist.sums(loss_sum.flatten().tolist())]
+            finite.check(f"data set {names[k]}")
+            values = {"loss": sum(each) / len(each), "lr": lr, "norm": norm.item()}
+            values |= {f"loss {n}": loss for n, loss in zip(names, each, strict=True)} if aligned else {}
+            values |= {"data": names[k]} if mix.n > 1 else {}
+            track.train(step, values, B * T)
         folder.step = step + 1
         if folder.stopping():
             save(step + 1)

@@ -1,15 +1,24 @@
 """Every option of train.py: its name, default and unit. `python train.py --help` prints this page."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
+
+import numpy as np
+import torch
 
 from core.config import Count, Fraction, NonNegative, Positive, Whole, option
 from core.schedule import SCHEDULES
+from data import vocab
+from data.mixture import TRANSITIONS, Mixture
 from model import GPTConfig
 from variants.activations import ACTIVATIONS
 from variants.attentions import ATTENTIONS
 from variants.mlps import MLPS
 from variants.norms import NORMS
+from variants.optimizers import OPTIMIZERS
 from variants.positions import POSITIONS
 from variants.softmaxes import SOFTMAXES
 
@@ -19,8 +28,9 @@ class Options:
     # run
     out_dir: str = "out"  # run folder: config.yaml, CSV files, checkpoints, loss.png
     init_from: str = "scratch"  # scratch, resume, prev_run, a checkpoint or run folder, gpt2*, a folder in HF format
+    gpt2_type: str = "gpt2"  # which one --init_from=gpt2 is: gpt2, gpt2-medium, gpt2-large, gpt2-xl
     prev_run_ckpt: str = "out"  # run folder that --init_from=prev_run takes its weights from
-    init_from_ckpt: str = "ckpt.pt"  # checkpoint file in that folder
+    init_from_ckpt: str = "ckpt.pt"  # checkpoint file in that folder; given with resume, the one to go on from
     transfer: list[str] = option(["all"])  # parts to take: embed attn mlp norm head all, with layers as in attn:0-3
     seed: int = 1337  # for all that is drawn at random
     eval_only: bool = False  # evaluate and stop
@@ -29,6 +39,17 @@ class Options:
     # data
     dataset: str = "shakespeare_char"  # a folder in data/, or a path
     sampling_method: Literal["random", "sequential", "without_replacement"] = "random"  # how windows are drawn
+    training_mode: Literal["single", "multidataset", "multicontext"] = "single"  # one, one a step, all at once
+    dataset_list: list[str] = option([])  # multidataset: each step trains on one of these
+    dataset_sampling_probs: list[NonNegative] | None = None  # of each, in any unit; None: all alike
+    dataset_sampling_probs_final: list[NonNegative] | None = None  # at the end of the run; None: they stay
+    dataset_sampling_probs_transition_method: Literal[TRANSITIONS] = "linear"  # on the way there
+    dataset_interleaving: bool = False  # in turn: the probs say how many batches of each, 1 3 2 gives a b b b c c
+    dataset_interleaving_shuffle: bool = False  # in a new order each round
+    multidataset_wte: bool = False  # an embedding and a head for each data set; else one vocabulary, the largest
+    multicontext_datasets: list[str] = option([])  # multicontext: aligned streams, an embedding and a head each
+    multicontext: bool = False  # the same as --training_mode=multicontext
+    vocab_sizes: list[Count] | None = None  # of the streams, if you want them checked
 
     # batch
     batch_size: Count = 64  # sequences a micro-step
@@ -65,7 +86,11 @@ class Options:
     use_gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
 
     # optimizer
+    optimizer: str = option("adamw", choices=OPTIMIZERS)
+    optimizer_args: dict = option({})  # its own arguments: momentum=0.9 nesterov=true; muon_lr=0.02 for hidden matrices
+    sgd_momentum: Fraction = 0.9  # of sgd
     learning_rate: NonNegative = 1e-3
+    dataset_sampling_learning_rate: list[NonNegative] | None = None  # multidataset: one a data set, in its place
     weight_decay: NonNegative = 1e-1
     beta1: Fraction = 0.9
     beta2: Fraction = 0.99
@@ -119,11 +144,134 @@ class Options:
     deterministic: bool = False  # bit-exact on GPUs too, slower
     timeout: Positive = 120  # seconds a rank waits for another
 
+    # and
+    list: str | None = option(None, choices=("optimizers", "schedules", "variants"))  # print what there is, and stop
+
 
 # taken from the command at a resume, whatever the stored run says
-FREE = ("out_dir", "init_from", "prev_run_ckpt", "init_from_ckpt", "transfer", "eval_only", "sample_only", "device",
-        "backend", "timeout")  # fmt: skip
+FREE = ("out_dir", "init_from", "gpt2_type", "prev_run_ckpt", "init_from_ckpt", "transfer", "eval_only", "sample_only",
+        "device", "backend", "timeout", "list")  # fmt: skip
 FIXED = ("data", "model", "seed")
+
+
+def catalogue(what: str) -> str:
+    """What --list prints."""
+    axes = {"norm_variant_attn, norm_variant_output": NORMS, "activation_variant": ACTIVATIONS, "mlp_variant": MLPS,
+            "position": POSITIONS, "attention_variant": ATTENTIONS, "softmax_variant_attn": SOFTMAXES}  # fmt: skip
+    sources = {"torch": "torch", "pytorch_optimizer": "pip install pytorch_optimizer"}
+    pages = {
+        "optimizers": {note: [n for n, s in OPTIMIZERS.items() if s == key] for key, note in sources.items()},
+        "schedules": {"lr_scheduler": SCHEDULES},
+        "variants": axes,
+    }
+    return "\n".join(f"{title}:\n  {' '.join(names)}" for title, names in pages[what].items())
+
+
+# -----------------------------------------------------------------------------
+# data
+
+
+def settle(args: Options) -> None:
+    """One mode; an option of another mode would act nowhere, so it is an error."""
+    if args.multicontext:
+        if "training_mode" in args.given and args.training_mode != "multicontext":
+            raise ValueError(f"--multicontext and --training_mode={args.training_mode} contradict each other")
+        args.training_mode = "multicontext"
+    needs = {"multidataset": ("dataset_list",), "multicontext": ("multicontext_datasets",)}
+    own = {"multidataset": [f.name for f in fields(args) if f.name.startswith(("dataset_", "multidataset_"))],
+           "multicontext": ["multicontext_datasets", "vocab_sizes"]}  # fmt: skip
+    for mode, names in own.items():
+        for name in names:
+            value = getattr(args, name)
+            if args.training_mode != mode and value and value != Options.__dataclass_fields__[name].default:
+                raise ValueError(f"--{name} needs --training_mode={mode}")
+            if args.training_mode == mode and name in needs[mode] and len(value) < 2:
+                raise ValueError(f"--training_mode={mode} needs two or more data sets in --{name}, got {value}")
+    rates = args.dataset_sampling_learning_rate
+    if rates and len(rates) != len(args.dataset_list):
+        raise ValueError(f"--dataset_sampling_learning_rate must name one rate a data set: {len(rates)} for"
+                         f" {len(args.dataset_list)}")  # fmt: skip
+    if args.dataset_interleaving_shuffle and not args.dataset_interleaving:
+        raise ValueError("--dataset_interleaving_shuffle needs --dataset_interleaving")
+    if args.init_from == "gpt2":
+        args.init_from = args.gpt2_type
+    elif args.gpt2_type != "gpt2" and args.init_from not in (args.gpt2_type, "resume"):
+        raise ValueError(f"--gpt2_type={args.gpt2_type} needs --init_from=gpt2, got --init_from={args.init_from}")
+
+
+def datasets(args: Options) -> list[str]:
+    return {"single": [args.dataset], "multidataset": args.dataset_list,
+            "multicontext": args.multicontext_datasets}[args.training_mode]  # fmt: skip
+
+
+def labels(names: list[str]) -> list[str]:
+    """What logs call them: the last part of a path, where that tells them apart."""
+    short = [Path(n).name for n in names]
+    return short if len(set(short)) == len(names) else names
+
+
+def mixture(args: Options) -> Mixture:
+    n = len(args.dataset_list) if args.training_mode == "multidataset" else 1
+    return Mixture(n, args.dataset_sampling_probs, args.dataset_sampling_probs_final,
+                   args.dataset_sampling_probs_transition_method, args.dataset_interleaving,
+                   args.dataset_interleaving_shuffle, args.max_iters, args.seed)  # fmt: skip
+
+
+def vocabularies(args: Options, sets: list, known: dict | None) -> dict:
+    """vocab_size and vocab_sizes of the model: those of the data, or those of the weights that it starts from."""
+    own = args.training_mode == "multicontext" or args.multidataset_wte
+    sizes = [s.vocab_size for s in sets]
+    if args.vocab_sizes and args.vocab_sizes != sizes:
+        raise ValueError(f"--vocab_sizes are {args.vocab_sizes}, the data sets' are {sizes}")
+    limits = sizes if own else [max(sizes)] * len(sets)
+    if known:
+        theirs = known.get("vocab_sizes")
+        if bool(theirs) != own or (own and len(theirs) != len(sets)):
+            raise ValueError(f"the weights have vocabularies of {theirs or known['vocab_size']}, the data {sizes}")
+        limits = theirs if own else [known["vocab_size"]] * len(sets)
+    for data, limit in zip(sets, limits, strict=True):
+        data.vocab_size = min(data.vocab_size, limit)  # an id beyond is found when the ids are checked
+    return {"vocab_size": max(limits), "vocab_sizes": list(limits) if own else None}
+
+
+def check_streams(splits: list, names: list[str]) -> None:
+    """Aligned streams have a token for each token of the others."""
+    if len({s.n for s in splits}) > 1:
+        found = ", ".join(f"{name} {s.n:,}" for name, s in zip(names, splits, strict=True))
+        raise ValueError(f"the streams of --multicontext_datasets must be equally long, {splits[0].name} has: {found}")
+
+
+def check_tokenizers(streams: list[dict], meta: dict, where: str) -> None:
+    """Weights know ids, not words: with another tokenizer they would read nonsense."""
+
+    def digest(about: dict) -> str:
+        about = {k: v for k, v in about.items() if k != "merges" or about.get("name") != "gpt2"}
+        return f"{about['kind']}, {hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]}"
+
+    for now, then in zip(streams, meta.get("streams") or [meta], strict=False):
+        ours, theirs = now["tokenizer"], then.get("tokenizer")
+        if ours and theirs and digest(ours) != digest(theirs):
+            raise ValueError(f"the tokenizer of {now['name']} ({digest(ours)}) is not that of {where}"
+                             f" ({digest(theirs)}): prepare the data with it, or --transfer attn mlp norm")  # fmt: skip
+
+
+def prompts(args: Options, streams: list[dict], val: list, device: torch.device) -> list[tuple[torch.Tensor, list]]:
+    """What samples go on from: (ids, tokenizers), one for each data set, or one of all aligned streams.
+
+    A start text means nothing to most streams, so aligned ones start with the first token of their validation data.
+    """
+    if missing := [s["name"] for s in streams if not s["tokenizer"]]:
+        raise ValueError(f"--max_sample_tokens and the like need a tokenizer, {missing[0]} describes none")
+    tokens = [vocab.load(s["tokenizer"]) for s in streams]
+    if args.training_mode == "multicontext":
+        return [(torch.from_numpy(np.stack([v.windows(np.zeros(1))[0][:, :1] for v in val])).to(device), tokens)]
+    # escapes are decoded, other alphabets pass through
+    text = args.sample_start_tokens.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    return [(torch.tensor([t.encode(text)], device=device), [t]) for t in tokens]
+
+
+# -----------------------------------------------------------------------------
+# model
 
 
 def position(args: Options) -> str:
@@ -137,15 +285,38 @@ def position(args: Options) -> str:
     return "+".join(kinds) or "none"
 
 
-def model_config(args: Options, vocab_size: int) -> GPTConfig:
-    same = {f: getattr(args, f) for f in GPTConfig.__dataclass_fields__ if hasattr(args, f) and f != "position"}
-    return GPTConfig(vocab_size=vocab_size, position=position(args), **same)
+def adopt(args: Options, source: dict, where: str) -> None:
+    """The shape of the weights to start from becomes this run's, but for what the user gave."""
+    config, given = dict(source["config"]), set(args.given)
+    if given & {"use_rotary_embeddings", "use_abs_pos_embeddings"}:
+        given, args.position = given | {"position"}, position(args)
+    if source["kind"] != "gpt":  # an encoder: only the sizes mean the same
+        config = {k: config[k] for k in ("n_layer", "n_head", "n_embd", "mlp_size") if k in config}
+    elif config["block_size"] < args.block_size and "block_size" not in given:
+        args.block_size = config["block_size"]
+    for f in fields(GPTConfig):
+        if f.name in ("block_size", "dropout", "use_gradient_checkpointing", "vocab_size", "vocab_sizes"):
+            continue
+        theirs = config.get(f.name, f.default if source["kind"] == "gpt" else None)
+        if f.name in given:
+            ours = getattr(args, f.name)
+            if args.transfer == ["all"] and f.name in config and ours != theirs:
+                raise ValueError(f"--{f.name} is {theirs!r} in {where}, not {ours!r}: leave it out, or name the parts"
+                                 f" to take with --transfer")  # fmt: skip
+        elif f.name in config or source["kind"] == "gpt":
+            setattr(args, f.name, theirs)
 
 
-def schedule(args: Options) -> dict:
-    """What core.schedule.lr_at takes."""
+def model_config(args: Options, vocabulary: dict) -> GPTConfig:
+    same = {f.name: getattr(args, f.name) for f in fields(GPTConfig) if hasattr(args, f.name)}
+    return GPTConfig(**(same | {"position": position(args)} | vocabulary))
+
+
+def schedule(args: Options) -> list[dict]:
+    """What core.schedule.lr_at takes, one for each data set of a mixture."""
     kind = "cosine" if args.decay_lr and args.lr_scheduler == "none" else args.lr_scheduler
     total = args.max_iters if args.lr_decay_match_max_iters else args.lr_decay_iters
-    return {"kind": kind, "lr": args.learning_rate, "warmup": args.warmup_iters, "total": total,
-            "min_lr": args.min_lr, "gamma": args.exponential_gamma, "step_size": args.step_lr_size,
-            "step_gamma": args.step_lr_gamma, "decay_frac": args.wsd_decay_frac}  # fmt: skip
+    rates = args.dataset_sampling_learning_rate or [args.learning_rate] * max(1, len(args.dataset_list))
+    return [{"kind": kind, "lr": lr, "warmup": args.warmup_iters, "total": total, "min_lr": args.min_lr,
+             "gamma": args.exponential_gamma, "step_size": args.step_lr_size, "step_gamma": args.step_lr_gamma,
+             "decay_frac": args.wsd_decay_frac} for lr in rates]  # fmt: skip

@@ -295,8 +295,11 @@ def group_of(name: str) -> str:
     return "head"
 
 
-def transfer(model, weights: dict, parts: list[str], source: str) -> list[tuple[str, str, int]]:
-    """Copies the named parts (attn, mlp:0-3, ... or all); returns rows (part, taken | initialised, parameters)."""
+def transfer(model, weights: dict, parts: list[str], source: str, whole: bool = False) -> list[tuple[str, str, int]]:
+    """Copies the named parts (attn, mlp:0-3, ... or all); returns rows (part, taken | initialised, parameters).
+
+    A longer table of positions is cropped. `whole`: nothing may be missing in it, or left over.
+    """
     wanted: dict[str, tuple[int, float]] = {}
     for part in parts:
         name, _, layers = part.partition(":")
@@ -319,6 +322,8 @@ def transfer(model, weights: dict, parts: list[str], source: str) -> list[tuple[
         take = low <= layer <= high
         if take and name not in weights:
             take = False
+        if take and name.endswith("wpe.weight"):
+            weights[name] = weights[name][: len(target)]
         if take and weights[name].shape != target.shape:
             raise ValueError(f"{source}: {name} is {tuple(weights[name].shape)} there and {tuple(target.shape)} here;"
                              f" leave {group!r} out of --transfer, or make the shapes equal")  # fmt: skip
@@ -327,6 +332,12 @@ def transfer(model, weights: dict, parts: list[str], source: str) -> list[tuple[
                 target.copy_(weights[name])
         key = (group, "taken" if take else "initialised")
         table[key] = table.get(key, 0) + target.numel()
+    lacks = [n for n in model.state_dict() if n not in weights] if whole else []
+    extra = [n for n in weights if n not in model.state_dict()] if whole else []
+    if lacks or extra:
+        what = f"lacks {lacks[0]}" if lacks else f"holds {extra[0]}, for which this model has no place"
+        raise ValueError(f"{source} {what} ({len(lacks + extra)} such names): give its own model options, or --transfer"
+                         f" with the parts to take")  # fmt: skip
     if not any(done == "taken" for _, done in table):
         raise ValueError(f"{source}: none of --transfer {' '.join(parts)} is in it under our names")
     return [(group, done, count) for (group, done), count in sorted(table.items())]

@@ -248,3 +248,31 @@ def save(folder: str | Path, kind: str, config: dict, weights: Weights, **more) 
     temporary.replace(folder / "model.safetensors")
     text = json.dumps(theirs, indent=2) + "\n"
     checkpoint.replace(folder / "config.json", lambda f: f.write(text.encode()))
+
+
+def source(where: str | Path) -> dict:
+    """Weights to start from, whoever made them: {kind, config, model, meta}, in our terms.
+
+    One of our checkpoints or run folders, nanoGPT's ckpt.pt, a folder in the Hugging Face format, a name on the hub.
+    """
+    path = Path(where)
+    if path.is_dir():
+        try:
+            path = checkpoint.find(path)
+        except ValueError:
+            if not hub.is_folder(path):
+                raise
+    if path.is_file():
+        try:
+            state = checkpoint.load(path)
+        except ValueError:
+            state = checkpoint.load_data(path)
+            if not isinstance(state, dict) or "model_args" not in state:
+                raise
+            config, weights = nanogpt(state, str(where))
+            return {"kind": "gpt", "config": config, "model": weights, "meta": {}}
+        return {"kind": state["kind"], "config": state["model_config"], "model": state["model"], "meta": state["meta"]}
+    if path.suffix in (".pt", ".ckpt") or path.is_absolute():
+        raise ValueError(f"{where} does not exist: a checkpoint, a run folder or a model's name is wanted")
+    kind, config, weights = load(where)
+    return {"kind": {"gpt2": "gpt"}.get(kind, kind), "config": config, "model": weights, "meta": {}}

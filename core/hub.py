@@ -14,6 +14,11 @@ from torch import Tensor
 
 from core import checkpoint
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -109,6 +114,12 @@ def download(name: str) -> Path:
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
         raise ValueError(f"{name!r} is no local folder, and HF_HUB_OFFLINE forbids to download it")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 - one rank downloads, the others wait and find it done
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / "complete").is_file():
+            return folder
         if not fetch(base + "config.json", folder / "config.json"):
             raise ValueError(f"{name!r} is neither a local folder with a config.json nor a model on the hub")
         found = next((f for f in FILES if fetch(base + f, folder / f)), None)

@@ -170,8 +170,7 @@ class Finite:
     """
 
     def __init__(self, optimizer, device: torch.device, limit: int, total: int = 0):
-        fused = any(g.get("fused") for g in optimizer.param_groups)
-        self.lazy = device.type == "cuda" and fused
+        self.lazy = device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
         self.optimizer, self.limit = optimizer, limit
         self.total, self.row = total, 0
         self.state = torch.zeros(3, device=device)  # in a row, since the last check, last bad step

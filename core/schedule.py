@@ -37,16 +37,16 @@ def lr_at(step: int, kind: str, *, lr: float, warmup: int = 0, total: int = 1, m
     """The learning rate that step trains with. `plateau` is the factor reached so far (see Plateau)."""
     if step < warmup:
         return lr * (step + 1) / (warmup + 1)
-    after = step - warmup
+    after, min_lr = step - warmup, min(min_lr, lr)
     if kind in SHAPES:
         t = min(1.0, after / max(1, total - warmup))
         return min_lr + (lr - min_lr) * SHAPES[kind](t, decay_frac=decay_frac)
     if kind == "exponential":
-        return max(min(min_lr, lr), lr * gamma**after)
+        return max(min_lr, lr * gamma**after)
     if kind == "step":
-        return max(min(min_lr, lr), lr * step_gamma ** (after // step_size))
+        return max(min_lr, lr * step_gamma ** (after // step_size))
     if kind == "plateau":
-        return max(min(min_lr, lr), lr * plateau)
+        return max(min_lr, lr * plateau)
     if kind in ("none", "constant"):
         return lr
     raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {kind!r}")

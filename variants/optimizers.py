@@ -62,6 +62,7 @@ EXCLUDED = {
 
 OPTIMIZERS = {**dict.fromkeys(TORCH, "torch"), **dict.fromkeys(LIBRARY.split(), "pytorch_optimizer")}
 MATRICES_ONLY = ("muon", "spectralsphere")  # the rest of the model goes to AdamW
+FUSED = ("adam", "adamw", "sgd", *MATRICES_ONLY)
 TWO_RATES = (*MATRICES_ONLY, "adago", "adamuon", "muonclip", "normuon")  # learning_rate is that of the AdamW part
 
 
@@ -169,8 +170,8 @@ def build(
         wanted.pop("betas")
     if name == "sgd":
         wanted["momentum"] = momentum
-    if name in TORCH and torch.device(device).type in ("cpu", "cuda") and not extra.get("foreach"):
-        wanted["fused"] = True
+    if name in FUSED and torch.device(device).type in ("cpu", "cuda") and not extra.get("foreach"):
+        wanted["fused"] = True  # one kernel over all parameters
     options = {k: v for k, v in wanted.items() if k in accepts and v is not None}
     options |= {k: tuple(v) if isinstance(v, list) else v for k, v in extra.items()}
     if missing := [k for k, p in accepts.items() if p.default is p.empty and k not in options]:
