@@ -349,3 +349,69 @@ class MultiGPT(GPT):
 
 def build_gpt(config: GPTConfig) -> GPT:
     return MultiGPT(config) if config.vocab_sizes else GPT(config)
+
+
+# -----------------------------------------------------------------------------
+# scores
+
+
+class ScoreModel(nn.Module):
+    """One number a text, on a GPT or a Roberta: read at the last token, or at <s>, where the lengths say it is.
+
+    scores = model(tokens, lengths)  # (N,) ids of B texts one after the other, their B lengths -> (B,) float32
+
+    Weights keep the backbone's names. What a text's neighbours are, and how it is padded, changes nothing.
+    """
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        c = backbone.config
+        self.config, self.causal = c, isinstance(backbone, GPT)
+        self.transformer = backbone.transformer
+        object.__setattr__(self, "backbone", backbone)  # not registered: its weights are in transformer
+        if self.causal:
+            backbone.lm_head = None  # no vocabulary here
+            self.score = nn.Linear(c.n_embd, 1, bias=False)
+        else:
+            self.score = nn.Sequential()
+            for name, layer in [("dense", nn.Linear(c.n_embd, c.n_embd)), ("tanh", nn.Tanh())]:
+                self.score.add_module(name, layer)
+            self.score.add_module("out_proj", nn.Linear(c.n_embd, 1))
+        init_weights(self.score, c.n_layer)
+        nn.init.zeros_(self.score.weight if self.causal else self.score.out_proj.weight)  # the first score is the mean
+
+    def train(self, mode: bool = True) -> "ScoreModel":
+        self.backbone.training = mode
+        return super().train(mode)
+
+    def forward(self, tokens: Tensor, lengths: Tensor, width: int | None = None) -> Tensor:
+        """width pads each text to a fixed number of tokens, for static shapes."""
+        assert tokens.dim() == lengths.dim() == 1 and len(tokens) == int(lengths.sum()), (tokens.shape, lengths)
+        if self.causal:
+            x = self.read(tokens, lengths, width)
+        else:
+            x = self.backbone.encode(tokens, lengths, starts(lengths, tokens.device))
+        scores = self.score(x).float()
+        assert scores.shape == (len(lengths), 1), (scores.shape, len(lengths))
+        return scores.squeeze(1)
+
+    def read(self, tokens: Tensor, lengths: Tensor, width: int | None = None, cache: Cache | None = None) -> Tensor:
+        """The hidden state at each text's last token, (B, C); padding stands behind it, where no token looks."""
+        B, T = len(lengths), width or int(lengths.max())
+        lengths = lengths.cpu()
+        shift = torch.arange(B) * T - lengths.cumsum(0) + lengths
+        at = torch.arange(len(tokens)) + torch.repeat_interleave(shift, lengths)
+        idx = tokens.new_zeros(B * T)
+        idx[at.to(tokens.device)] = tokens
+        x = self.backbone.hidden(idx.view(B, T), cache)
+        return x[torch.arange(B), lengths - 1]
+
+    def answers(self, shared: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """The scores of texts that all begin with `shared` (S,); tokens and lengths are of what follows it."""
+        B, S = len(lengths), len(shared)
+        one, cache = self.backbone.new_cache(1, S), self.backbone.new_cache(B, S + int(lengths.max()))
+        self.backbone.hidden(shared[None], one)
+        for (k, v), (keys, values) in zip(one.layers, cache.layers, strict=True):
+            keys[:, :, :S], values[:, :, :S] = k, v  # (1, nh, S, hs) to each of B
+        cache.length = S
+        return self.score(self.read(tokens, lengths, cache=cache)).float().squeeze(1)

@@ -144,7 +144,7 @@ def check(path: Path, scored: bool = True, needed: tuple[str, ...] = ()) -> tupl
         raise ValueError(f"{path}: {total} of {sum(counts.values())} rows cannot be used"
                          f"{f' ({where})' if where else ''}: {'; '.join(shown)}{more}")  # fmt: skip
     for names in needed:
-        if not any(counts[s] for s in names.split("|")):
+        if not any(counts[s] for s in (counts if names == "any" else names.split("|"))):
             found = ", ".join(f"{n} {s or 'without a split'}" for s, n in counts.items()) or "none"
             raise ValueError(f"{path} has no {names.replace('|', ' or ')} rows (rows: {found})")
     return bool(pairs), counts
@@ -218,6 +218,22 @@ def prepare_train(rows: list[dict], template: Template) -> dict[str, list]:
     return out
 
 
+def tokenizer(folder: Path) -> dict:
+    """The description of the tokenizer in a Hugging Face folder, for data/vocab.py."""
+    files = {name: Path(folder) / name for name in ("tokenizer.json", "vocab.json", "merges.txt")}
+    if files["tokenizer.json"].is_file():
+        return {"kind": "tokenizers", "json": files["tokenizer.json"].read_text(encoding="utf-8-sig")}
+    if missing := [name for name in ("vocab.json", "merges.txt") if not files[name].is_file()]:
+        raise ValueError(f"{folder} holds no tokenizer: tokenizer.json, or {' and '.join(missing)}, is missing")
+    from tokenizers import AddedToken, ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer(str(files["vocab.json"]), str(files["merges.txt"]))
+    names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>")
+    special = [name for name in names if bpe.token_to_id(name) is not None]
+    bpe.add_special_tokens([AddedToken(w, special=True, normalized=False) for w in special])
+    return {"kind": "tokenizers", "json": bpe.to_str()}
+
+
 # -----------------------------------------------------------------------------
 # a split, ready to train on
 
@@ -238,19 +254,36 @@ class QA:
     def pairs(self) -> bool:
         return self.samples.shape[1] == 2
 
+    def order(self, which=slice(None)) -> np.ndarray:
+        """The texts of samples: all better ones, then all others; or, without pairs, simply all."""
+        return self.samples[which].T.ravel()
+
+    def sizes(self, which=slice(None)) -> np.ndarray:
+        """Tokens of each text of the samples, (n, 1) or (n, 2)."""
+        return np.diff(self.offsets)[self.samples[which]]
+
     def lengths(self) -> np.ndarray:
         """Tokens of each sample's longest text."""
-        return np.diff(self.offsets)[self.samples].max(1)
+        return self.sizes().max(1)
+
+    def check_ids(self, vocab_size: int, file: Path) -> None:
+        if len(self.tokens) and (high := int(self.tokens.max())) >= vocab_size:
+            text = int(np.searchsorted(self.offsets, int(self.tokens.argmax()), "right")) - 1
+            raise ValueError(f"{file}: text {text} holds the id {high}, the model's last one is {vocab_size - 1}")
 
     def texts(self, which: Iterable[int]) -> list[np.ndarray]:
         return [self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in which]
 
 
-def load(path: Path, template: Template, pairwise: bool, folder: Path, track=iter) -> dict[str, QA]:
-    """{split: QA} of a checked file, in one pass. pairwise makes pairs of scored answers to the same question.
+def head(data: QA, n: int) -> QA:
+    """The first n samples."""
+    return QA(data.tokens, data.offsets, data.labels, data.samples[:n])
 
-    folder is where the tokens' files lie; they have no name, so nothing stays behind. `track` wraps the rows to show
-    progress.
+
+def load(rows: Iterable[tuple[str, dict]], template: Template, pairwise: bool) -> dict[str, QA]:
+    """{split: QA} of the records of a checked file. pairwise makes pairs of scored answers to the same question.
+
+    The tokens' files lie in the system's temporary folder (TMPDIR); they have no name, so nothing stays behind.
     """
     parts: dict[str, dict] = {}
     waiting: dict[str, list] = {}
@@ -268,9 +301,9 @@ def load(path: Path, template: Template, pairwise: bool, folder: Path, track=ite
         part["width"] = len(ends)
         waiting[split] = []
 
-    for split, row in track(records(path)):
+    for split, row in rows:
         if split not in parts:
-            parts[split] = {"file": tempfile.TemporaryFile(dir=folder), "lengths": [], "labels": [], "questions": []}  # noqa: SIM115
+            parts[split] = {"file": tempfile.TemporaryFile(), "lengths": [], "labels": [], "questions": []}  # noqa: SIM115
             waiting[split] = []
         waiting[split].append(row)
         if pairwise:

@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,4 +98,132 @@ TRAIN = Loop(
     learnt=0.9,
 )
 
-LOOPS = [TRAIN]
+
+# -----------------------------------------------------------------------------
+# train.py's other ways
+
+
+def mixed_data(folder: Path) -> None:
+    """Two walks of the same length, of other vocabularies and other widths of their ids."""
+    import json
+
+    import numpy as np
+
+    bins_data(folder)
+    bins_data(folder, "wide", vocab=5)
+    for split in ("train", "val"):
+        path = folder / "wide" / f"{split}.bin"
+        np.fromfile(path, dtype=np.uint16).astype(np.uint32).tofile(path)
+    meta = json.loads((folder / "wide" / "meta.json").read_text())
+    (folder / "wide" / "meta.json").write_text(json.dumps(meta | {"dtype": "uint32"}))
+
+
+def mixed(data: Path, out: Path, *flags: str) -> list[str]:
+    return [*train_flags(data, out)[1:], *flags]
+
+
+MULTIDATASET = replace(
+    TRAIN,
+    name="train-multidataset",
+    data=mixed_data,
+    flags=lambda data, out: mixed(
+        data, out, "--training_mode=multidataset", f"--dataset_list={data / 'toy'} {data / 'wide'}",
+        "--dataset_sampling_probs=2 1", "--dataset_sampling_probs_final=1 2", "--multidataset_wte",
+        "--dataset_sampling_learning_rate=1e-2 5e-3", "--sampling_method=without_replacement"),
+    first_loss=None,  # of whichever data set is first
+    learnt=1.2,
+)  # fmt: skip
+
+MULTICONTEXT = replace(
+    TRAIN,
+    name="train-multicontext",
+    data=mixed_data,
+    flags=lambda data, out: mixed(data, out, "--training_mode=multicontext",
+                                  f"--multicontext_datasets={data / 'toy'} {data / 'wide'}"),
+    first_loss=2.004,  # the mean of ln 11 and ln 5
+    learnt=0.9,
+)  # fmt: skip
+
+MUON = replace(
+    TRAIN,
+    name="train-muon",
+    flags=lambda data, out: [*train_flags(data, out), "--optimizer=muon", "--lr_scheduler=wsd", "--use_qk_norm"],
+    equal=5e-3,  # its iteration runs in bfloat16: equal losses between ways to cut a batch, not equal bits
+)
+
+# -----------------------------------------------------------------------------
+# reward_train.py
+
+
+def reward_data(folder: Path) -> None:
+    """Answers of several lengths, worth 1 or -1, and a GPT on bytes to start from."""
+    import json
+
+    import numpy as np
+    import torch
+
+    from core import checkpoint
+    from model import GPT, GPTConfig
+
+    g = np.random.default_rng(0)
+    rows = [{"Question": "Is it " + "so " * int(g.integers(1, 4)) + "good?", "Answer": ("no", "yes")[i % 2],
+             "Score": (-1, 1)[i % 2]} for i in range(60)]  # fmt: skip
+    (folder / "qa.json").write_text(json.dumps({"train": rows[:48], "test": rows[48:]}))
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=64, vocab_size=256))
+    state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=None, loop={}, seed=0,
+                            step=0, best=None, options={}, meta={"tokenizer": {"kind": "byte"}})  # fmt: skip
+    checkpoint.save(folder / "gpt.pt", state)
+
+
+def reward_flags(data: Path, out: Path) -> list[str]:
+    return [f"--data.data_dir={data / 'qa.json'}", f"--model_name={data / 'gpt.pt'}",
+            f"--trainer.checkpoint.dirpath={out}", "--data.max_length=64", "--trainer.params.precision=32",
+            "--trainer.params.accelerator=cpu", "--trainer.params.log_every_n_steps=1",
+            "--model_params.learning_rate=1e-2", "--model_params.warmup_steps_per_cent=0.1"]  # fmt: skip
+
+
+def reward_batch(micro: int, acc: int, ranks: int) -> list[str]:
+    return [f"--data.batch_size={micro}", f"--trainer.params.accumulate_grad_batches={acc}"]
+
+
+REWARD = Loop(
+    name="reward",
+    module="reward_train",
+    data=reward_data,
+    flags=reward_flags,
+    steps=lambda n: [f"--trainer.params.max_steps={n}", "--trainer.params.val_check_interval=3",
+                     "--trainer.checkpoint.every_n_train_steps=3"],
+    batch=reward_batch,
+    resume=lambda out: ["--init_from=resume"],
+    seed=lambda n: [f"--seed={n}"],
+    last=lambda out: out / "ckpt.pt",
+    first_loss=1.0,  # the variance of standardised scores
+    learns=["--trainer.params.max_steps=80", "--data.batch_size=16", "--trainer.params.max_epochs=30"],
+    learnt=0.1,
+    config_flags=("--config", "--config_file"),
+)  # fmt: skip
+
+# -----------------------------------------------------------------------------
+# procedural_pretraining/cli.py
+
+PROCEDURAL = Loop(
+    name="procedural_pretraining",
+    module="procedural_pretraining.cli",
+    data=lambda folder: None,
+    # the curriculum grows at every evaluation, so that the contract sees its state
+    flags=lambda data, out: [f"--save_dir={out}", "--task=reverse", "--seq_length=8", "--vocab_size=6", "--dropout=0",
+                             "--use_curriculum", "--curriculum_mastery_threshold=0", "--gpt2_size=2_2_16",
+                             "--dtype=float32", "--lr=1e-2", "--warmup_steps=2", "--log_interval=1",
+                             "--eval_samples=8", "--device=cpu"],  # fmt: skip
+    steps=lambda n: [f"--max_steps={n}", "--save_every_steps=3"],
+    batch=lambda micro, acc, ranks: [f"--batch_size={micro}", f"--gradient_accumulation_steps={acc}"],
+    resume=lambda out: ["--resume", f"--save_dir={out}"],
+    seed=lambda n: [f"--seed={n}"],
+    last=lambda out: out / "ckpt.pt",
+    first_loss=2.079,  # ln 8: five values, the pop of stack, SEP and PAD
+    learns=["--max_steps=150", "--save_every_steps=150", "--batch_size=32", "--no-use_curriculum", "--seq_length=3"],
+    learnt=0.7,
+)
+
+LOOPS = [TRAIN, MULTIDATASET, MULTICONTEXT, MUON, REWARD, PROCEDURAL]

@@ -41,7 +41,7 @@ def test_json_jsonl_and_folder_hold_the_same(tmp_path):
     write(folder / "train.json", parts["train"])
     write(folder / "val.json", {"val": parts["val"]})
     write(folder / "test.jsonl", parts["test"])
-    loaded = [qa.load(p, template(), False, tmp_path) for p in (one, lines, folder)]
+    loaded = [qa.load(qa.records(p), template(), False) for p in (one, lines, folder)]
     for other in loaded[1:]:
         assert set(other) == {"train", "val", "test"}
         for split in other:
@@ -158,7 +158,7 @@ def test_jsonl_is_read_in_bounded_memory(tmp_path):
             f.write(json.dumps(row("q", text, i)) + "\n")
     tracemalloc.start()
     qa.check(file)
-    loaded = qa.load(file, template(max_length=4096), False, tmp_path)["train"]
+    loaded = qa.load(qa.records(file), template(max_length=4096), False)["train"]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(loaded) == 8000 and loaded.tokens.nbytes > 60e6
@@ -239,10 +239,10 @@ def test_prepare_train_gives_the_documented_columns():
 
 def test_scored_answers_to_one_question_become_ranked_pairs(tmp_path):
     rows = [row("p", "a", 1), row("q", "b", 5), row("p", "c", 3), row("p", "d", 3), row("q", "e", 2), row("r", "f", 9)]
-    made = qa.load(write(tmp_path / "qa.json", {"train": rows}), template(), True, tmp_path)["train"]
+    made = qa.load(qa.records(write(tmp_path / "qa.json", {"train": rows})), template(), True)["train"]
     assert made.pairs and sorted(map(tuple, made.samples)) == [(1, 4), (2, 0), (3, 0)]  # equal scores are no pair
     pair = {"Question": "q", "Accepted_Answer": "good", "Answer": "bad", "Accepted_Score": 2, "Score": 1}
-    made = qa.load(write(tmp_path / "p.json", {"train": [pair, pair]}), template(), True, tmp_path)["train"]
+    made = qa.load(qa.records(write(tmp_path / "p.json", {"train": [pair, pair]})), template(), True)["train"]
     assert made.samples.tolist() == [[0, 1], [2, 3]] and made.labels.tolist() == [2, 1, 2, 1]
     assert [bytes(t.tolist())[-6:] for t in made.texts([0, 1])] == [b" good\0", b": bad\0"]
 

@@ -1,0 +1,651 @@
+"""Trains a model that scores answers: regression on scores, or pairwise on which of two answers was preferred.
+
+    python data/qa_toy/prepare.py                                       a toy set, and a tiny model to start from
+    python reward_train.py --config configs/reward/small_cpu.yaml       train on it
+    python reward_train.py --config configs/reward/small_cpu.yaml --init_from=resume
+    python reward_train.py --config configs/reward/trainer_config.yaml --data.batch_size 8
+    torchrun --nproc_per_node=2 reward_train.py --config configs/reward/small_cpu.yaml
+    python reward_train.py --config configs/reward/small_cpu.yaml --score answers.json --out scores.csv
+
+    score = reward_train.load("ckpt"); score("What is 2 + 2?", "4")     in Python
+"""
+
+import functools
+import math
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from core import checkpoint, config, dist, hf, hub, optim, rng, run
+from core.config import Count, Fraction, NonNegative, Positive, option
+from core.progress import duration, progress
+from core.schedule import lr_at
+from core.scores import draw, pearson, predict, spearman, write_csv
+from core.tracker import Tracker, peak_memory
+from data import qa, vocab
+from model import GPT, GPTConfig, ScoreModel
+
+try:
+    from model import Roberta, RobertaConfig
+except ImportError:
+    Roberta = RobertaConfig = None
+
+METRICS = ("val_loss", "val_accuracy", "val_mse", "val_mae", "val_spearman", "val_pearson", "train_loss")
+
+
+@dataclass
+class Data:
+    batch_size: Count = 16  # samples a micro-step and device
+    data_dir: str = "data/qa.json"  # a JSON or JSONL file, or a folder with train, val and test files
+    max_length: Count = 1024  # tokens of question and answer
+    max_prompt_length: Count = 512  # tokens of the question, where truncate_promt
+    on_tpu: bool = False  # pad each text to max_length: static shapes
+    truncate_promt: bool = option(True, alias=("truncate_prompt",))  # cut the question, not the answer
+
+
+@dataclass
+class ModelParams:
+    adam_betas: list[float] = option([0.9, 0.99])  # of AdamW
+    do_compute_metrics: bool = True  # false: val_loss only
+    learning_rate: Positive = 2e-5  # the highest; linear warmup, linear decay to 0
+    use_cache: bool = False  # scoring reuses a question's keys and values over its answers
+    warmup_steps_per_cent: Fraction = 0.01  # share of all steps, 0..1
+    weight_decay: NonNegative = 0.001  # of matrices; norms and biases do not decay
+    do_freeze: bool | None = None  # None: where a freeze_* is on
+    freeze_emb: bool = False  # embeddings
+    freeze_ln: bool = False  # norms
+    freeze_attn: bool = False  # attention
+    freeze_ff: bool = False  # feed-forward layers
+    freeze_other: bool = False  # what is none of these; the score head always trains
+    layers_not_to_freeze: list[int] = field(default_factory=list)  # layers that train all the same; -1 is the last
+    mae_loss: bool = False  # absolute error instead of squared
+    loss: Literal["auto", "mse", "mae", "pairwise"] = "auto"  # auto: by the rows; pairwise ranks scored answers, too
+    margin: NonNegative = 0.0  # pairwise: share of the difference in score (in standard deviations) to win by
+    center: NonNegative = 0.0  # pairwise: weight of (r_j + r_k)^2, which keeps scores around 0 (2312.09244)
+    dropout: Fraction = 0.0  # in the backbone
+
+
+@dataclass
+class Checkpoint:
+    dirpath: str = "ckpt"  # run folder
+    every_n_train_steps: Count = 1000  # optimizer steps
+    log_obg: str = option("val_loss", choices=METRICS, alias=("monitor", "log_obj"))  # what best.pt is chosen by
+    mode: Literal["min", "max"] = "min"
+
+
+@dataclass
+class Params:
+    accelerator: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    accumulate_grad_batches: Count = 1  # micro-steps a step
+    gradient_clip_val: NonNegative | None = 1.0  # norm; 0: no clipping
+    log_every_n_steps: Count = 20  # optimizer steps
+    max_epochs: Count = 20
+    max_steps: Count | None = None  # optimizer steps, if that is sooner
+    max_bad_steps: Count = 10  # steps in a row that are not finite before the run ends
+    num_sanity_val_steps: str = "2"  # batches evaluated before training; -1: all; 0.5: half of them
+    overfit_batches: str = "0"  # train and evaluate on the first so many batches; 0.1: a tenth of the rows
+    precision: str = option("auto", choices=("auto", "16", "bf16", "32", "16-mixed", "bf16-mixed"))
+    strategy: Literal["ddp", "auto"] = "ddp"  # one process unless torchrun starts more
+    val_check_interval: str = "1.0"  # batches between evaluations; 0.25: a quarter of an epoch
+
+
+@dataclass
+class Trainer:
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    ckpt_path: str | None = None  # a checkpoint to go on from
+    params: Params = field(default_factory=Params)
+
+
+@dataclass
+class WandbArgs:
+    group: str | None = None
+    job_type: str | None = None
+    name: str | None = None
+    project_name: str | None = None
+
+
+@dataclass
+class Wandb:
+    api: str = option("", secret=True)  # key; "text" or empty: from the environment
+    args: WandbArgs = field(default_factory=WandbArgs)
+    project_name: str | None = None
+
+
+@dataclass
+class Options:
+    # run
+    model_name: str = "gpt2"  # a folder in HF format (gpt2, roberta), one of our checkpoints, or a hub name
+    seed: int = 42  # for all that is drawn at random
+    init_from: str = ""  # resume: go on in trainer.checkpoint.dirpath; a checkpoint: take --transfer from it
+    transfer: list[str] = option(["all"])  # parts to take: embed attn mlp norm head all, with layers as in attn:0-3
+    score: str = ""  # score this file with the best checkpoint instead of training
+    out: str = "scores.csv"  # where the scores go
+    timeout: Positive = 120  # seconds a rank waits for another
+    data: Data = field(default_factory=Data)
+    model_params: ModelParams = field(default_factory=ModelParams)
+    trainer: Trainer = field(default_factory=Trainer)
+    wandb: Wandb = field(default_factory=Wandb)
+
+
+FIXED = ("model_name", "seed", "data.data_dir", "data.max_length", "data.max_prompt_length", "data.truncate_promt",
+         *(f"model_params.{n}" for n in ModelParams.__dataclass_fields__ if "freeze" in n or "loss" in n),
+         "trainer.params.overfit_batches")  # fmt: skip
+FREE = ("init_from", "transfer", "score", "out", "timeout", "trainer.checkpoint.dirpath", "trainer.ckpt_path",
+        "trainer.params.accelerator", "trainer.params.strategy")  # fmt: skip
+
+
+def some(text: str, name: str, whole: int) -> int:
+    """A number of batches: "435", or "0.25", which is a share of `whole`."""
+    try:
+        value = float(text) if "." in text or "e" in text else int(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a number of batches, or a share between 0. and 1., got {text!r}") from None
+    if isinstance(value, float) and not 0 <= value <= 1 or value < -1:
+        raise ValueError(f"{name} must be a number of batches, or a share between 0. and 1., got {text!r}")
+    return whole if value == -1 else int(value * whole) if isinstance(value, float) else value
+
+
+# -----------------------------------------------------------------------------
+# the model
+
+
+def build(kind: str, cfg: dict, dropout: float, source: str) -> ScoreModel:
+    """An untrained backbone and its score head; the backbone's own dropout gives way to ours."""
+    if kind in ("gpt", "gpt2") and not cfg.get("vocab_sizes"):
+        return ScoreModel(GPT(GPTConfig(**{**cfg, "dropout": dropout})))
+    if kind == "roberta":
+        return ScoreModel(Roberta(RobertaConfig(**{**cfg, "hidden_dropout": dropout, "attn_dropout": dropout})))
+    raise ValueError(f"model_name {source} is a {kind!r}: a score head goes on gpt (train.py, GPT-2) and on roberta"
+                     " (pretrain.py, RoBERTa)")  # fmt: skip
+
+
+def open_model(name: str, dropout: float) -> tuple[ScoreModel, dict]:
+    """A pretrained backbone with a score head, the head's weights where they come along, and the tokenizer."""
+    if Path(name).suffix in (".pt", ".ckpt") or Path(name).exists() and not hub.is_folder(name):
+        state = checkpoint.load(checkpoint.find(name))
+        cfg, weights, tokenizer = dict(state["model_config"]), state["model"], state["meta"].get("tokenizer")
+        kind = cfg.pop("backbone", state["kind"])
+        if not tokenizer:
+            raise ValueError(f"model_name {name}: this checkpoint holds no tokenizer to encode texts with")
+    else:
+        folder = Path(name) if hub.is_folder(name) else hub.download(name)
+        kind, cfg, weights = hf.load(folder)
+        tokenizer = qa.tokenizer(folder)
+        weights = {re.sub(r"^classifier\.", "score.", k): w for k, w in weights.items()}
+    model = build(kind, cfg, dropout, name)
+    ours = model.state_dict()
+    scored = all(k in weights and weights[k].shape == w.shape for k, w in ours.items() if k.startswith("score."))
+    taken = {k: weights.get(k) for k in ours if scored or not k.startswith("score.")}
+    if wrong := [k for k, w in taken.items() if w is None or w.shape != ours[k].shape]:
+        raise ValueError(f"model_name {name}: the weights do not fit the config, beginning with {wrong[0]}")
+    model.load_state_dict({**ours, **taken})
+    return model, tokenizer
+
+
+def reopen(state: dict, source: Path, dropout: float = 0.0) -> ScoreModel:
+    """The model of a checkpoint of this script."""
+    if state["kind"] != "reward":
+        raise ValueError(f"{source} is a {state['kind']!r}, no reward model; --model_name {source} trains one from it")
+    cfg = dict(state["model_config"])
+    model = build(cfg.pop("backbone"), cfg, dropout, str(source))
+    model.load_state_dict(state["model"])
+    return model
+
+
+def make_template(description: dict, model: ScoreModel, args: Data) -> qa.Template:
+    """Questions and answers as tokens; a tokenizer that has no end of text gets one behind its own tokens."""
+    tokenizer, start = vocab.load(description), []
+    if not model.causal:
+        ids = [tokenizer.tokenizer.token_to_id(name) for name in ("<s>", "[CLS]")]
+        start = [i for i in ids if i is not None][:1]
+        if not start:
+            raise ValueError("an encoder's tokenizer must know <s> or [CLS], where the score is read")
+    wte, n, end = model.transformer.wte, tokenizer.vocab_size, tokenizer.eot
+    if end is None:
+        end, n = n, n + 1
+        if len(wte.weight) == end:
+            row = torch.empty(1, wte.embedding_dim).normal_(std=0.02)
+            wte.weight = torch.nn.Parameter(torch.cat((wte.weight.detach(), row)))
+            wte.num_embeddings = model.config.vocab_size = n
+    if n > len(wte.weight):
+        raise ValueError(f"the tokenizer has {n} tokens and the model {len(wte.weight)}: they do not belong together")
+    limit = min(args.max_length, model.config.block_size)
+    return qa.Template(lambda text: tokenizer.ids(text).tolist(), start, [end], limit, args.max_prompt_length,
+                       args.truncate_promt)  # fmt: skip
+
+
+def freeze(model: ScoreModel, p: ModelParams) -> list[str]:
+    """Freezes by kind of weight, but for the layers that are to train; returns the table of what trains."""
+    names = {"embed": "emb", "norm": "ln", "attn": "attn", "mlp": "ff"}
+    last = len(model.transformer.h) - 1
+    spared = {i + last + 1 if i < 0 else i for i in p.layers_not_to_freeze}
+    on = any(getattr(p, f"freeze_{n}") for n in (*names.values(), "other")) if p.do_freeze is None else p.do_freeze
+    table = {n: [0, 0] for n in (*names.values(), "other", "score head")}
+    for name, w in model.named_parameters():
+        part = "score head" if name.startswith("score.") else names.get(checkpoint.group_of(name), "other")
+        layer = re.match(r"transformer\.h\.(\d+)\.", name)
+        if on and part != "score head" and getattr(p, f"freeze_{part}") and not (layer and int(layer[1]) in spared):
+            w.requires_grad = False
+        table[part][not w.requires_grad] += w.numel()
+    rows = [f"{n:<12}{a:>14,}{b:>14,}" for n, (a, b) in table.items() if a + b]
+    if beyond := sorted(i for i in spared if not 0 <= i <= last):
+        rows.append(f"layers_not_to_freeze: {beyond} is not among this model's layers, 0 to {last}")
+    return [f"{'part':<12}{'trains':>14}{'frozen':>14}", *rows]
+
+
+# -----------------------------------------------------------------------------
+# loss and metrics
+
+
+def losses(p: ModelParams, kind: str, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """One a sample; pairs come as all better texts, then all others. Labels are in standard deviations."""
+    assert scores.shape == labels.shape and scores.dim() == 1, (scores.shape, labels.shape)
+    if kind == "pairwise":
+        (j, k), (y_j, y_k) = scores.chunk(2), labels.chunk(2)
+        gap = p.margin * (y_j - y_k) if p.margin else 0.0
+        return -F.logsigmoid(j - k - gap) + p.center * (j + k).square()
+    return (scores - labels).abs() if kind == "mae" else (scores - labels).square()
+
+
+def measure(p: ModelParams, kind: str, scores: np.ndarray, data: qa.QA, mean: float, std: float) -> dict[str, float]:
+    """What is logged of an evaluation; scores are the model's own, of all of data's texts."""
+    texts = data.order()
+    labels = torch.from_numpy((data.labels[texts] - mean) / std)
+    out = {"val_loss": losses(p, kind, torch.from_numpy(scores[texts]), labels).mean().item()}
+    if not p.do_compute_metrics:
+        return out
+    texts = np.unique(texts)
+    label, score = data.labels[texts], scores[texts]
+    if kind == "pairwise":
+        j, k = scores[data.samples].T
+        out["val_accuracy"] = float((j > k).mean())
+    else:
+        score = score * std + mean
+        out["val_accuracy"] = float(((score >= 0) == (label >= 0)).mean())
+        out["val_mse"] = float(np.square(score - label).mean())
+        out["val_mae"] = float(np.abs(score - label).mean())
+    if np.isfinite(label).all():
+        out["val_spearman"], out["val_pearson"] = spearman(score, label), pearson(score, label)
+    return out
+
+
+# -----------------------------------------------------------------------------
+# scoring
+
+
+class Scorer:
+    """score(question, answer) in the label's scale: the same alone, in any batch, at any padding."""
+
+    def __init__(self, path: str | Path, device: str = "auto", dtype: str = "float32", use_cache: bool = False):
+        self.path, self.use_cache = checkpoint.find(path), use_cache
+        state = checkpoint.load(self.path)
+        self.device, self.meta = dist.pick_device(device, 0), state["meta"]
+        model = reopen(state, self.path)
+        self.template = make_template(self.meta["tokenizer"], model, Data(**self.meta["template"]))
+        self.model = model.to(self.device).eval()
+        self.dtype, self.precision = dist.precision(dtype, self.device)
+
+    def many(self, rows: list[tuple[str, str]], batch: int = 16) -> np.ndarray:
+        texts = [self.template(question, answer) for question, answer in rows]
+        with dist.autocast(self.device, self.dtype):
+            scores = predict(self.model, texts, batch, self.device, self.use_cache and self.model.causal)
+        return scores * self.meta["std"] + self.meta["mean"]
+
+    def __call__(self, question: str, answer: str) -> float:
+        return float(self.many([(question, answer)])[0])
+
+
+load = Scorer
+
+
+def score_file(args: Options, device: str, dtype: str) -> None:
+    """--score: a CSV row for each answer of the file, in its order."""
+    pairs, counts = qa.check(Path(args.score), scored=False, needed=("any",))
+    total = sum(counts.values()) * (2 if pairs else 1)
+    best = args.trainer.ckpt_path or args.trainer.checkpoint.dirpath
+    score = Scorer(best, device, dtype, args.model_params.use_cache)
+    print(f"scoring {total:,} answers with {score.path} on {score.device}, {score.precision}")
+    if score.use_cache and not score.model.causal:
+        print("use_cache: an encoder reads question and answer together, there is nothing to reuse")
+
+    def answers():
+        for _, row in qa.records(Path(args.score)):
+            if pairs:
+                yield row["Question"], row["Accepted_Answer"], row.get("Accepted_Score")
+            yield row["Question"], row["Answer"], row.get("Score")
+
+    def lines(rows: list[tuple]) -> list[tuple]:
+        found = score.many([row[:2] for row in rows], args.data.batch_size).tolist()
+        return [(*row, s, "" if row[2] is None else (s - row[2]) ** 2) for row, s in zip(rows, found, strict=True)]
+
+    with open(score.path, "rb") as f:
+        f.seek(-32, 2)
+        digest = f.read().hex()  # every checkpoint ends with its SHA-256
+    about = {"checkpoint": digest, "file": args.score, "answers": total, "precision": score.precision}
+    header = ["question", "answer", "target_score", "pred_score", "mse"]
+    n = write_csv(Path(args.out), header, progress(answers(), "scoring", total, "answers"), lines, about,
+                  32 * args.data.batch_size)  # fmt: skip
+    print(f"{args.out}: {n:,} scores; {score.template.report()}")
+
+
+# -----------------------------------------------------------------------------
+# training
+
+
+def machine(t: Params) -> tuple[str, str, str]:
+    """(device, dtype, note) of accelerator and precision."""
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if t.accelerator == "tpu" or t.accelerator == "gpu" and not gpu:
+        raise ValueError(f"trainer.params.accelerator {t.accelerator} is not there: use {'gpu, ' * gpu}cpu or auto")
+    device = "cpu" if t.accelerator == "cpu" or not gpu else "cuda" if torch.cuda.is_available() else "mps"
+    number = t.precision.removesuffix("-mixed")
+    if device == "cpu" and number == "16":
+        return device, "auto", f"precision {t.precision} is auto on a CPU, where float16 is very slow: "
+    return device, {"16": "float16", "bf16": "bfloat16", "32": "float32"}.get(number, number), ""
+
+
+def main(args: Options) -> None:
+    started = time.time()
+    device, dtype, note = machine(args.trainer.params)
+    d = dist.init(device, timeout=args.timeout)
+    say = print if d.main else lambda *a: None
+    if args.score:
+        if d.world > 1:
+            raise ValueError("--score runs in one process: start it with python, not with torchrun")
+        return score_file(args, device, dtype)
+
+    # -----------------------------------------------------------------------------
+    # run directory
+
+    folder = run.claim(args.trainer.checkpoint.dirpath, d.main)
+    resuming, stored, inside = args.init_from == "resume" or args.trainer.ckpt_path is not None, None, True
+    if resuming:
+        source = Path(args.trainer.ckpt_path or folder.path)
+        stored, path = checkpoint.newest(source) if source.is_dir() else (checkpoint.load(source), source)
+        inside = path.resolve().is_relative_to(folder.path.resolve())  # else it goes on in a folder of its own
+        then = config.from_dict(Options, stored["options"], str(path))
+        args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE)
+        before, now = (o.data.batch_size * o.trainer.params.accumulate_grad_batches for o in (then, args))
+        if now != before:
+            raise ValueError(f"data.batch_size x trainer.params.accumulate_grad_batches is {before} in the run to"
+                             f" resume and cannot become {now}")  # fmt: skip
+        say(f"resuming {path} at step {stored['step']}")
+        for name, (old, new) in changes.items():
+            say(f"  {name}: {old} -> {new}")
+    p, t, keep = args.model_params, args.trainer.params, args.trainer.checkpoint
+
+    # -----------------------------------------------------------------------------
+    # model: before the data, as it brings the tokenizer
+
+    rng.seed_torch(args.seed, "init")
+    if resuming:
+        model, description = reopen(stored, path, p.dropout), stored["meta"]["tokenizer"]
+    else:
+        model, description = open_model(args.model_name, p.dropout)
+    template = make_template(description, model, args.data)
+    if args.init_from and not resuming:
+        weights = checkpoint.load(checkpoint.find(args.init_from))["model"]
+        for part, done, count in checkpoint.transfer(model, weights, args.transfer, args.init_from):
+            say(f"  {part:<6}{done:<12}{count:>13,} parameters")
+    table = freeze(model, p)
+    model.to(d.device)
+    dtype, precision = dist.precision(dtype, d.device)
+    autocast = dist.autocast(d.device, dtype)
+    scaler = torch.amp.GradScaler(d.device.type, enabled=dtype == torch.float16)
+    net = model
+    if d.world > 1:  # without find_unused_parameters buckets are rebuilt, and a resumed run sums in another order
+        ids = [d.device.index] if d.device.type == "cuda" else None
+        net = DistributedDataParallel(net, device_ids=ids, find_unused_parameters=True)
+
+    # -----------------------------------------------------------------------------
+    # data
+
+    file = Path(args.data.data_dir)
+    two = qa.check(file, needed=("train", "val|test"))[0]
+    kind = p.loss if p.loss != "auto" else "pairwise" if two else "mae" if p.mae_loss else "mse"
+    if two and kind != "pairwise":
+        raise ValueError(f"model_params.loss {kind} needs an answer and a score a row, {file} holds pairs of answers")
+    rows = qa.records(file)
+    splits = qa.load(progress(rows, "tokenizing", unit="rows") if d.main else rows, template, kind == "pairwise")
+    train, val = splits["train"], splits.get("val") or splits["test"]
+    B = stored["loop"]["batch"] if resuming else args.data.batch_size * t.accumulate_grad_batches * d.world
+    micro_steps, micro_batch = dist.split(B, args.data.batch_size, d.world)
+    overfit = some(t.overfit_batches, "trainer.params.overfit_batches", -(-len(train) // (micro_batch * d.world)))
+    if overfit:
+        train = val = qa.head(train, overfit * micro_batch * d.world)
+    for name, split in (("training", train), ("evaluation", val)):
+        if not len(split):
+            raise ValueError(f"{file} has no two answers to one {name} question that differ in score: nothing to rank")
+        split.check_ids(model.config.vocab_size, file)
+    known = train.labels[np.isfinite(train.labels)]
+    mean, std = (float(known.mean()), float(known.std()) or 1.0) if len(known) else (0.0, 1.0)
+    if p.margin and (kind != "pairwise" or not len(known)):
+        raise ValueError("model_params.margin needs pairs with scores: Accepted_Score and Score, or scored answers")
+    lengths = train.lengths()
+
+    @functools.lru_cache(1)
+    def epoch(number: int) -> list[np.ndarray]:
+        return qa.epoch(lengths, B, args.seed, "train", number)
+
+    def forward(texts: np.ndarray, split: qa.QA, through) -> torch.Tensor:
+        """Scores (n,) of texts, each padded as little as its neighbours allow."""
+        found = split.texts(texts)
+        tokens = torch.from_numpy(np.concatenate(found).astype(np.int64)).to(d.device, non_blocking=True)
+        width = template.max_length if args.data.on_tpu else None
+        with autocast:
+            return through(tokens, torch.tensor([len(f) for f in found]), width)
+
+    # -----------------------------------------------------------------------------
+    # optimizer
+
+    groups = optim.groups(model, p.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=p.learning_rate, betas=tuple(p.adam_betas), fused=optim.fused(d.device))
+    epoch_steps = -(-len(train) // B)
+    last_step = min(t.max_epochs * epoch_steps, t.max_steps or sys.maxsize)
+    warmup = round(p.warmup_steps_per_cent * last_step)
+    every = some(t.val_check_interval, "trainer.params.val_check_interval", epoch_steps * micro_steps)
+    eval_steps = max(1, -(-every // micro_steps))
+
+    # -----------------------------------------------------------------------------
+    # resume
+
+    first_step, best = 0, None
+    loop = {"eval": None, "resumes": [], "bad_steps": 0, "scaler": None, "batch": B, "train": [0.0, 0]}
+    if resuming:
+        first_step, best = stored["step"], stored["best"]
+        loop.update(stored["loop"])
+        loop["resumes"] = [*loop["resumes"], first_step]
+        optim.load(optimizer, stored["optimizer"])
+        if loop["scaler"]:
+            scaler.load_state_dict(loop["scaler"])
+        if first_step >= last_step:
+            say(f"this run is finished at step {first_step}; --trainer.params.max_epochs above that goes on")
+    finite = run.Finite(optimizer, d.device, t.max_bad_steps, loop["bad_steps"])
+    since = [torch.tensor(loop["train"][0] * d.main, device=d.device, dtype=torch.float64), loop["train"][1]]
+    stored = weights = None  # a copy of the model that nobody needs any more
+
+    # -----------------------------------------------------------------------------
+    # evaluation, saving
+
+    @torch.no_grad()
+    def evaluate(split: qa.QA, limit: int | None = None) -> np.ndarray | None:
+        """The model's scores of a split's texts, the longest first; None where a signal came in between."""
+        model.eval()
+        texts = np.unique(split.samples)
+        texts = texts[np.argsort(-np.diff(split.offsets)[texts], kind="stable")]
+        batches = [texts[i : i + args.data.batch_size] for i in range(0, len(texts), args.data.batch_size)][:limit]
+        mine = []
+        for i in progress(range(0, len(batches), d.world), "evaluating") if d.main else range(0, len(batches), d.world):
+            for batch in batches[i + d.rank : i + d.rank + 1]:
+                mine.append((batch, forward(batch, split, model).double().cpu().numpy()))
+            if folder.stopping():
+                return None
+        scores = np.full(len(split.labels), np.nan)
+        for batch, found in (pair for part in dist.gather(mine) for pair in part):
+            scores[batch] = found
+        model.train()
+        return scores
+
+    def save(step: int, *also: str, background: bool = True) -> None:
+        loop["train"] = [dist.sums([since[0].item()])[0], since[1]]
+        if not d.main:
+            return
+        loop.update(bad_steps=finite.total, scaler=scaler.state_dict())
+        cfg = {"backbone": "gpt" if model.causal else "roberta", **vars(model.config)}
+        state = checkpoint.pack(kind="reward", model=model, model_config=cfg, optimizer=optimizer, loop=loop, meta=meta,
+                                seed=args.seed, step=step, best=best, options=config.to_dict(args))  # fmt: skip
+        also = [folder.path / name for name in also]
+        checkpoint.save(folder.path / "ckpt.pt", state, also=also, background=background)
+
+    # -----------------------------------------------------------------------------
+    # start
+
+    scale = (0.0, 1.0) if kind == "pairwise" else (mean, std)  # what a pair ranks has no unit
+    sizes = {name: getattr(args.data, name) for name in ("max_length", "max_prompt_length", "truncate_promt")}
+    meta = {"tokenizer": description, "mean": scale[0], "std": scale[1], "loss": kind, "template": sizes}
+    metrics = [*measure(p, kind, np.zeros(len(val.labels)), val, mean, std), "train_loss"]
+    if keep.log_obg not in metrics:
+        raise ValueError(f"trainer.checkpoint.log_obg {keep.log_obg} is not measured here, only {', '.join(metrics)}")
+    folder.begin(holds="aside", resume=resuming and inside)
+    if d.main:
+        config.save(args, folder.path / "config.yaml")
+    w = args.wandb
+    project, key = w.project_name or w.args.project_name, "" if w.api == "text" else w.api
+    about = {"key": key, "project": project, "name": w.args.name, "group": w.args.group, "job_type": w.args.job_type}
+    track = Tracker(folder.path, d.main, last_step, first_step, resumes=loop["resumes"], options=config.to_dict(args),
+                    wandb=about if project or key else None)  # fmt: skip
+    c, count = model.config, sum(x.numel() for x in model.parameters())
+    track.say(f"model      {args.model_name}: {count / 1e6:.2f} M parameters, {c.n_layer} layers x {c.n_embd},"
+              f" score at {'the last token' if model.causal else '<s>'}, loss {kind}")  # fmt: skip
+    for line in table:
+        track.say(f"           {line}")
+    track.say(f"data       {file}: {len(train):,} + {len(val):,} {'pairs' if kind == 'pairwise' else 'rows'}, scores"
+              f" {mean:.3g} +- {std:.3g}; {template.report()} at {template.max_length} tokens")  # fmt: skip
+    if template.max_length < args.data.max_length:
+        track.say(f"           max_length {args.data.max_length} is more than the model's {c.block_size} positions")
+    track.say(f"batch      {B} samples a step, {d.world} rank(s) x {micro_steps} micro-step(s), strategy {t.strategy};"
+              f" {epoch_steps} steps an epoch")  # fmt: skip
+    track.say(f"machine    {d.device}, {note}{precision}, {torch.get_num_threads()} threads")
+    track.say(f"run        {folder.path}, steps {first_step} to {last_step}, ready after {time.time() - started:.1f} s")
+    sanity = some(t.num_sanity_val_steps, "trainer.params.num_sanity_val_steps", -(-len(val) // args.data.batch_size))
+    if first_step == 0 and sanity and evaluate(val, sanity) is not None:
+        track.say(f"sanity     {sanity} evaluation batch(es) passed")
+    track.clock(first_step)
+
+    scores, tokens = None, 0
+    for step in range(first_step, last_step + 1):
+        # -----------------------------------------------------------------------------
+        # learning rate
+
+        lr = lr_at(step, "linear", lr=p.learning_rate, warmup=warmup, total=last_step)
+        optim.set_lr(optimizer, lr)
+
+        # -----------------------------------------------------------------------------
+        # evaluate, save; once more after the last step
+
+        folder.step = step
+        last = step == last_step
+        evaluating, better = step and step % eval_steps == 0 or last, False
+        if evaluating:
+            done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
+            scores = None if done else evaluate(val)
+            if scores is None and not done:
+                save(step)
+                checkpoint.wait()
+                return folder.finish(run.STOPPED)
+            found = loop["eval"]["losses"] if done else measure(p, kind, scores, val, mean, std)
+            if not done:
+                if since[1]:
+                    found = {"train_loss": dist.sums([since[0].item()])[0] / since[1], **found}
+                value = found.get(keep.log_obg, math.nan)
+                sign = -1 if keep.mode == "max" else 1
+                better = math.isfinite(value) and (best is None or sign * value < sign * best)
+                best = value if better else best
+                since = [torch.zeros_like(since[0]), 0]
+                loop["eval"] = {"step": step, "losses": found}
+            track.eval(step, found, "best" if better else "", quiet=bool(done))
+        if last or better or step > first_step and step % keep.every_n_train_steps == 0:
+            save(step, *["best.pt"] * better, background=not last)
+        if last:
+            break
+        if evaluating:
+            track.clock(step)
+            tokens = 0
+
+        # -----------------------------------------------------------------------------
+        # micro-steps
+
+        batch = epoch(step // epoch_steps)[step % epoch_steps]  # of all ranks; the last of an epoch may be smaller
+        loss_sum = torch.zeros((), device=d.device)
+        for micro in range(micro_steps):
+            i = (micro * d.world + d.rank) * micro_batch
+            mine = batch[i : i + micro_batch]
+            n = len(mine)
+            fill = micro_batch - n if args.data.on_tpu else n == 0  # samples that count for nothing
+            mine = np.concatenate([mine, np.repeat(batch[:1], fill)])
+            texts = train.order(mine)
+            rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
+            if d.world > 1:
+                net.require_backward_grad_sync = micro == micro_steps - 1
+            y = torch.from_numpy((train.labels[texts] - mean) / std).float().to(d.device)
+            each = losses(p, kind, forward(texts, train, net), y)
+            loss = each[:n].sum() * d.world / len(batch)  # DDP averages over ranks; len(batch) counts all of theirs
+            scaler.scale(loss).backward()
+            loss_sum += loss.detach()
+        tokens += int(train.sizes(batch).sum())
+
+        # -----------------------------------------------------------------------------
+        # clip, step
+
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), t.gradient_clip_val or float("inf"))
+        if finite.ok(norm, step, f"samples {batch[:4].tolist()} ..., seed {args.seed}"):
+            scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        since = [since[0] + loss_sum / d.world, since[1] + 1]
+
+        # -----------------------------------------------------------------------------
+        # log
+
+        if step % t.log_every_n_steps == 0 or step == last_step - 1:
+            loss = dist.sums([loss_sum.item()])[0] / d.world
+            finite.check(f"data {file}")
+            track.train(step, {"loss": loss, "lr": lr, "norm": norm.item()}, tokens / (step + 1 - track.at))
+            tokens = 0
+        folder.step = step + 1
+        if folder.stopping():
+            save(step + 1)
+            checkpoint.wait()
+            track.close()
+            return folder.finish(run.STOPPED)
+
+    checkpoint.wait()
+    track.close()
+    if d.main and scores is not None:
+        if kind == "pairwise":
+            j, k = scores[val.samples].T
+            draw(folder.path / "scores.png", k, j, "score of the other answer", "score of the accepted answer")
+        else:
+            i = val.order()
+            draw(folder.path / "scores.png", val.labels[i], scores[i] * std + mean, "target score", "predicted score")
+    track.say(f"done in {duration(time.time() - started)}: "
+              + ", ".join(f"{k} {v:.4f}" for k, v in loop["eval"]["losses"].items())
+              + f"; best {keep.log_obg} {math.nan if best is None else best:.4f};"
+              f" peak memory {peak_memory(d.device) / 2**20:,.0f} MiB")  # fmt: skip
+    track.say(f"next: python reward_train.py --config {folder.path / 'config.yaml'} --score FILE.json --out scores.csv")
+    folder.finish()
+    return None
+
+
+if __name__ == "__main__":
+    with run.guard():
+        main(config.parse(Options, sys.argv[1:], doc=__doc__, config_flags=("--config", "--config_file")))
