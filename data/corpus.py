@@ -1,0 +1,355 @@
+"""Text to token files: one stream of documents, cut once into train and val, in bounded memory, on all cores.
+
+    prepare(["book.txt", "web/"], "data/mine", "gpt2")
+
+Plain files, JSONL (.jsonl, .ndjson, .json) and Parquet. The last part of the input, by size, is validation: a plain
+file is cut at a character, the others at a row, so nothing is in both. Workers get pieces that end where a tokenizer
+would have ended a word anyway, and their ids are written in order: any number of processes gives the same files.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import functools
+import glob
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from core import exits
+from core.progress import progress
+from data import bins, examples, vocab
+
+PIECE = 1 << 18  # bytes of text a task
+SMALL = 1 << 23  # bytes: below, starting processes costs more than it saves
+BOM = b"\xef\xbb\xbf"
+LINES = (".jsonl", ".ndjson", ".json")
+
+
+@dataclass(frozen=True)
+class Piece:
+    split: str
+    path: Path
+    at: int  # byte of the file where it starts
+    content: bytes | list[str]  # of a file, or rows of a Parquet
+    ends: bool  # a document ends with it and another follows
+    size: float  # bytes of input that it stands for
+
+
+# -----------------------------------------------------------------------------
+# reading
+
+
+def files(inputs: Iterable[str | Path], out: Path) -> list[Path]:
+    """Files in the order given; those of a folder in the order of a hash of their names, so that its end is like its
+    beginning. What an earlier run wrote to `out` is not input."""
+    found: dict[Path, Path] = {}
+    own = {(out / name).resolve() for name in ("train.bin", "val.bin", "meta.json", "meta.pkl", "prepare.py")}
+    for item in inputs:
+        path = Path(item)
+        if path.is_dir():
+            new = [p for p in shuffled(path) if p.resolve() not in own]
+        else:
+            new = [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(str(item), recursive=True))]
+            new = [p for p in new if p.is_file()]
+        if not new:
+            raise ValueError(f"--input {item}: no such file, or a folder without files")
+        for p in new:
+            found.setdefault(p.resolve(), p)  # the same file twice would be train and validation
+    return [p for p in found.values() if p.stat().st_size]
+
+
+def shuffled(folder: Path, suffix: str = "") -> list[Path]:
+    """Its files that are not hidden, nor in a hidden folder, in the order of a hash of their names."""
+    names = [p.relative_to(folder) for p in folder.rglob("*" + suffix) if p.is_file()]
+    names = [name for name in names if not any(part.startswith((".", "__pycache__")) for part in name.parts)]
+    return [folder / name for name in sorted(names, key=lambda name: hashlib.sha256(name.as_posix().encode()).digest())]
+
+
+def pieces(paths: list[Path], val_fraction: float, column: str) -> Iterator[Piece]:
+    sizes = [p.stat().st_size for p in paths]
+    left = int(sum(sizes) * (1 - val_fraction))  # bytes of train that are still to come
+    for path, size in zip(paths, sizes, strict=True):
+        read = rows if is_parquet(path) else lines if path.suffix in LINES else text
+        yield from read(path, size, min(left, size), path != paths[-1], column)
+        left = max(0, left - size)
+
+
+def is_parquet(path: Path) -> bool:
+    with open(path, "rb") as f:  # the hub's cache has files without a suffix
+        return path.suffix == ".parquet" or f.read(4) == b"PAR1"
+
+
+def text(path: Path, size: int, cut: int, more: bool, column: str) -> Iterator[Piece]:
+    """A plain file is one document."""
+    with open(path, "rb") as f:
+        at = len(BOM) if f.read(3) == BOM else 0
+        if at < cut < size:
+            f.seek(cut - 1)
+            before, *around = f.read(5)
+            while around and (around[0] & 0xC0 == 0x80 or (before, around[0]) == (13, 10)):  # in a character or \r\n
+                before, *around = around
+                cut += 1
+        f.seek(at)
+        for split, stop in (("train", cut), ("val", size)):
+            rest = b""
+            while at + len(rest) < stop:
+                block = rest + f.read(min(PIECE, stop - at - len(rest)))
+                if len(block) == len(rest):
+                    raise ValueError(f"{path} became shorter while it was read")
+                n = len(block) if at + len(block) == stop else word_end(block)
+                yield Piece(split, path, at, block[:n], more and at + n == size, n)
+                at, rest = at + n, block[n:]
+
+
+def word_end(block: bytes) -> int:
+    """The last place to cut that no byte-level BPE would notice: behind a line that another follows at once, else
+    before a single space, else anywhere between two characters."""
+    for mark, behind in ((b"\n", 1), (b" ", 0)):
+        p = len(block)
+        for _ in range(1000):
+            p = block.rfind(mark, 0, p)
+            if p <= 0:
+                break
+            before = block[max(0, p - 5) : p].decode("utf-8", "ignore").removesuffix("\r" * behind)
+            after = block[p + 1 : p + 5].decode("utf-8", "ignore")
+            if before and after and not before[-1].isspace() and not after[0].isspace():
+                return p + behind
+    n = len(block) - 1  # the last character may be incomplete
+    while n > 0 and (block[n] & 0xC0 == 0x80 or block[n - 1 : n] == b"\r"):
+        n -= 1
+    return n or len(block)
+
+
+def lines(path: Path, size: int, cut: int, more: bool, column: str) -> Iterator[Piece]:
+    """JSONL: a row is a document; the row in which the cut falls is validation."""
+    with open(path, "rb") as f:
+        at = len(BOM) if f.read(3) == BOM else 0
+        cut = line_start(f, cut) if cut < size else size
+        f.seek(at)
+        for split, stop in (("train", cut), ("val", size)):
+            while at < stop:
+                block = f.read(min(PIECE, stop - at))
+                block += f.readline() if at + len(block) < stop else b""
+                yield Piece(split, path, at, block, True, len(block))
+                at += len(block)
+
+
+def line_start(f, at: int) -> int:
+    while at > 0:
+        low = max(0, at - PIECE)
+        f.seek(low)
+        found = f.read(at - low).rfind(b"\n")
+        if found >= 0:
+            return low + found + 1
+        at = low
+    return 0
+
+
+def rows(path: Path, size: int, cut: int, more: bool, column: str) -> Iterator[Piece]:
+    """Parquet: as JSONL, with a share of the rows in place of bytes."""
+    total = examples.open_parquet(path).metadata.num_rows
+    first_val = total * cut // size
+    held, chars, done = [], 0, 0
+    for row, text in enumerate(examples.parquet_rows(path, column)):
+        if held and (chars >= PIECE or row == first_val):
+            yield Piece("train" if done < first_val else "val", path, done, held, True, len(held) / total * size)
+            held, chars, done = [], 0, row
+        held.append(text)
+        chars += len(text)
+    if held:
+        yield Piece("train" if done < first_val else "val", path, done, held, True, len(held) / total * size)
+
+
+def download(url: str, path: Path, sha256: str) -> None:
+    """A file that is small enough to hold, checked, or one line on what to do without a network."""
+    instead = f"put the file at {path} yourself, or give --input FILE"
+    try:
+        with urllib.request.urlopen(url, timeout=20) as response:
+            content = response.read()
+    except OSError as e:
+        raise ValueError(f"cannot download {url} ({getattr(e, 'reason', e)}): {instead}") from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{url} is not the file it was ({len(content):,} bytes): {instead}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+# -----------------------------------------------------------------------------
+# pieces to ids
+
+
+def documents(piece: Piece, column: str) -> list[str]:
+    if isinstance(piece.content, list):
+        return [t for t in piece.content if t]
+    if piece.path.suffix in LINES:  # "\\ud83d" alone is legal JSON and no text
+        found = examples.json_lines(piece.content, piece.path, piece.at, column)
+        return [t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in found if t]
+    return [examples.decode(piece.content, piece.path, piece.at).replace("\r\n", "\n")]
+
+
+def joined(piece: Piece, column: str) -> str:
+    """Documents for tokenizers without an end-of-text token: each begins on a line of its own."""
+    texts = documents(piece, column)
+    return "".join(t if t.endswith("\n") or not piece.ends else t + "\n" for t in texts)
+
+
+@functools.lru_cache
+def load(description: str):
+    """Once a process; a forked worker has it from its parent, with what it makes at its first use."""
+    tokenizer = vocab.load(json.loads(description))
+    tokenizer.ids("")
+    return tokenizer
+
+
+class Encode:
+    """A piece's ids, by each of several tokenizers: {name: (description, function of the text or None)}."""
+
+    def __init__(self, outputs: dict[str, tuple[dict, Callable | None]], column: str):
+        self.outputs, self.column = outputs, column
+
+    def start(self) -> None:
+        self.tokenizers = {name: (load(json.dumps(about)), view) for name, (about, view) in self.outputs.items()}
+
+    def __call__(self, piece: Piece) -> dict[str, np.ndarray]:
+        return {name: self.ids(piece, *how) for name, how in self.tokenizers.items()}
+
+    def ids(self, piece: Piece, tokenizer, view) -> np.ndarray:
+        if tokenizer.eot is None:
+            text = joined(piece, self.column)
+            out = tokenizer.ids(view(text) if view else text)
+        else:
+            parts = []
+            for text in documents(piece, self.column):
+                parts += [tokenizer.ids(text), np.array([tokenizer.eot] * piece.ends, dtype=np.uint32)]
+            out = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)
+        return out.astype(bins.DTYPES[bins.dtype_for(tokenizer.vocab_size)])  # ids are below vocab_size: half the way
+
+
+class Alphabet:
+    """The characters of a piece, by code point."""
+
+    def __init__(self, column: str):
+        self.column = column
+
+    def start(self) -> None:
+        pass
+
+    def __call__(self, piece: Piece) -> np.ndarray:
+        codes = np.frombuffer(joined(piece, self.column).encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        return np.flatnonzero(np.bincount(codes)) if codes.size else codes
+
+
+# -----------------------------------------------------------------------------
+# on all cores
+
+job: Callable  # what this process does to a piece
+
+
+def begin(new_job: Callable) -> None:
+    global job
+    job = new_job
+    if multiprocessing.parent_process():
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and says what there is to say
+        threading.Thread(target=follow_parent, daemon=True).start()
+    job.start()
+
+
+def follow_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def work(piece: Piece):
+    try:
+        return job(piece)
+    except ValueError as e:
+        if exits.ours(e):
+            return str(e)  # as text: what a future raises again looks like a bug
+        raise
+
+
+def spread(new_job: Callable, tasks: Iterator[Piece], processes: int) -> Iterator[tuple[Piece, object]]:
+    """(piece, result) in the order of the pieces; at most a few pieces a process are in memory."""
+    if processes == 1:
+        begin(new_job)
+        yield from ((piece, good(work(piece))) for piece in tasks)
+        return
+    waiting: collections.deque = collections.deque()
+    with concurrent.futures.ProcessPoolExecutor(processes, initializer=begin, initargs=(new_job,)) as pool:
+        try:
+            for piece in tasks:
+                waiting.append((piece, pool.submit(work, piece)))
+                if len(waiting) > 3 * processes:
+                    piece, result = waiting.popleft()
+                    yield piece, good(result.result())
+            while waiting:
+                piece, result = waiting.popleft()
+                yield piece, good(result.result())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def good(result):
+    if isinstance(result, str):
+        raise ValueError(result)
+    return result
+
+
+# -----------------------------------------------------------------------------
+# the whole way
+
+
+def prepare(inputs, out, tokenizer: str, *, column="", val_fraction=0.1, processes=0, views=None) -> None:
+    """Writes the data set `out`. With views, {suffix: None, or (alphabet, function of the text)}, one aligned data set
+    each: a function gives a character of its alphabet for each of the text's."""
+    if not inputs:
+        raise ValueError("--input is missing: text files, .jsonl, .parquet, or folders of them")
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"--val_fraction must lie between 0 and 1, got {val_fraction}")
+    paths = files(inputs, Path(out))
+    total = sum(p.stat().st_size for p in paths)
+    if not total:
+        raise ValueError(f"--input {' '.join(map(str, inputs))}: nothing but empty files")
+    have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = processes or (1 if total < SMALL else have)
+
+    def run(new_job: Callable, what: str):
+        results = spread(new_job, pieces(paths, val_fraction, column), processes)
+        return progress(results, what, total / 1e6, "MB", lambda result: result[0].size / 1e6)
+
+    if tokenizer == "char":
+        seen = np.zeros(0x110000, dtype=bool)
+        for _, codes in run(Alphabet(column), "reading the alphabet"):
+            seen[codes] = True
+        about = {"kind": "char", "chars": [chr(c) for c in np.flatnonzero(seen)]}
+    else:
+        about = vocab.find(tokenizer)
+
+    with contextlib.ExitStack() as stack:
+        outputs, writers = {}, {}
+        for suffix, view in (views or {"": None}).items():
+            outputs[suffix] = (about, None) if view is None else ({"kind": "char", "chars": list(view[0])}, view[1])
+            size = load(json.dumps(outputs[suffix][0])).vocab_size
+            writers[suffix] = stack.enter_context(bins.Writer(f"{out}{suffix}", size, outputs[suffix][0]))
+        for piece, ids in run(Encode(outputs, column), "tokenizing"):
+            for suffix, writer in writers.items():
+                writer.add(piece.split, ids[suffix])
+    for writer in writers.values():
+        count, name = writer.meta["count"], writer.folder
+        print(f"{name}: {count['train']:,} train and {count['val']:,} val tokens, vocabulary {writer.vocab_size:,}")
+    if not views:
+        inside = writer.folder.resolve().parent == Path("data").resolve()
+        print(f"next: python train.py --dataset={writer.folder.name if inside else writer.folder.resolve()}")
