@@ -26,8 +26,8 @@ def progress(
         if now - shown >= (0.2 if tty else 10):
             shown, wrote = now, True
             rate = max(done, 1e-9) / (now - start)
-            rest = f"/{total:,.0f} | eta {duration(max(0, total - done) / rate)}" if total else ""
-            line = f"{what}: {done:,.0f}{rest}{' ' + unit if unit else ''} | {rate:,.1f}{' ' + unit if unit else ''}/s"
+            of, eta = (f"/{total:,.0f}", f" | eta {duration(max(0, total - done) / rate)}") if total else ("", "")
+            line = f"{what}: {done:,.0f}{of} {unit} | {rate:,.1f} {unit}/s{eta}".replace("  ", " ").replace(" /s", "/s")
             print(f"\r{line:<78}" if tty else line, end="" if tty else "\n", file=sys.stderr, flush=True)
     if wrote and tty:
         print(file=sys.stderr)
