@@ -169,6 +169,8 @@ def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
         choices, hint = inner, type(inner[0])
     if value is None:
         raise wrong("given, not null")
+    if origin is list and inner == (Path,):  # names of files may hold spaces and commas
+        return [Path(v) for v in (value if isinstance(value, list | tuple) else [value])]
     if hint is list or origin is list:
         if not isinstance(value, list | tuple):
             value = str(value).strip("[]() ").replace(",", " ").split()
