@@ -1,0 +1,51 @@
+"""How good a classifier is, and its confusion matrix as a picture."""
+
+from pathlib import Path
+
+import numpy as np
+
+from core import checkpoint
+from core.scores import ranks
+
+
+def auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """The chance that a positive scores above a negative, ties half; NaN where there is only one kind."""
+    p = int(positive.sum())
+    n = len(positive) - p
+    return float((ranks(scores)[positive].sum() - p * (p - 1) / 2) / (p * n)) if p and n else float("nan")
+
+
+def confusion_of(predicted: np.ndarray, labels: np.ndarray, n: int) -> np.ndarray:
+    """(n, n) counts, a row a label, a column a prediction."""
+    return np.bincount(labels * n + predicted, minlength=n * n).reshape(n, n)
+
+
+def accuracy(confusion: np.ndarray) -> float:
+    return float(confusion.diagonal().sum() / confusion.sum())
+
+
+def macro_f1(confusion: np.ndarray) -> float:
+    """The mean F1 of the labels that occur or are predicted."""
+    hits, seen = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
+    return float((2 * hits[seen > 0] / seen[seen > 0]).mean())
+
+
+def draw_confusion(path: Path, confusion: np.ndarray, names: list[str], title: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    n = len(names)
+    size = min(12.0, 3 + 0.5 * n)
+    fig, ax = plt.subplots(figsize=(size + 0.8, size), dpi=110)
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.ndindex(n, n) if n <= 25 else []:
+        ax.text(j, i, str(confusion[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+    ax.set_xticks(range(n), names, rotation=45, ha="right")
+    ax.set_yticks(range(n), names)
+    ax.set(xlabel="predicted", ylabel="is", title=title)
+    fig.tight_layout()
+    checkpoint.replace(path, lambda f: fig.savefig(f, format="png"))
+    plt.close(fig)

@@ -1,0 +1,36 @@
+"""core/metrics.py against scikit-learn."""
+
+import numpy as np
+import pytest
+
+from core import metrics
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_accuracy_f1_and_confusion_are_sklearns(n):
+    sk = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(n)
+    labels, predicted = rng.integers(0, n, 200), rng.integers(0, n, 200)
+    confusion = metrics.confusion_of(predicted, labels, n)
+    assert (confusion == sk.confusion_matrix(labels, predicted)).all()
+    assert metrics.accuracy(confusion) == pytest.approx(sk.accuracy_score(labels, predicted))
+    assert metrics.macro_f1(confusion) == pytest.approx(sk.f1_score(labels, predicted, average="macro"))
+
+
+def test_auc_is_sklearns_ties_and_all():
+    sk = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(1)
+    labels, scores = rng.integers(0, 2, 300), rng.integers(0, 20, 300) / 10
+    assert metrics.auc(scores, labels == 1) == pytest.approx(sk.roc_auc_score(labels, scores))
+    assert metrics.auc(labels.astype(float), labels == 1) == 1.0
+    assert np.isnan(metrics.auc(scores, np.ones(300, bool)))
+
+
+def test_a_label_that_never_occurs_is_left_out_of_f1():
+    confusion = metrics.confusion_of(np.array([0, 1, 1]), np.array([0, 1, 1]), 3)
+    assert metrics.macro_f1(confusion) == 1.0
+
+
+def test_the_confusion_matrix_is_a_picture(tmp_path):
+    metrics.draw_confusion(tmp_path / "c.png", np.array([[3, 1], [0, 2]]), ["no", "yes"], "test")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
