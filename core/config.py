@@ -223,7 +223,7 @@ def scalar(text: str) -> Any:
 
 
 class Loader(yaml.SafeLoader):
-    """SafeLoader without YAML 1.1's traps: 1e-4 is a number, 12:30, 010 and no are text, a key stands once."""
+    """SafeLoader without YAML 1.1's traps: 1e-4 is a number, 12:30, 010, 4_4_256 and no are text, a key stands once."""
 
     yaml_implicit_resolvers = {}
 
@@ -239,8 +239,8 @@ class Loader(yaml.SafeLoader):
 for kind, pattern, first in [
     ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
     ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
-    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
-    ("float", r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
     ("merge", r"<<", ["<"]),
 ]:
     # a number with leading zeros (0010) is an identifier somebody chose, so the float pattern must not take it
