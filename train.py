@@ -180,15 +180,15 @@ def main(args: Options) -> None:
         model.train()
         return out
 
-    def save(step: int, *also: str, background: bool = True) -> None:
-        if not d.main or args.never_save_checkpoint:
+    def save(step: int, *also: str, background: bool = True, stopped: bool = False) -> None:
+        if not d.main or args.never_save_checkpoint and not stopped:
             return
         loop.update(bad_steps=finite.total, plateau=plateau.state, scaler=scaler.state_dict())
         state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=optimizer,
                                 loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
                                 meta=meta)  # fmt: skip
-        names = [folder.path / name for name in also]
-        checkpoint.save(folder.path / "ckpt.pt", state, also=names, background=background)
+        also = [folder.path / name for name in also]
+        checkpoint.save(folder.path / "ckpt.pt", state, also=also, background=background)
 
     def sample() -> None:
         for k, (x, tokens) in enumerate(prompts):
@@ -241,8 +241,7 @@ def main(args: Options) -> None:
             done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
             losses = loop["eval"]["losses"] if done else evaluate()
             if losses is None:
-                save(step)
-                checkpoint.wait()
+                save(step, background=False, stopped=True)
                 return folder.finish(run.STOPPED)
             val = losses["val loss"]
             better = not done and val < (float("inf") if best is None else best)  # never so for NaN
@@ -302,8 +301,7 @@ def main(args: Options) -> None:
             track.train(step, values, B * T)
         folder.step = step + 1
         if folder.stopping():
-            save(step + 1)
-            checkpoint.wait()
+            save(step + 1, background=False, stopped=True)
             track.close()
             return folder.finish(run.STOPPED)
 
