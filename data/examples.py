@@ -121,7 +121,7 @@ def open_parquet(path: Path):
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path, buffer_size=1 << 20)  # else a row group's whole column comes at once
+        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)  # else a row group comes at once
     except pa.ArrowInvalid as e:
         raise ValueError(f"{path}: {e}") from None
 
@@ -227,12 +227,13 @@ def describe(path: str | Path) -> dict:
     return {"kind": "tokenizers", "json": text}
 
 
-def load_tokenizer(path: str | Path):
+def load_tokenizer(path: str | Path | dict):
+    """From a file, or from its description."""
     from tokenizers import Tokenizer
 
-    path = tokenizer_file(path)
+    about, path = (path, "the tokenizer") if isinstance(path, dict) else (None, tokenizer_file(path))
     try:
-        tokenizer = from_words(path) if path.suffix == ".txt" else Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str((about or describe(path))["json"])
     except Exception as e:  # the library raises plain Exception
         raise ValueError(f"{path} is not a tokenizer: {e}") from None
     tokenizer.no_truncation()

@@ -1,0 +1,110 @@
+"""Experiment folders: names, and config.yaml files changed line by line, so that their comments stay."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from core import config
+
+TEMPLATES = Path(__file__).parent / "config_templates"
+
+
+def existing(kind: str) -> list[str]:
+    return sorted(p.parent.name for p in Path("experiments", kind).glob("*/config.yaml"))
+
+
+def place(kind: str, name: str) -> Path:
+    """experiments/KIND/NAME below the current directory, and nowhere else."""
+    path = Path("experiments", kind, config.safe_name(name, f"the name of a {kind} experiment"))
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link: an experiment is a folder of its own in {path.parent}")
+    return path
+
+
+def find(kind: str, name: str) -> Path:
+    """The folder of an experiment that exists."""
+    path = place(kind, name)
+    if not (path / "config.yaml").is_file():
+        there = existing(kind)
+        known = f"there are {', '.join(there)}" if there else f"{path.parent} holds none"
+        raise ValueError(f"no {kind} experiment is called {name!r}: {known}{config.nearest(name, there)}")
+    return path
+
+
+def create(kind: str, name: str, text: str) -> Path:
+    """A new experiment folder with its config.yaml; one that is there is left alone."""
+    path = place(kind, name)
+    if path.exists():
+        raise ValueError(f"{path} exists already: choose another name, or edit its config.yaml")
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(text, encoding="utf-8")
+    return path
+
+
+# -----------------------------------------------------------------------------
+# YAML as text
+
+
+def load(text: str) -> dict:
+    return yaml.load(text, Loader=config.Loader) or {}
+
+
+def lines_of(text: str) -> dict[str, int]:
+    """{dotted key: its line} of a config in block style."""
+    found, path = {}, []
+    for i, line in enumerate(text.splitlines()):
+        if m := re.match(r"( *)(\w+):(\s|$)", line):
+            path = [(depth, key) for depth, key in path if depth < len(m[1])] + [(len(m[1]), m[2])]
+            found[".".join(key for _, key in path)] = i
+    return found
+
+
+def fill(text: str, values: dict) -> str:
+    """The same text with other values, by dotted key."""
+    data, lines, at = load(text), text.splitlines(), lines_of(text)
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        inner = data
+        for section in sections:
+            if not isinstance(inner.get(section), dict):
+                inner[section] = {}
+            inner = inner[section]
+        inner[last] = value
+        if key in at:
+            before, comment = re.match(r"(\s*\w+:).*?(\s+#.*)?$", lines[at[key]]).groups()
+            written = yaml.safe_dump(value, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
+            lines[at[key]] = f"{before} {written}{comment or ''}"
+    return checked("\n".join(lines) + "\n", data)
+
+
+def section(text: str, name: str) -> tuple[int, int]:
+    """First line and end of a top-level section."""
+    lines, start = text.splitlines(), lines_of(text)[name]
+    inside = (i for i in range(start + 1, len(lines)) if lines[i].strip() and not lines[i].startswith(" "))
+    end = next(inside, len(lines))
+    while not lines[end - 1].strip():
+        end -= 1
+    return start, end
+
+
+def graft(text: str, other: str, names: tuple[str, ...]) -> str:
+    """The same text with these sections as they stand in another one."""
+    data, donor = load(text), load(other)
+    for name in names:
+        data[name] = donor.get(name, {})
+        if name in donor and name in lines_of(other):
+            (a, b), (c, d) = section(text, name), section(other, name)
+            lines = text.splitlines()
+            text = "\n".join(lines[:a] + other.splitlines()[c:d] + lines[b:]) + "\n"
+    return checked(text, data)
+
+
+def checked(text: str, data: dict) -> str:
+    """The edited text where it says what it should; else (flow style, a key left out) the data written anew."""
+    try:
+        if load(text) == data:
+            return text
+    except yaml.YAMLError:
+        pass
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,214 @@
+"""Experiments in the terms of pretrain.py and finetune.py: one table, and no loop of its own."""
+
+import importlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from core import config
+from experiments import folders
+from experiments.sections import KINDS
+
+SCRIPTS = {"pretraining": "pretrain", "finetuning": "finetune"}
+
+# a key of config.yaml, then the option of pretrain.py and that of finetune.py. model.x is a field of the encoder's
+# config. A dash: the key is read by the functions below, or changes nothing (how an evaluation is shuffled)
+TABLE = """
+experiment.seed                                     seed                    seed
+logging.use_wandb                                   no_wandb                wandb_log
+logging.wandb.entity                                wandb_entity            wandb_entity
+logging.wandb.project                               project_name            wandb_project
+logging.wandb.run_name                              run_name                wandb_run_name
+logging.log_eval_metrics                            log_eval                log_eval
+logging.log_metrics_csv                             csv_log                 csv_log
+logging.log_gpu_memory                              log_memory              log_memory
+logging.csv_train_metrics_path                      train_csv               train_csv
+logging.csv_eval_metrics_path                       eval_csv                eval_csv
+tokenizer.vocab_dir                                 tokenizer               tokenizer
+tokenizer.max_length                                max_size                max_length
+architecture.embedding_dim                          hidden_size             model.n_embd
+architecture.num_layers                             hidden_depth            model.n_layer
+architecture.mlp_size                               intermed_size           model.mlp_size
+architecture.mlp_dropout                            hidden_prob             model.hidden_dropout
+architecture.embedding_dropout                      model.embedding_dropout model.embedding_dropout
+architecture.pos_encoding                           pos_embed               model.position
+architecture.rope.rope_base                         model.rope_base         model.rope_base
+architecture.rope.rope_scale                        model.rope_scale        model.rope_scale
+architecture.attention.attention_embedding_dim      model.attn_size         model.attn_size
+architecture.attention.num_heads                    attention_heads         model.n_head
+architecture.attention.projection_bias              model.attn_bias         model.attn_bias
+architecture.attention.attn_out_dropout             model.attn_out_dropout  model.attn_out_dropout
+architecture.attention.attn_dropout                 att_prob                model.attn_dropout
+architecture.attention.kind                         model.attention         model.attention
+mlm_head.tie_mlm_weights                            model.tie               -
+mlm_head.mask_p                                     mask_p                  -
+mlm_head.mask_token_p                               mask_token_p            -
+mlm_head.random_token_p                             random_token_p          -
+classification_head.num_labels                      -                       num_labels
+classification_head.classifier_dropout              -                       classifier_dropout
+classification_head.pooling                         -                       pooling
+classification_head.pooler_type                     -                       pooler_type
+training.batch_size                                 per_device              batch_size
+training.epochs                                     epochs                  epochs
+training.learning_rate                              lr                      learning_rate
+training.head_lr_mult                               -                       head_lr_mult
+training.backbone_lr_mult                           -                       backbone_lr_mult
+training.warmup_ratio                               warmup_ratio            warmup_ratio
+training.min_lr_ratio                               min_lr_ratio            min_lr_ratio
+training.weight_decay                               decay                   weight_decay
+training.max_grad_norm                              grad_clip               grad_clip
+training.grad_accum_steps                           grad_acc                gradient_accumulation_steps
+training.use_amp                                    dtype                   dtype
+training.device                                     device                  device
+training.freeze                                     -                       freeze
+training.freeze_epochs                              -                       freeze_epochs
+training.freeze_n_layers                            -                       freeze_n_layers
+training.freeze_embeddings                          -                       freeze_embeddings
+training.resume.strict                              strict                  -
+data.train.dataset_path                             train                   train
+data.train.shuffle                                  shuffle                 shuffle
+data.val.dataset_path                               eval                    val
+data.test.dataset_path                              test                    test
+"""
+ROWS = {key: dict(zip(SCRIPTS, names, strict=True)) for key, *names in map(str.split, TABLE.strip().splitlines())}
+VALUES = {  # what is said otherwise there
+    "training.use_amp": {True: "auto", False: "float32"},
+    "training.device": {"gpu": "cuda"},
+    "architecture.attention.kind": {"mha": "exact"},
+    "architecture.pos_encoding": {"learned": "absolute"},
+}
+
+
+def read(data: dict, kind: str, source: str):
+    """A config as an instance of experiments/sections.py, every key and type checked."""
+    return config.from_dict(KINDS[kind], data, source)
+
+
+def settings(pairs: list[str], kind: str) -> dict:
+    """--set training.epochs=5 ... -> {key: value}"""
+    known, out = config.specs(KINDS[kind]), {}
+    for pair in pairs:
+        key, eq, value = pair.partition("=")
+        if not eq:
+            raise ValueError(f"--set takes section.key=value, got {pair!r}")
+        if key not in known:
+            raise ValueError(f"--set {key}: no such key{config.nearest(key, known)}")
+        out[key] = config.scalar(value)
+    return out
+
+
+# -----------------------------------------------------------------------------
+# config.yaml -> options
+
+
+def below(key: str, value: str) -> str:
+    """A place for results stays in the experiment's folder."""
+    if Path(value).is_absolute() or ".." in Path(value).parts:
+        raise ValueError(f"{key} must lie below output_dir, got {value!r}")
+    return value
+
+
+def options(exp, kind: str, folder: Path) -> dict:
+    """What the script's options get, {option: value}; model.* collected in one."""
+    out: dict = {"model": {}}
+    for key in config.specs(type(exp)):
+        name = ROWS.get(key, {}).get(kind, "-")
+        if name != "-":
+            value = config.get(exp, key)
+            value = VALUES.get(key, {}).get(value, value)
+            value = below(key, value) if name.endswith("_csv") else value
+            (out["model"] if name.startswith("model.") else out)[name.removeprefix("model.")] = value
+
+    attention = exp.architecture.attention
+    if attention.kind == "mha":
+        out["model"]["attention"] = "exact" if attention.mha.use_native_sdpa else "plain"
+    elif attention.kind == "favor" and attention.attn_dropout:
+        raise ValueError("architecture.attention.attn_dropout must be 0 with kind favor, which has no weights to drop")
+    else:
+        out["model"]["attention_args"] = config.to_dict(getattr(attention, attention.kind))
+    out["model"]["block_size"] = exp.tokenizer.max_length
+
+    e, wrapper = exp.experiment, exp.tokenizer.wrapper_path
+    if wrapper not in (None, "", "data.vocab", "data/vocab.py"):
+        raise ValueError(f"tokenizer.wrapper_path {wrapper!r}: code that a config names is not executed; leave it empty"
+                         " and name a tokenizer.json or vocab.txt in tokenizer.vocab_dir")  # fmt: skip
+    for key, value, right in (("name", e.name, folder.name), ("kind", e.kind, kind)):
+        if value not in (None, right):
+            raise ValueError(f"experiment.{key} is {value!r}, but this is the {kind} experiment {folder.name!r}")
+    for key in ("tokenizer.vocab_dir", "data.train.dataset_path", "data.val.dataset_path"):
+        if config.get(exp, key) is None and not (kind == "finetuning" and key == "tokenizer.vocab_dir"):
+            raise ValueError(f"{key} is missing")
+    results = {"out_dir": e.output_dir or str(folder), "ckpt": "checkpoints/model.ckpt",
+               "best": "checkpoints/best-model.ckpt", "resolved": "config.resolved.yaml"}  # fmt: skip
+    out = {k: v for k, v in out.items() if v is not None} | results
+    return out | (pretraining if kind == "pretraining" else finetuning)(exp, folder)
+
+
+def finetuning(exp, folder: Path) -> dict:
+    p = exp.pretrained_experiment
+    if p.checkpoint is None:
+        return {"init_from": "scratch"}
+    if not (p.path or p.name):
+        raise ValueError("pretrained_experiment.name is missing (checkpoint null: no pretraining)")
+    parent = Path(p.path) if p.path else folders.find("pretraining", p.name)
+    if not (parent / p.checkpoint).is_file():
+        raise ValueError(f"pretrained_experiment: {parent / p.checkpoint} does not exist; run"
+                         f" python train.py -n {parent.name} -m pretraining first")  # fmt: skip
+    return {"init_from": str(parent / p.checkpoint)}
+
+
+def pretraining(exp, folder: Path) -> dict:
+    r, out = exp.training.resume, {}
+    if not r.is_resume:
+        return out
+    if not (r.resume_pretraining_name or r.checkpoint_path):
+        raise ValueError("training.resume.is_resume needs resume_pretraining_name or checkpoint_path")
+    wanted = r.checkpoint_path or "checkpoints/model.ckpt"
+    places = [folder / wanted] if r.checkpoint_path else []
+    if r.resume_pretraining_name:
+        places.append(folders.find("pretraining", r.resume_pretraining_name) / wanted)
+    found = next((p for p in places if p.is_file()), None)
+    if not found:
+        raise ValueError(f"training.resume.checkpoint_path {wanted!r}: no such file ({', '.join(map(str, places))})")
+    return {"init_from": str(found)} if r.load_only_model_state else {"ckpt_path": str(found)}
+
+
+# -----------------------------------------------------------------------------
+# running
+
+
+@contextmanager
+def spelling(kind: str) -> Iterator[None]:
+    """Errors name keys of config.yaml, not the options they became."""
+    keys = {names[kind].removeprefix("model."): key for key, names in ROWS.items() if names[kind] != "-"}
+    try:
+        yield
+    except ValueError as e:
+        text = re.sub(r"--([a-z_.]+)", lambda m: keys.get(m[1].removeprefix("model."), m[0]), str(e))
+        e.args = (re.sub(r"(?<![.\w])[a-z]+_[a-z_]+\b", lambda m: keys.get(m[0], m[0]), text),)
+        raise
+
+
+def main(argv: list[str]) -> None:
+    """python train.py -n NAME -m pretraining|finetuning [--overwrite] [--init_from=resume]"""
+    p = config.Parser(prog="train.py", description=main.__doc__, allow_abbrev=False)
+    p.add_argument("-n", "--name", required=True, help="of the experiment")
+    p.add_argument("-m", "--mode", required=True, choices=tuple(SCRIPTS), help="its kind")
+    p.add_argument("--overwrite", action="store_true", help="replace the run that is in its folder")
+    p.add_argument("--init_from", choices=("resume",), help="go on where it stopped")
+    args = p.parse_args(argv)
+
+    kind, folder = args.mode, folders.find(args.mode, args.name)
+    source = folder / "config.yaml"
+    exp = read(config.read_yaml(source), kind, str(source))
+    values = options(exp, kind, folder)
+    values["holds"] = "overwrite" if args.overwrite else "refuse"
+    if args.init_from:
+        values["init_from"] = "resume"
+        values.pop("ckpt_path", None)
+    script = importlib.import_module(SCRIPTS[kind])
+    with spelling(kind):
+        chosen = config.from_dict(script.Options, values, str(source))
+        chosen.given = {n for n in config.specs(script.Options) if n in values}
+        script.main(chosen)
