@@ -1,0 +1,728 @@
+"""reward_train.py: one text, one score; each key acts; what is frozen stays; runs, scores and faults."""
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import reward_train
+from core import checkpoint, config, exits, run, scores, tracker
+from data import qa, vocab
+from data.qa_toy import prepare
+from model import GPT, GPTConfig, ScoreModel
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    prepare.main(["--out", str(folder), "--train", "40", "--test", "12"])
+    rows = json.loads((folder / "scores.json").read_text())
+    several = {
+        s: [{**r, "Question": f"How good is number {i % 6}?"} for i, r in enumerate(part)] for s, part in rows.items()
+    }
+    (folder / "several.json").write_text(json.dumps(several))  # answers to each question
+    return folder
+
+
+@pytest.fixture
+def pictures():
+    """For a test that looks at them."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(tracker, "draw", lambda *a: None)
+        monkeypatch.setattr(reward_train, "draw", lambda *a: None)
+
+
+def options(argv: list) -> reward_train.Options:
+    argv = [str(a) for a in argv]
+    return config.parse(reward_train.Options, argv, doc="", config_flags=("--config", "--config_file"))
+
+
+def train(toy: Path, out: Path, *flags, data: str = "scores.json") -> dict:
+    """Two steps of 8 samples in float32 unless told otherwise; the last checkpoint."""
+    base = [f"--data.data_dir={toy / data}", f"--model_name={toy / 'gpt2'}", f"--trainer.checkpoint.dirpath={out}",
+            "--trainer.params.accelerator=cpu", "--trainer.params.precision=32", "--trainer.params.max_steps=2",
+            "--data.batch_size=8", "--trainer.params.log_every_n_steps=1",
+            "--model_params.learning_rate=1e-2"]  # fmt: skip
+    reward_train.main(options([*base, *flags]))
+    return checkpoint.load(out / "ckpt.pt")
+
+
+def refuse(said: str, toy: Path, out: Path, *flags, **kw) -> None:
+    """The run ends with one line of our own, and frees its folder."""
+    with pytest.raises(ValueError, match=said) as e:
+        train(toy, out, *flags, **kw)
+    assert exits.ours(e.value) and "\n" not in str(e.value)
+    if exits.held:
+        exits.held.leave(exits.BAD_INPUT)
+
+
+def changed(a: dict, b: dict) -> set[str]:
+    return {k for k in a if not torch.equal(a[k], b[k])}
+
+
+def gpt_scores(seed: int = 0, **kw) -> ScoreModel:
+    torch.manual_seed(seed)
+    model = ScoreModel(GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=96, vocab_size=50, bias=True, **kw)))
+    for w in model.parameters():
+        if w.dim() > 1:
+            torch.nn.init.normal_(w, std=0.2)
+    return model.eval()
+
+
+def texts_of(seed: int, n: int, eos: int = 0) -> list[list[int]]:
+    """n texts of 1 to 60 ids that end with EOS, some of them with EOS inside, which is 0 as the padding is."""
+    g = np.random.default_rng(seed)
+    texts = [[*g.integers(0, 50, g.integers(0, 60)).tolist(), eos] for _ in range(n)]
+    for text in texts[::3]:
+        text[len(text) // 2] = eos
+    return texts
+
+
+def score(model, texts: list[list[int]], width: int | None = None) -> list[float]:
+    with torch.no_grad():
+        tokens, lengths = torch.tensor([t for text in texts for t in text]), torch.tensor([len(t) for t in texts])
+        return model(tokens, lengths, width).tolist()
+
+
+# -----------------------------------------------------------------------------
+# one text, one score
+
+
+@pytest.mark.parametrize("kw", [{}, {"position": "rotary"}, {"n_kv_group": 1, "window_size": 5}])
+def test_same_text_same_score(kw):
+    model, texts = gpt_scores(**kw), texts_of(1, 64)
+    alone = [score(model, [t])[0] for t in texts]
+    assert np.std(alone) > 0.1
+    for n in (2, 3, 16, 64):
+        for start in range(0, 64, n):
+            assert score(model, texts[start : start + n]) == pytest.approx(alone[start : start + n], abs=1e-5)
+    for width in (61, 64, 96):
+        assert score(model, texts, width) == pytest.approx(alone, abs=1e-5)
+    order = np.random.default_rng(2).permutation(64)
+    assert score(model, [texts[i] for i in order]) == pytest.approx([alone[i] for i in order], abs=1e-5)
+
+
+def test_the_score_is_read_at_the_last_real_token_also_where_it_equals_the_padding():
+    model, text = gpt_scores(), [7, 0, 9, 0, 0]
+    hidden = model.backbone.hidden(torch.tensor([text]))
+    assert score(model, [text], 96)[0] == pytest.approx(model.score(hidden[0, 4]).item(), abs=1e-5)
+    assert abs(score(model, [text])[0] - score(model, [text[:4]])[0]) > 1e-3
+
+
+def test_scores_and_labels_of_another_shape_are_refused():
+    with pytest.raises(AssertionError):
+        reward_train.losses(reward_train.ModelParams(), "mse", torch.zeros(4, 1), torch.zeros(4))
+    with pytest.raises(AssertionError):
+        gpt_scores()(torch.zeros(5, dtype=torch.long), torch.tensor([2, 2]))
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_a_questions_keys_and_values_are_reused_without_changing_a_score(use_cache, monkeypatch):
+    model, g = gpt_scores(), np.random.default_rng(3)
+    questions = [g.integers(0, 50, n).tolist() for n in (40, 7, 13)]
+    starts = [questions[i % 3] for i in range(20)]
+    texts = [([*start, *g.integers(0, 50, g.integers(1, 30)).tolist()], len(start)) for start in starts]
+    texts.append((questions[0] + [3, 4], 30))  # a question cut elsewhere is another one
+    seen, hidden = [], model.backbone.hidden
+    monkeypatch.setattr(
+        model.backbone, "hidden", lambda idx, cache=None: seen.append(idx.numel()) or hidden(idx, cache)
+    )
+    found = scores.predict(model, texts, 4, torch.device("cpu"), use_cache)
+    work = sum(seen)
+    assert found == pytest.approx([score(model, [ids])[0] for ids, _ in texts], abs=1e-5)
+    real = sum(len(ids) for ids, _ in texts)
+    assert work < 0.8 * real if use_cache else work >= real
+
+
+# -----------------------------------------------------------------------------
+# losses and metrics
+
+
+def test_losses_by_hand():
+    p, x, y = reward_train.ModelParams(), torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0])
+    assert reward_train.losses(p, "mse", x, y).tolist() == [0.25, 9.0]
+    assert reward_train.losses(p, "mae", x, y).tolist() == [0.5, 3.0]
+    sigmoid = 1 / (1 + math.exp(-3))
+    assert reward_train.losses(p, "pairwise", x, y).item() == pytest.approx(-math.log(sigmoid))
+    p.margin, p.center = 2.0, 0.1  # margin 2 * (0.5 - 1), center 0.1 * (1 - 2) ** 2
+    assert reward_train.losses(p, "pairwise", x, y).item() == pytest.approx(math.log1p(math.exp(-4)) + 0.1)
+
+
+def test_metrics_equal_their_references():
+    stats = pytest.importorskip("scipy.stats")
+    g = np.random.default_rng(0)
+    label, own = g.normal(2, 3, 50).round(), g.normal(size=50).round(1)  # with ties
+    data = qa.QA(np.zeros(50, np.int32), np.arange(51), label, np.arange(50).reshape(-1, 1))
+    out = reward_train.measure(reward_train.ModelParams(), "mse", own, data, 2.0, 3.0)
+    pred = own * 3 + 2
+    assert out["val_loss"] == pytest.approx(((own - (label - 2) / 3) ** 2).mean())
+    assert out["val_mse"] == pytest.approx(((pred - label) ** 2).mean())
+    assert out["val_mae"] == pytest.approx(abs(pred - label).mean())
+    assert out["val_accuracy"] == ((pred >= 0) == (label >= 0)).mean()
+    assert out["val_spearman"] == pytest.approx(stats.spearmanr(pred, label).statistic)
+    assert out["val_pearson"] == pytest.approx(stats.pearsonr(pred, label).statistic)
+    assert math.isnan(scores.spearman(np.ones(5), np.arange(5)))
+
+
+def test_pairs_are_measured_by_their_order():
+    own = np.array([1.0, 0.0, 2.0, 3.0, -1.0, -2.0])
+    data = qa.QA(np.zeros(6, np.int32), np.arange(7), np.full(6, np.nan), np.arange(6).reshape(-1, 2))
+    out = reward_train.measure(reward_train.ModelParams(), "pairwise", own, data, 0.0, 1.0)
+    assert out["val_accuracy"] == pytest.approx(2 / 3) and set(out) == {"val_loss", "val_accuracy"}
+    assert out["val_loss"] == pytest.approx(np.log1p(np.exp(-np.array([1.0, -1.0, 1.0]))).mean())
+
+
+# -----------------------------------------------------------------------------
+# freezing
+
+
+GROUPS = {"emb": ("wte", "wpe"), "ln": ("ln_",), "attn": (".attn.",), "ff": (".mlp.",)}
+
+
+@pytest.mark.parametrize("part", [*GROUPS, "none", "all"])
+def test_what_is_frozen_stays_bit_identical_and_the_rest_trains(part, toy, tmp_path, capsys):
+    parts = {"none": [], "all": [*GROUPS, "other"]}.get(part, [part])
+    before = reward_train.open_model(str(toy / "gpt2"), 0.0)[0].state_dict()
+    after = train(toy, tmp_path / "r", *(f"--model_params.freeze_{name}" for name in parts))["model"]
+    frozen = {k for k in before if any(mark in k for name in parts for mark in GROUPS.get(name, ()))}
+    assert changed(before, after) == set(before) - frozen
+    said = capsys.readouterr().out
+    count = sum(before[k].numel() for k in frozen)
+    rows = [line.split() for line in said.splitlines() if line.split()[:1] and line.split()[0] in [*GROUPS, "score"]]
+    assert sum(int(row[-1].replace(",", "")) for row in rows) == count
+    assert sum(int(row[-2].replace(",", "")) for row in rows) == sum(w.numel() for w in before.values()) - count
+
+
+def test_layers_not_to_freeze_wins(toy, tmp_path, capsys):
+    before = reward_train.open_model(str(toy / "gpt2"), 0.0)[0].state_dict()
+    flags = [f"--model_params.freeze_{name}" for name in (*GROUPS, "other")]
+    after = train(toy, tmp_path / "r", *flags, "--model_params.layers_not_to_freeze", "-1", "11")["model"]
+    assert changed(before, after) == {k for k in before if ".h.1." in k or k == "score.weight"}
+    assert "[11] is not among this model's layers, 0 to 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags, frozen", [([], True), (["--model_params.do_freeze=false"], False)])
+def test_do_freeze_absent_means_true_as_soon_as_a_freeze_is(flags, frozen, toy, tmp_path):
+    model = reward_train.open_model(str(toy / "gpt2"), 0.0)[0]
+    reward_train.freeze(model, options(["--model_params.freeze_emb", *flags]).model_params)
+    assert model.transformer.wte.weight.requires_grad != frozen
+    model = reward_train.open_model(str(toy / "gpt2"), 0.0)[0]
+    reward_train.freeze(model, options(["--model_params.do_freeze"]).model_params)
+    assert all(w.requires_grad for w in model.parameters())
+
+
+# -----------------------------------------------------------------------------
+# each key acts
+
+
+PAIRS = "--data.data_dir={toy}/several.json --model_params.loss=pairwise "
+
+
+@pytest.mark.parametrize(
+    "base, more",
+    [
+        ("", "--data.batch_size=4"), ("", "--seed=3"), ("", "--data.max_length=12"), ("", "--data.max_prompt_length=2"),
+        ("--data.max_length=30", "--data.truncate_promt=false"), ("", "--model_params.adam_betas 0.5 0.6"),
+        ("", "--model_params.learning_rate=1e-3"), ("", "--model_params.warmup_steps_per_cent=1"),
+        ("", "--model_params.weight_decay=9"), ("", "--model_params.mae_loss"), ("", "--model_params.loss=mae"),
+        ("--data.data_dir={toy}/several.json", "--model_params.loss=pairwise"), ("", "--model_params.dropout=0.5"),
+        ("", "--trainer.params.accumulate_grad_batches=2"), ("", "--trainer.params.gradient_clip_val=0.01"),
+        ("", "--trainer.params.max_steps=1"), ("", "--trainer.params.precision=bf16"),
+        ("", "--trainer.params.overfit_batches=1"), (PAIRS, "--model_params.margin=1"),
+        (PAIRS, "--model_params.center=1"),
+    ],
+)  # fmt: skip
+def test_the_key_changes_the_weights(base, more, toy, tmp_path):
+    base, more = (text.format(toy=toy).split() for text in (base, more))
+    a, b = train(toy, tmp_path / "a", *base), train(toy, tmp_path / "b", *base, *more)
+    assert changed(a["model"], b["model"])
+
+
+def test_dropout_is_off_unless_asked_for(toy, tmp_path):
+    cfg = json.loads((toy / "gpt2" / "config.json").read_text())
+    shutil.copytree(toy / "gpt2", tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(
+        json.dumps(cfg | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.1))
+    )
+    assert reward_train.open_model(str(tmp_path / "m"), 0.0)[0].config.dropout == 0
+    assert reward_train.open_model(str(tmp_path / "m"), 0.3)[0].transformer.drop.p == 0.3
+
+
+def test_the_learning_rate_warms_up_and_decays_linearly(toy, tmp_path):
+    flags = ["--trainer.params.max_epochs=2", "--trainer.params.max_steps=none", "--data.batch_size=4"]
+    train(toy, tmp_path, *flags, "--model_params.warmup_steps_per_cent=0.25")
+    rates = [r["lr"] for r in tracker.read(tmp_path / "train.csv")]
+    assert len(rates) == 20  # 2 epochs of 40 samples, 4 at a time
+    assert rates[:6] == pytest.approx([1e-2 * (i + 1) / 6 for i in range(6)])
+    assert rates[5:] == pytest.approx([1e-2 * (1 - i / 15) for i in range(15)])
+
+
+def test_every_n_train_steps_saves_and_val_check_interval_counts_batches(toy, tmp_path, monkeypatch):
+    saved, real = [], checkpoint.save
+
+    def save(path, state, **kw):
+        saved.append(state["step"])
+        real(path, state, **kw)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    flags = ["--data.batch_size=2", "--trainer.params.max_steps=12", "--trainer.params.num_sanity_val_steps=0"]
+    keep = ["--trainer.checkpoint.every_n_train_steps=5", "--trainer.checkpoint.log_obg=val_pearson"]
+    train(toy, tmp_path / "a", *flags, *keep, "--trainer.params.val_check_interval=100")
+    assert saved == [5, 10, 12]
+    for name, interval, steps in [
+        ("b", "4", [4, 8, 12]),
+        ("c", "0.2", [4, 8, 12]),
+        ("d", "1.0", [12]),
+        ("e", "7", [7, 12]),
+    ]:
+        train(toy, tmp_path / name, *flags, f"--trainer.params.val_check_interval={interval}")
+        assert [r["step"] for r in tracker.read(tmp_path / name / "eval.csv")] == steps, interval
+    flags[0] = "--data.batch_size=1"  # 4 batches are 2 steps of 2
+    train(
+        toy,
+        tmp_path / "f",
+        *flags,
+        "--trainer.params.accumulate_grad_batches=2",
+        "--trainer.params.val_check_interval=4",
+    )
+    assert [r["step"] for r in tracker.read(tmp_path / "f" / "eval.csv")] == [2, 4, 6, 8, 10, 12]
+
+
+def test_best_is_chosen_by_log_obg_and_mode(toy, tmp_path):
+    flags = [
+        "--trainer.params.max_steps=10",
+        "--trainer.params.val_check_interval=1",
+        "--model_params.learning_rate=0.1",
+    ]
+    for name, mode, pick in [("val_mse", "min", min), ("val_mse", "max", max), ("train_loss", "min", min)]:
+        train(
+            toy,
+            tmp_path / (name + mode),
+            *flags,
+            f"--trainer.checkpoint.monitor={name}",
+            f"--trainer.checkpoint.mode={mode}",
+        )
+        rows = tracker.read(tmp_path / (name + mode) / "eval.csv")
+        best = checkpoint.load(tmp_path / (name + mode) / "best.pt")
+        assert best["best"] == pick(r[name] for r in rows)
+        assert best["step"] == next(r["step"] for r in rows if r[name] == best["best"])
+
+
+def test_do_compute_metrics_false_leaves_val_loss(toy, tmp_path):
+    train(toy, tmp_path / "a", "--model_params.do_compute_metrics=false")
+    assert set(tracker.read(tmp_path / "a" / "eval.csv")[0]) == {"step", "train_loss", "val_loss"}
+    flags = ["--model_params.do_compute_metrics=false", "--trainer.checkpoint.log_obg=val_mse"]
+    refuse("log_obg val_mse is not measured here, only val_loss, train_loss", toy, tmp_path / "b", *flags)
+    refuse(
+        "log_obg val_mse is not measured here, only val_loss, val_acc", toy, tmp_path / "b", flags[1], data="pairs.json"
+    )
+
+
+def test_num_sanity_val_steps_counts_batches(toy, tmp_path, capsys, monkeypatch):
+    seen, read = [], ScoreModel.forward
+    monkeypatch.setattr(
+        ScoreModel, "forward", lambda m, *a: (seen.append(len(a[1])) if not m.training else 0) or read(m, *a)
+    )
+    for n, batches in [("0", 0), ("1", 1), ("-1", 3), ("0.7", 2), ("99", 3)]:
+        seen.clear()
+        train(toy, tmp_path / n, f"--trainer.params.num_sanity_val_steps={n}", "--data.batch_size=4")
+        assert len(seen) - 3 == batches, n  # 3: the evaluation after the last step
+
+
+def test_overfit_batches_trains_and_evaluates_on_the_first_ones(toy, tmp_path):
+    flags = [
+        "--trainer.params.max_steps=150",
+        "--model_params.learning_rate=3e-3",
+        "--trainer.params.val_check_interval=150",
+    ]
+    train(toy, tmp_path / "a", *flags, "--trainer.params.overfit_batches=1")
+    assert tracker.read(tmp_path / "a" / "eval.csv")[-1]["val_loss"] < 0.05
+    state = train(toy, tmp_path / "b", "--trainer.params.overfit_batches=0.4", "--trainer.params.max_steps=none",
+                  "--trainer.params.max_epochs=3")  # fmt: skip
+    assert state["step"] == 6  # 2 of the 5 batches
+
+
+def test_on_tpu_pads_to_max_length_and_changes_no_loss(toy, tmp_path, monkeypatch):
+    shapes, hidden = set(), GPT.hidden
+    monkeypatch.setattr(GPT, "hidden", lambda m, idx, *a: shapes.add(tuple(idx.shape)) or hidden(m, idx, *a))
+    flags = [
+        "--data.batch_size=16",
+        "--trainer.params.max_steps=3",
+        "--data.max_length=80",
+        "--trainer.params.num_sanity_val_steps=0",
+    ]
+    train(toy, tmp_path / "a", *flags)
+    assert len(shapes) > 2
+    shapes.clear()
+    train(toy, tmp_path / "b", *flags, "--data.on_tpu")
+    assert {w for _, w in shapes} == {80} and {n for n, _ in shapes} <= {16, 12}  # 12 evaluation rows
+    a, b = ([r["loss"] for r in tracker.read(tmp_path / x / "train.csv")] for x in "ab")
+    assert len(a) == 3 and a == pytest.approx(b, abs=1e-5)
+
+
+def test_misspelt_keys_stand_beside_right_ones():
+    for a, b in [("truncate_promt", "truncate_prompt")]:
+        assert options([f"--data.{a}=false"]) == options([f"--data.{b}=false"])
+    for name in ("log_obg", "monitor", "log_obj"):
+        assert options([f"--trainer.checkpoint.{name}=val_mse"]).trainer.checkpoint.log_obg == "val_mse"
+    with pytest.raises(ValueError, match="did you mean"):
+        options(["--data.truncate_promtt=false"])
+
+
+def test_precision_and_accelerator(monkeypatch):
+    def of(**kw):
+        return reward_train.machine(reward_train.Params(**kw))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert of(precision="16")[:2] == ("cpu", "auto") and "is auto on a CPU" in of(precision="16-mixed")[2]
+    assert of(precision="bf16")[1] == of(precision="bf16-mixed")[1] == "bfloat16" and of(precision="32")[1] == "float32"
+    for name in ("gpu", "tpu"):
+        with pytest.raises(ValueError, match=f"accelerator {name} is not there: use cpu or auto"):
+            of(accelerator=name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert of(precision="16")[:2] == of(precision="16-mixed", accelerator="gpu")[:2] == ("cuda", "float16")
+    assert of(accelerator="cpu", precision="16")[:2] == ("cpu", "auto")
+    with pytest.raises(ValueError, match="warmup_steps_per_cent must be between 0 and 1, got"):
+        options(["--model_params.warmup_steps_per_cent=1.5"])
+    assert options(["--trainer.params.precision=16"]).trainer.params.precision == "16"
+
+
+@pytest.mark.parametrize(
+    "text, whole, is_", [("435", 10, 435), ("0.25", 8, 2), ("1.0", 8, 8), ("1", 8, 1), ("-1", 8, 8)]
+)
+def test_a_number_of_batches_or_a_share(text, whole, is_):
+    assert reward_train.some(text, "x", whole) == is_
+
+
+@pytest.mark.parametrize("text", ["2.5", "-2", "many", "-0.5", "nan", "1e400"])
+def test_what_is_neither_is_refused(text):
+    with pytest.raises(ValueError, match=r"x must be a number of batches, or a share between 0\. and 1\., got"):
+        reward_train.some(text, "x", 8)
+
+
+def test_wandb_args_arrive_and_the_key_is_never_saved(toy, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(tracker, "open_wandb", lambda folder, about, *a: seen.update(about))
+    flags = ["--wandb.args.group=g", "--wandb.args.job_type=j", "--wandb.args.name=n", "--wandb.project_name=p"]
+    train(toy, tmp_path / "a", "--wandb.api=sesame", *flags)
+    assert seen == {"key": "sesame", "project": "p", "name": "n", "group": "g", "job_type": "j"}
+    for file in (tmp_path / "a").rglob("*"):
+        assert not file.is_file() or b"sesame" not in file.read_bytes(), file
+    seen.clear()
+    train(toy, tmp_path / "b", "--wandb.api=text", "--wandb.args.project_name=q")
+    assert seen["key"] == "" and seen["project"] == "q"
+    seen.clear()
+    train(toy, tmp_path / "c", "--wandb.api=text")
+    assert not seen
+
+
+# -----------------------------------------------------------------------------
+# what the data decides
+
+
+def test_two_answers_are_learnt_pairwise_and_scores_by_regression(toy, tmp_path, capsys):
+    assert train(toy, tmp_path / "a")["meta"]["loss"] == "mse"
+    assert train(toy, tmp_path / "b", "--model_params.mae_loss")["meta"]["loss"] == "mae"
+    state = train(toy, tmp_path / "c", data="pairs.json")
+    assert state["meta"]["loss"] == "pairwise" and (state["meta"]["mean"], state["meta"]["std"]) == (0.0, 1.0)
+    assert tracker.read(tmp_path / "c" / "train.csv")[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    refuse(
+        "loss mse needs an answer and a score a row", toy, tmp_path / "d", "--model_params.loss=mse", data="pairs.json"
+    )
+    refuse("margin needs pairs with scores", toy, tmp_path / "d", "--model_params.margin=1")
+
+
+def test_scores_are_standardised_and_reported_in_the_labels_scale(toy, tmp_path):
+    """Labels times 1000: the same training, and predictions times 1000."""
+    rows = json.loads((toy / "scores.json").read_text())
+    big = {s: [{**r, "Score": r["Score"] * 1000} for r in part] for s, part in rows.items()}
+    (tmp_path / "big.json").write_text(json.dumps(big))
+    a = train(toy, tmp_path / "a")
+    b = train(toy, tmp_path / "b", f"--data.data_dir={tmp_path / 'big.json'}")
+    labels = [r["Score"] for r in rows["train"]]
+    assert (a["meta"]["mean"], a["meta"]["std"]) == pytest.approx((np.mean(labels), np.std(labels)))
+    assert all(torch.allclose(a["model"][k], b["model"][k], atol=1e-5) for k in a["model"])
+    one, two = (tracker.read(tmp_path / x / "eval.csv")[-1] for x in "ab")
+    assert two["val_mse"] == pytest.approx(one["val_mse"] * 1e6, rel=1e-3)
+    assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-3)
+    row = rows["val"][0]
+    x, y = (reward_train.load(tmp_path / n, "cpu")(row["Question"], row["Answer"]) for n in "ab")
+    assert y == pytest.approx(1000 * x, rel=1e-3)
+
+
+def test_labels_that_are_all_the_same_are_no_division_by_zero(toy, tmp_path):
+    rows = [{"Question": "q", "Answer": str(i), "Score": 4} for i in range(10)]
+    (tmp_path / "qa.json").write_text(json.dumps({"train": rows, "test": rows}))
+    state = train(toy, tmp_path / "r", f"--data.data_dir={tmp_path / 'qa.json'}")
+    assert all(torch.isfinite(w).all() for w in state["model"].values())
+    assert math.isnan(tracker.read(tmp_path / "r" / "eval.csv")[0]["val_pearson"])
+
+
+def test_a_model_of_our_own_without_an_end_of_text_gets_one(toy, tmp_path):
+    """From a GPT on characters; and on from a reward model, head and all."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=256, vocab_size=256, wte_weight_tying=False))
+    state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=None, loop={}, seed=0,
+                            step=0, best=None, options={}, meta={"tokenizer": {"kind": "byte"}})  # fmt: skip
+    checkpoint.save(tmp_path / "gpt.pt", state)
+    out = train(toy, tmp_path / "r", f"--model_name={tmp_path / 'gpt.pt'}")
+    assert out["model"]["transformer.wte.weight"].shape == (257, 16) and out["model_config"]["vocab_size"] == 257
+    scorer = reward_train.load(tmp_path / "r", "cpu")
+    ids, _ = scorer.template("q", "a")
+    assert ids[-1] == 256 and bytes(ids[:-1]) == b"Question: q\nAnswer: a"
+    again, _ = reward_train.open_model(str(tmp_path / "r"), 0.0)
+    assert not changed(again.state_dict(), checkpoint.load(tmp_path / "r" / "best.pt")["model"])
+
+
+def test_init_from_takes_parts_of_another_checkpoint(toy, tmp_path, capsys):
+    a = train(toy, tmp_path / "a")["model"]
+    capsys.readouterr()
+    flags = [f"--init_from={tmp_path / 'a' / 'ckpt.pt'}", "--transfer", "mlp", "--trainer.params.max_steps=1"]
+    b = train(toy, tmp_path / "b", *flags, "--model_params.learning_rate=1e-12")["model"]
+    source = reward_train.open_model(str(toy / "gpt2"), 0.0)[0].state_dict()
+    for name in a:
+        expected = a if ".mlp." in name else source
+        assert torch.allclose(b[name], expected[name], atol=1e-6), name
+    assert "taken" in capsys.readouterr().out
+
+
+# -----------------------------------------------------------------------------
+# runs
+
+
+def test_ckpt_path_resumes_and_a_second_run_is_moved_aside(toy, tmp_path, capsys):
+    flags = ["--trainer.params.max_steps=6", "--trainer.params.val_check_interval=2"]
+    whole = train(toy, tmp_path / "whole", *flags)
+    out = tmp_path / "r"
+    train(toy, out, *flags[1:], "--trainer.params.max_steps=6", "--trainer.checkpoint.every_n_train_steps=3",
+          "--trainer.checkpoint.log_obg=val_loss")  # fmt: skip
+    middle = checkpoint.load(out / "ckpt.prev.pt")
+    assert middle["step"] < 6
+    checkpoint.save(tmp_path / "middle.pt", middle)
+    resumed = train(toy, out, *flags, f"--trainer.ckpt_path={out / 'ckpt.prev.pt'}")
+    assert not changed(whole["model"], resumed["model"]) and not (tmp_path / "r.1").exists()
+    assert tracker.read(out / "train.csv")[-1]["step"] == 5
+    other = train(toy, tmp_path / "elsewhere", *flags, f"--trainer.ckpt_path={tmp_path / 'middle.pt'}")
+    assert not changed(whole["model"], other["model"])
+    train(toy, out, *flags)
+    assert "held a run: moved to" in capsys.readouterr().out and (tmp_path / "r.1" / "ckpt.pt").exists()
+
+
+def test_a_resume_keeps_what_defines_the_run(toy, tmp_path):
+    train(toy, tmp_path, "--trainer.params.max_steps=2")
+    for flag, said in [("--seed=7", "--seed is 42"), ("--data.max_length=100", "max_length is 1024"),
+                       ("--data.batch_size=4", "is 8 in the run to resume and cannot become 4"),
+                       ("--model_params.freeze_emb", "freeze_emb is False")]:  # fmt: skip
+        refuse(said, toy, tmp_path, "--init_from=resume", flag)
+    flags = ["--data.batch_size=4", "--trainer.params.accumulate_grad_batches=2", "--trainer.params.max_steps=4"]
+    assert train(toy, tmp_path, "--init_from=resume", *flags)["step"] == 4
+    refuse("nothing to resume", toy, tmp_path / "none", "--init_from=resume")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_resolved_config_runs_again_as_it_is(toy, tmp_path):
+    a = train(
+        toy, tmp_path / "a", "--model_params.layers_not_to_freeze", "0", "--trainer.params.val_check_interval=0.5"
+    )
+    saved = tmp_path / "a" / "config.yaml"
+    reward_train.main(options(["--config_file", saved, f"--trainer.checkpoint.dirpath={tmp_path / 'b'}"]))
+    assert not changed(a["model"], checkpoint.load(tmp_path / "b" / "ckpt.pt")["model"])
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_run_folder_holds_what_a_user_looks_for(toy, tmp_path):
+    train(toy, tmp_path / "r")
+    names = {p.name for p in (tmp_path / "r").iterdir()}
+    assert {
+        "config.yaml",
+        "train.csv",
+        "eval.csv",
+        "ckpt.pt",
+        "best.pt",
+        "status.json",
+        "loss.png",
+        "scores.png",
+    } <= names
+    assert (tmp_path / "r" / "scores.png").read_bytes().startswith(b"\x89PNG")
+    assert run.read_status(tmp_path / "r")["state"] == "finished"
+
+
+def test_the_seeds_config_runs_with_a_local_model_and_data(toy, tmp_path, capsys):
+    """Nothing else changed but the epochs, to end in time."""
+    theirs = yaml.safe_load((ROOT / "configs/reward/trainer_config.yaml").read_text())
+    assert (
+        theirs["trainer"]["params"] | {"accelerator": "gpu", "precision": "16", "strategy": "ddp"}
+        == theirs["trainer"]["params"]
+    )
+    flags = [f"--model_name={toy / 'gpt2'}", f"--data.data_dir={toy / 'scores.json'}",
+             "--trainer.params.accelerator", "cpu", f"--trainer.checkpoint.dirpath={tmp_path / 'r'}", "--trainer.params.max_epochs=1"]  # fmt: skip
+    reward_train.main(options(["--config", ROOT / "configs/reward/trainer_config.yaml", *flags]))
+    said = capsys.readouterr()
+    assert (
+        "precision 16 is auto on a CPU" in said.out
+        and "max_length 1024 is more than the model's 256 positions" in said.out
+    )
+    assert checkpoint.load(tmp_path / "r" / "ckpt.pt")["step"] == 3
+
+
+# -----------------------------------------------------------------------------
+# scoring
+
+
+def rows_of(path: Path) -> list[dict]:
+    with open(path, newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
+def test_score_writes_the_documented_columns_in_the_files_order(toy, tmp_path):
+    train(toy, tmp_path / "r")
+    rows = [{"Question": 'Why,\n"so"?', "Answer": "é", "Score": 3}, {"Question": "q", "Answer": "a" * 99}]
+    (tmp_path / "in.json").write_text(json.dumps(rows * 40))
+    out = tmp_path / "sub" / "scores.csv"
+    flags = [f"--trainer.checkpoint.dirpath={tmp_path / 'r'}", f"--score={tmp_path / 'in.json'}", f"--out={out}",
+             "--trainer.params.accelerator=cpu", "--trainer.params.precision=32"]  # fmt: skip
+    reward_train.main(options(flags))
+    found = rows_of(out)
+    assert list(found[0]) == ["question", "answer", "target_score", "pred_score", "mse"] and len(found) == 80
+    scorer = reward_train.load(tmp_path / "r" / "best.pt", "cpu")
+    for row, read in zip(rows * 40, found, strict=True):
+        assert (read["question"], read["answer"]) == (row["Question"], row["Answer"])
+        assert float(read["pred_score"]) == pytest.approx(scorer(row["Question"], row["Answer"]), abs=1e-5)
+        if "Score" in row:
+            assert float(read["mse"]) == pytest.approx((float(read["pred_score"]) - 3) ** 2)
+        else:
+            assert read["target_score"] == read["mse"] == ""
+    assert sorted(p.name for p in out.parent.iterdir()) == ["scores.csv"]
+    reward_train.main(options([*flags[:2], f"--out={out}", "--model_params.use_cache", *flags[3:]]))
+    assert [float(r["pred_score"]) for r in rows_of(out)] == pytest.approx(
+        [float(r["pred_score"]) for r in found], abs=1e-5
+    )
+
+
+def test_a_killed_scoring_goes_on_where_it_was(toy, tmp_path, capsys, monkeypatch):
+    train(toy, tmp_path / "r")
+    flags = [f"--trainer.checkpoint.dirpath={tmp_path / 'r'}", f"--score={toy / 'scores.json'}", "--data.batch_size=1",
+             "--trainer.params.accelerator=cpu", "--trainer.params.precision=32"]  # fmt: skip
+    reward_train.main(options([*flags, f"--out={tmp_path / 'a.csv'}"]))
+    calls, many = [], reward_train.Scorer.many
+
+    def dies(self, rows, batch):
+        calls.append(len(rows))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return many(self, rows, batch)
+
+    monkeypatch.setattr(reward_train.Scorer, "many", dies)
+    with pytest.raises(KeyboardInterrupt):
+        reward_train.main(options([*flags, f"--out={tmp_path / 'b.csv'}"]))
+    assert not (tmp_path / "b.csv").exists()
+    with open(tmp_path / "b.csv.part", "a") as f:
+        f.write("a torn li")
+    reward_train.main(options([*flags, f"--out={tmp_path / 'b.csv'}"]))
+    assert "after 32 rows" in capsys.readouterr().out and calls == [32, 32, 32]
+    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
+    with open(tmp_path / "c.csv.part", "w") as f:  # another model's beginnings are not gone on with
+        f.write("x")
+    (tmp_path / "c.csv.part.json").write_text(json.dumps({"about": {"checkpoint": "other"}, "done": 1, "bytes": 1}))
+    reward_train.main(options([*flags, f"--out={tmp_path / 'c.csv'}"]))
+    assert (tmp_path / "c.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
+
+
+def test_pairs_are_scored_as_two_rows(toy, tmp_path):
+    train(toy, tmp_path / "r", data="pairs.json")
+    reward_train.main(options([f"--trainer.checkpoint.dirpath={tmp_path / 'r'}", f"--score={toy / 'pairs.json'}",
+                               f"--out={tmp_path / 's.csv'}", "--trainer.params.accelerator=cpu"]))  # fmt: skip
+    first = json.loads((toy / "pairs.json").read_text())["train"][0]
+    found = rows_of(tmp_path / "s.csv")
+    assert len(found) == 2 * 64 and [r["answer"] for r in found[:2]] == [first["Accepted_Answer"], first["Answer"]]
+
+
+# -----------------------------------------------------------------------------
+# what cannot be
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--model_name={toy}/none"], "cannot be downloaded|no local folder|neither"),
+        (["--model_name={toy}/none.pt"], "none.pt does not exist"),
+        (["--model_name={toy}/bare"], r"holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, is missing"),
+        (["--model_name={toy}/bert"], "a model of type 'bert'; gpt2 and roberta"),
+        (["--model_name={toy}/odd.pt"], "is a 'cnn': a score head goes on gpt .* and on roberta"),
+        (["--model_name={toy}/mute.pt"], "holds no tokenizer"),
+        (["--data.data_dir={toy}/none.json"], "none.json does not exist"),
+        (["--data.max_length=3"], "the template alone takes"),
+        (["--trainer.params.val_check_interval=x"], "val_check_interval must be a number of batches"),
+        (["--model_params.loss=pairwise", "--data.data_dir={toy}/apart.json"], "no two answers to one training quest"),
+        (["--init_from={toy}/none.pt"], "does not exist"),
+        (["--trainer.params.accelerator=tpu"], "accelerator tpu is not there"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_leaves_nothing(flags, said, toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    bare = toy / "bare"
+    if not bare.exists():
+        shutil.copytree(toy / "gpt2", bare)
+        (bare / "tokenizer.json").unlink()
+        shutil.copytree(toy / "gpt2", toy / "bert")
+        cfg = json.loads((toy / "gpt2" / "config.json").read_text())
+        (toy / "bert" / "config.json").write_text(json.dumps(cfg | {"model_type": "bert"}))
+        rows = [{"Question": str(i), "Answer": "a", "Score": i} for i in range(5)]
+        (toy / "apart.json").write_text(json.dumps({"train": rows, "test": rows}))
+        for name, kind, meta in (("odd", "cnn", {"tokenizer": {"kind": "byte"}}), ("mute", "gpt", {})):
+            state = checkpoint.pack(kind=kind, model=torch.nn.Linear(1, 1), model_config={}, optimizer=None, loop={},
+                                    seed=0, step=0, best=None, options={}, meta=meta)  # fmt: skip
+            checkpoint.save(toy / f"{name}.pt", state)
+    refuse(said, toy, tmp_path / "r", *(f.format(toy=toy) for f in flags))
+    assert not (tmp_path / "r").exists()
+
+
+def test_scoring_with_what_is_no_reward_model_is_refused(toy, tmp_path):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=64, vocab_size=256))
+    state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=None, loop={}, seed=0,
+                            step=0, best=None, options={}, meta={"tokenizer": {"kind": "byte"}})  # fmt: skip
+    checkpoint.save(tmp_path / "gpt.pt", state)
+    with pytest.raises(ValueError, match="is a 'gpt', no reward model"):
+        reward_train.load(tmp_path / "gpt.pt", "cpu")
+
+
+def test_tokenizers_of_gpt2_and_roberta_folders(toy, tmp_path):
+    """vocab.json and merges.txt give the ids that tokenizer.json gives."""
+    whole = qa.tokenizer(toy / "gpt2")
+    about = json.loads(whole["json"])["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(about["vocab"]))
+    merges = [m if isinstance(m, str) else " ".join(m) for m in about["merges"]]
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    a, b = vocab.load(whole), vocab.load(qa.tokenizer(tmp_path))
+    text = "How good is the soup in Rome? ünd 12 <|endoftext|>"
+    assert a.ids(text).tolist() == b.ids(text).tolist() and a.eot == b.eot == 0
+    assert a.eot not in a.ids(text)  # what stands in a text is text
+
+
+# -----------------------------------------------------------------------------
+# the toy set
+
+
+@pytest.mark.full
+def test_the_toy_set_is_learnt_to_its_bound(tmp_path):
+    best = prepare.main(["--out", str(tmp_path)])
+    flags = [f"--data.data_dir={tmp_path / 'scores.json'}", f"--model_name={tmp_path / 'gpt2'}",
+             f"--trainer.checkpoint.dirpath={tmp_path / 'r'}"]  # fmt: skip
+    reward_train.main(options(["--config", ROOT / "configs/reward/small_cpu.yaml", *flags]))
+    rows = tracker.read(tmp_path / "r" / "eval.csv")
+    found = min(rows, key=lambda r: r["val_mse"])
+    assert found["val_mse"] < 1.1 * best["mse"] and found["val_spearman"] > 0.95 * best["spearman"]
