@@ -218,6 +218,7 @@ def load(path: str | Path) -> dict:
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
     if not verify(path):
+        _good.discard(path)
         raise ValueError(f"checkpoint {path} is damaged or incomplete (its SHA-256 does not match)")
     state = load_data(path)
     if not isinstance(state, dict) or set(state) != set(KEYS):

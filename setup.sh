@@ -1,0 +1,27 @@
+# Sourced by quickstart.sh and test.sh: sets $PY to a Python that has the packages of the file named in $1.
+# PYTHON=... or an active virtual environment is used as it is; else .venv is made here.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+if [ -n "${PYTHON:-}" ]; then
+    PY="$PYTHON"
+elif [ -n "${VIRTUAL_ENV:-}" ]; then
+    PY="$VIRTUAL_ENV/bin/python"
+else
+    PY=.venv/bin/python
+    if ! [ -x "$PY" ]; then
+        found=
+        for p in python3.13 python3.12 python3.11 python3 python; do
+            if "$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$p; break; fi
+        done
+        [ -n "$found" ] || { echo "error: Python 3.11 or newer is needed (set PYTHON=/path/to/python)" >&2; exit 2; }
+        "$found" -m venv .venv
+    fi
+fi
+"$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $PY is older than Python 3.11" >&2; exit 2; }
+# a stamp saves pip's two seconds when nothing changed
+stamp=$("$PY" -c 'import sys; print(sys.prefix)')/.installed-$(cat requirements.txt "$1" | cksum | cut -d' ' -f1)
+if ! [ -e "$stamp" ]; then
+    echo "installing $1 (once; torch is large)"
+    "$PY" -m pip install -q --disable-pip-version-check -r "$1"
+    touch "$stamp" 2>/dev/null || true
+fi

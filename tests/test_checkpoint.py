@@ -1,0 +1,199 @@
+"""Checkpoints: atomic, verified, data only; the newest good one is found, whatever happened to the files."""
+
+import errno
+import pickle
+import threading
+
+import pytest
+import torch
+
+from core import checkpoint
+from core.checkpoint import load, newest, previous, save
+
+
+def state(value: float = 1.0, step: int = 0) -> dict:
+    model = torch.nn.Linear(3, 3)
+    torch.nn.init.constant_(model.weight, value)
+    optimizer = torch.optim.AdamW(model.parameters())
+    return checkpoint.pack(kind="toy", model=model, model_config={"n": 3}, optimizer=optimizer, loop={"eval": None},
+                           seed=1, step=step, best=None, options={"lr": 0.1}, meta={})  # fmt: skip
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    save(tmp_path / "ckpt.pt", state(2.0, 7), also=[tmp_path / "best.pt"])
+    for name in ("ckpt.pt", "best.pt"):
+        got = load(tmp_path / name)
+        assert tuple(got) == checkpoint.KEYS and got["step"] == 7 and got["model"]["weight"].eq(2).all()
+    assert not list(tmp_path.glob(".*tmp*"))
+
+
+def test_prefixes_of_compile_and_ddp_are_not_saved():
+    assert set(checkpoint.strip({"_orig_mod.a.b": 1, "module.c": 2, "module._orig_mod.d": 3})) == {"a.b", "c", "d"}
+
+
+def test_the_one_before_is_kept_until_the_new_one_is_there(tmp_path, monkeypatch):
+    save(tmp_path / "ckpt.pt", state(1.0, 1))
+    save(tmp_path / "ckpt.pt", state(2.0, 2))
+    assert load(previous(tmp_path / "ckpt.pt"))["step"] == 1
+
+    def broken(*args, **kw):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(OSError, match="disk full: need .* MiB, have .* MiB"):
+        save(tmp_path / "ckpt.pt", state(3.0, 3))
+    assert load(tmp_path / "ckpt.pt")["step"] == 2
+    assert not list(tmp_path.glob(".*tmp*"))
+
+
+def test_a_full_disk_found_while_writing_is_named(tmp_path):
+    """By a file size limit: torch's writer would only speak of an unexpected position."""
+    import resource
+
+    save(tmp_path / "ckpt.pt", state(1.0, 1))
+    big = state()
+    big["model"]["weight"] = torch.zeros(1 << 19)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, hard))
+    try:
+        with pytest.raises(OSError, match="cannot write 2.0 MiB"):
+            save(tmp_path / "ckpt.pt", big)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert load(tmp_path / "ckpt.pt")["step"] == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip", "tail", "grown"])
+def test_a_damaged_checkpoint_is_never_used(tmp_path, damage, capsys):
+    path = tmp_path / "ckpt.pt"
+    save(path, state(1.0, 1))
+    save(path, state(2.0, 2))
+    data = path.read_bytes()
+    path.unlink()  # the one before shares no bytes with it, but best.pt might
+    broken = {"cut": data[: len(data) // 2], "empty": b"", "tail": data[:-40], "grown": data + b"x",
+              "flip": data[:700] + bytes([data[700] ^ 1]) + data[701:]}[damage]  # fmt: skip
+    path.write_bytes(broken)
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        load(path)
+    got, used = newest(tmp_path)
+    assert got["step"] == 1 and used == previous(path)
+    assert "trying the one before" in capsys.readouterr().err
+    save(path, state(3.0, 3))  # and the good one before is not replaced by the damaged one
+    assert load(previous(path))["step"] in (1, 2)
+
+
+def test_nothing_to_resume_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        newest(tmp_path)
+    (tmp_path / "ckpt.pt").write_bytes(b"x")
+    with pytest.raises(ValueError, match="no checkpoint in .* is intact"):
+        newest(tmp_path)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle", "inside"])
+def test_a_malicious_file_executes_nothing(tmp_path, how, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    path = tmp_path / "ckpt.pt"
+    if how == "inside":
+        bad = state()
+        bad["meta"] = {"x": Evil()}
+        save(path, bad)  # with a hash that is right
+    elif how == "torch":
+        torch.save({"model": Evil()}, path)
+    else:
+        path.write_bytes(pickle.dumps(Evil()))
+    for read in (load, checkpoint.load_data):
+        with pytest.raises(ValueError) as e:
+            read(path)
+        assert str(path) in str(e.value)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_other_files_and_newer_formats_are_refused(tmp_path):
+    newer = state()
+    newer["format"] = checkpoint.FORMAT + 1
+    save(tmp_path / "ckpt.pt", newer)
+    with pytest.raises(ValueError, match="newer version"):
+        load(tmp_path / "ckpt.pt")
+    with pytest.raises(ValueError, match="does not exist"):
+        load(tmp_path / "none.pt")
+
+
+def test_in_the_background_the_state_is_that_of_the_call(tmp_path, monkeypatch):
+    gate, real = threading.Event(), torch.save
+    monkeypatch.setattr(torch, "save", lambda *a, **k: (gate.wait(5), real(*a, **k)))
+    s = state(1.0)
+    save(tmp_path / "ckpt.pt", s, background=True)
+    s["model"]["weight"].fill_(9.0)  # training goes on
+    gate.set()
+    checkpoint.wait()
+    assert load(tmp_path / "ckpt.pt")["model"]["weight"].eq(1).all()
+
+
+def test_a_failure_in_the_background_is_raised(tmp_path, monkeypatch):
+    def broken(*args, **kw):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", broken)
+    save(tmp_path / "ckpt.pt", state(), background=True)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.wait()
+
+
+def test_tied_weights_are_stored_once(tmp_path):
+    s = state()
+    s["model"] = {"a": torch.zeros(1 << 16), "b": None}
+    s["model"]["b"] = s["model"]["a"]
+    for background in (False, True):
+        save(tmp_path / "ckpt.pt", s, background=background)
+        checkpoint.wait()
+        assert (tmp_path / "ckpt.pt").stat().st_size < 400_000
+
+
+def test_numbered_folders_come_first_newest_first(tmp_path):
+    for step in (5, 40, 100):
+        save(tmp_path / f"checkpoint-{step}" / "ckpt.pt", state(1.0, step))
+    assert newest(tmp_path)[0]["step"] == 100
+    (tmp_path / "checkpoint-100" / "ckpt.pt").write_bytes(b"")
+    assert newest(tmp_path)[0]["step"] == 40
+    assert checkpoint.find(tmp_path) == tmp_path / "checkpoint-100" / "ckpt.pt"
+
+
+def two_models():
+    from model import GPT, GPTConfig
+
+    torch.manual_seed(0)
+    small = {"n_layer": 3, "n_head": 2, "n_embd": 8, "vocab_size": 11, "block_size": 8}
+    return GPT(GPTConfig(**small)), GPT(GPTConfig(**{**small, "vocab_size": 13}))
+
+
+def test_transfer_takes_what_is_asked_and_says_so():
+    a, b = two_models()
+    before = {k: v.clone() for k, v in b.state_dict().items()}
+    with torch.no_grad():
+        for p in a.parameters():  # norms start at 1 in both
+            p.add_(0.5)
+    table = checkpoint.transfer(b, a.state_dict(), ["attn", "ffn:1-2", "ln"], "a")
+    got, want = b.state_dict(), a.state_dict()
+    for name in got:
+        group, layer = checkpoint.group_of(name), int(name.split(".")[2]) if ".h." in name else 0
+        taken = group in ("attn", "norm") or (group == "mlp" and layer >= 1)
+        assert torch.equal(got[name], (want if taken else before)[name]), name
+    assert {(g, d) for g, d, _ in table} == {("attn", "taken"), ("norm", "taken"), ("mlp", "taken"),
+                                             ("mlp", "initialised"), ("embed", "initialised")}  # fmt: skip
+    assert sum(n for _, _, n in table) == sum(p.numel() for p in b.parameters())
+
+
+@pytest.mark.parametrize(("parts", "says"), [
+    (["all"], "wte.weight is \\(11, 8\\) there and \\(13, 8\\) here"), (["atn"], "--transfer takes embed, attn"),
+    (["mlp:x"], "layers are written 0-3 or 2"),
+])  # fmt: skip
+def test_transfer_names_what_does_not_fit(parts, says):
+    a, b = two_models()
+    with pytest.raises(ValueError, match=says):
+        checkpoint.transfer(b, a.state_dict(), parts, "a")

@@ -1,0 +1,144 @@
+"""Options: every spelling of a command line, YAML's traps, and one line for what is wrong."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from core import config
+from core.config import Count, option
+
+
+@dataclass
+class Inner:
+    # logging
+    name: str | None = None  # of the run
+    api: str = option("", secret=True)  # the key
+    old_name: int = option(3, alias=("odl_name",))
+
+
+@dataclass
+class Options:
+    """For the tests."""
+
+    # data
+    batch: Count = 4  # sequences
+    names: list[str] = option([])  # many
+    layers: list[int] | None = None
+
+    # rates
+    lr: float = 1e-3  # peak
+    flag: bool = False  # yes or no
+    on: bool = True
+    kind: Literal["one", "two"] = "one"
+    cap: float | None = None
+    extra: dict = option({})
+    text: str = "x"
+    inner: Inner = field(default_factory=Inner)
+
+
+def parse(line: str, tmp=None):
+    return config.parse(Options, line.split())
+
+
+@pytest.mark.parametrize(("line", "name", "value"), [
+    ("--batch 3", "batch", 3), ("--batch=3", "batch", 3), ("--batch=1e3", "batch", 1000),
+    ("--flag", "flag", True), ("--flag=False", "flag", False), ("--flag false", "flag", False), ("--no-on", "on", False),
+    ("--no_on", "on", False), ("--lr -1e-3", "lr", -1e-3), ("--lr=-.5", "lr", -0.5), ("--names a b", "names", ["a", "b"]),
+    ("--names=a b", "names", ["a", "b"]), ("--names", "names", []), ("--layers [0,11]", "layers", [0, 11]),
+    ("--layers -1 2", "layers", [-1, 2]), ("--cap none", "cap", None), ("--cap 30", "cap", 30.0),
+    ("--inner.name run7", "inner.name", "run7"), ("--inner.odl_name 5", "inner.old_name", 5),
+    ("--extra a=1 b=true c=1e-3", "extra", {"a": 1, "b": True, "c": 1e-3}), ("--text=a=b", "text", "a=b"),
+])  # fmt: skip
+def test_a_command_line_in_all_its_spellings(line, name, value):
+    options = parse(line)
+    assert config.get(options, name) == value and type(config.get(options, name)) is type(value)
+    assert options.given == {name}
+
+
+def test_one_argument_may_hold_a_list():
+    assert config.parse(Options, ["--names", "a b", "c"]).names == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("line", "says"), [
+    ("--bach 3", "unknown option --bach, did you mean 'batch'?"), ("--batch 0", "--batch must be > 0, got 0"),
+    ("--batch 1.5", "--batch must be a whole number, got '1.5'"), ("--batch three", "--batch must be a whole number"),
+    ("--lr nan", "--lr must be a number, got 'nan'"), ("--flag=perhaps", "--flag must be true or false"),
+    ("--kind three", "--kind must be one of one, two; got 'three'"), ("--layers 1 x", "--layers must be a whole number"),
+    ("--inner.nam 3", "did you mean 'inner.name'?"), ("stray", "unexpected argument 'stray'"), ("--batch", "--batch"),
+    ("--extra x", "--extra takes key=value pairs"), ("--config nowhere.yaml", "nowhere.yaml does not exist"),
+])  # fmt: skip
+def test_what_is_wrong_is_named_in_one_line(line, says):
+    with pytest.raises(ValueError) as e:
+        parse(line)
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def read(tmp_path, text: str, more: tuple = (), name="c.yaml"):
+    (tmp_path / name).write_text(text)
+    return config.parse(Options, [str(tmp_path / name), *more])
+
+
+def test_defaults_then_files_then_flags(tmp_path):
+    (tmp_path / "second.yaml").write_text("batch: 6\n")
+    options = read(tmp_path, "batch: 5\nlr: 1e-4\ninner: {name: n}\n", ("--config", str(tmp_path / "second.yaml")))
+    assert (options.batch, options.lr, options.inner.name, options.text) == (5, 1e-4, "n", "x")
+    assert read(tmp_path, "batch: 5", ("--batch=4",)).batch == 4  # a flag wins, also with the default's value
+    assert read(tmp_path, '{"batch": 7, "inner": {"name": "j"}}', name="c.json").inner.name == "j"
+
+
+@pytest.mark.parametrize(("text", "name", "value"), [
+    ("lr: 1e-4", "lr", 1e-4), ("text: 12:30", "text", "12:30"), ("text: 0010", "text", "0010"), ("text: no", "text", "no"),
+    ("flag: yes", "flag", True), ("cap: null", "cap", None), ("cap: ~", "cap", None), ("layers: [1, 2]", "layers", [1, 2]),
+    ("text: 2024", "text", "2024"), ("inner:", "inner.name", None), ("lr: .5", "lr", 0.5), ("names: a b", "names", ["a", "b"]),
+])  # fmt: skip
+def test_yaml_means_what_it_says(tmp_path, text, name, value):
+    assert config.get(read(tmp_path, text), name) == value
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("batch: 1\nbatch: 2", "key 'batch' twice"), ("bach: 1", "unknown key 'bach', did you mean 'batch'?"),
+    ("batch: many", "batch must be a whole number, got 'many'"), ("batch: 12:30", "batch must be a whole number"),
+    ("text: !!python/object/apply:os.system [ls]", "python/object"), ("inner: 3", "inner is a section, got 3"),
+    ("- a\n- b", "must hold key: value lines"), ("batch: [1", "c.yaml"), ("flag: 3", "flag must be true or false"),
+    ("inner: {old_name: 1, odl_name: 2}", "given twice"), ("batch: null", "batch must be given, not null"),
+    ("lr: true", "lr must be a number"), ("lr: .nan", "lr must be a number"),
+])  # fmt: skip
+def test_a_wrong_file_is_named_in_one_line(tmp_path, text, says):
+    with pytest.raises(ValueError) as e:
+        read(tmp_path, text)
+    assert says in str(e.value) and "c.yaml" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_saved_options_run_again_as_they_are(tmp_path):
+    options = parse("--batch 9 --names a b --cap 2 --inner.name n --inner.api secret --extra a=1 --layers 3 --text=007")
+    config.save(options, tmp_path / "config.yaml")
+    assert "secret" not in (tmp_path / "config.yaml").read_text()
+    again = config.parse(Options, [str(tmp_path / "config.yaml")])
+    options.inner.api = ""
+    assert config.to_dict(again) == config.to_dict(options)
+
+
+def test_help_names_groups_units_choices_and_defaults(capsys):
+    with pytest.raises(SystemExit) as e:
+        config.parse(Options, ["--help"], doc="Trains things.")
+    text = capsys.readouterr().out
+    assert e.value.code == 0
+    for part in ("Trains things.", "data:", "rates:", "sequences (default: 4)", "[one | two]", "--inner.name"):
+        assert part in text
+
+
+def test_a_resume_takes_the_stored_options_and_lists_what_changed():
+    stored = config.to_dict(parse("--batch 9 --lr 0.5"))
+    options, changes = config.resume(parse("--lr 0.25"), stored)
+    assert (options.batch, options.lr, changes) == (9, 0.25, {"lr": (0.5, 0.25)})
+    options, changes = config.resume(parse("--text new"), stored, free=("text",))
+    assert (options.text, changes) == ("new", {})
+    with pytest.raises(ValueError, match="--batch is 9 in the run to resume and cannot become 4"):
+        config.resume(parse("--batch 4"), stored, fixed=("data",))
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "", ".hidden", "a\nb", "~x"])
+def test_a_name_stays_in_its_folder(name):
+    with pytest.raises(ValueError, match="plain name"):
+        config.safe_name(name, "--run_name")

@@ -1,0 +1,245 @@
+"""Run folders, exit codes, signals, ranks: what a run leaves behind, however it ends."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from core import dist, exits, run
+from tests.loops import ROOT
+
+
+def code_of(raising, capsys):
+    with pytest.raises(SystemExit) as e, run.guard():
+        raising()
+    return e.value.code, capsys.readouterr().err
+
+
+def user_error():
+    from model import GPTConfig
+
+    GPTConfig(n_head=5, n_embd=16)
+
+
+def bug():
+    int("seven")
+
+
+def no_space():
+    raise OSError(errno.ENOSPC, "No space left on device", "x.csv")
+
+
+def diverged():
+    raise run.NotFinite("10 steps in a row")
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("raising", "code", "says", "lines"), [
+    (user_error, 2, "n_head must divide n_embd", 1), (bug, 1, "Traceback", None), (no_space, 74, "x.csv", 1),
+    (diverged, 3, "10 steps in a row", 1), (interrupted, 75, "interrupted", 1),
+])  # fmt: skip
+def test_exit_codes(raising, code, says, lines, capsys):
+    got, err = code_of(raising, capsys)
+    assert got == code and says in err
+    assert lines is None or len(err.strip().splitlines()) == lines
+
+
+def test_a_library_s_value_error_is_a_bug_and_ours_is_not():
+    for function, expected in ((lambda: torch.empty(2).view(3), False), (user_error, True), (bug, False)):
+        try:
+            function()
+        except (ValueError, RuntimeError) as e:
+            assert exits.ours(e) is expected
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    first = run.claim(tmp_path / "r")
+    with pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on"):
+        run.claim(tmp_path / "r")
+    first.finish()
+    run.claim(tmp_path / "r").finish()
+
+
+def test_a_lock_goes_with_its_process(tmp_path):
+    code = f"from core import run; r = run.claim({str(tmp_path / 'r')!r}); print('held', flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               text=True)  # fmt: skip
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match=f"process {process.pid}"):
+        run.claim(tmp_path / "r")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run.claim(tmp_path / "r").finish()
+
+
+def test_a_second_run_moves_the_first_aside(tmp_path, capsys):
+    for n in range(3):
+        folder = run.claim(tmp_path / "r")
+        folder.begin(holds="aside", resume=False)
+        (folder.path / "mark").write_text(str(n))
+        folder.finish()
+    assert [(tmp_path / name / "mark").read_text() for name in ("r", "r.1", "r.2")] == ["2", "0", "1"]
+    assert "moved to" in capsys.readouterr().out
+
+
+def test_a_refused_start_changes_nothing(tmp_path):
+    folder = run.claim(tmp_path / "r")
+    folder.begin(holds="aside", resume=False)
+    folder.finish()
+    before = sorted(p.name for p in (tmp_path / "r").iterdir())
+    with pytest.raises(SystemExit), run.guard():
+        run.claim(tmp_path / "r")
+        user_error()
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == before and not (tmp_path / "r.1").exists()
+    with pytest.raises(SystemExit), run.guard():
+        run.claim(tmp_path / "new")
+        user_error()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failure_after_the_start_is_in_status(tmp_path):
+    with pytest.raises(SystemExit), run.guard():
+        folder = run.claim(tmp_path / "r")
+        folder.begin(holds="aside", resume=False)
+        folder.step = 7
+        raise run.NotFinite("no")
+    status = json.loads((tmp_path / "r" / "status.json").read_text())
+    assert (status["state"], status["code"], status["message"], status["step"]) == ("failed", 3, "no", 7)
+
+
+def test_stale_temporary_files_go_at_the_start(tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / ".ckpt.pt.tmp-123").write_text("half")
+    folder = run.claim(tmp_path / "r")
+    folder.begin(holds="continue", resume=True)
+    folder.finish()
+    assert not (tmp_path / "r" / ".ckpt.pt.tmp-123").exists()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_that_are_not_finite_change_nothing(fused, capsys):
+    """Also where the decision stays on the device: fused kernels skip by found_inf, on a CPU as on a GPU."""
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.AdamW([p], lr=0.1, fused=fused)
+    finite = run.Finite(optimizer, torch.device("cpu"), limit=2)
+    finite.lazy = fused
+    for step, value in enumerate([1.0, float("nan"), 1.0, float("inf"), float("nan")]):
+        before = p.detach().clone()
+        p.grad = torch.full_like(p, value)
+        norm = torch.nn.utils.clip_grad_norm_([p], 1.0)
+        stop = step == 4
+        if finite.ok(norm, step, "here") if not (stop and not fused) else False:
+            optimizer.step()
+        assert torch.equal(before, p) == (not np.isfinite(value))
+        if fused and not stop:
+            finite.check("here")
+    with pytest.raises(run.NotFinite, match="2 steps in a row"):
+        finite.check("here") if fused else finite.ok(norm, 4, "here")
+    assert finite.total == 3 and "update skipped" in capsys.readouterr().err
+    state = optimizer.state[p]
+    assert float(state["step"]) == 2
+
+
+@pytest.mark.parametrize(("args", "want"), [((64, 64, 1), (1, 64)), ((64, 64, 2), (1, 32)), ((64, 16, 2), (2, 16)),
+                                            ((12, 8, 1), (2, 6)), ((6, 4, 2), (1, 3))])  # fmt: skip
+def test_a_rank_s_share_of_a_batch(args, want):
+    assert dist.split(*args) == want
+
+
+def test_a_batch_that_does_not_divide_over_ranks():
+    with pytest.raises(ValueError, match="9 does not divide over 2 ranks"):
+        dist.split(9, 4, 2)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "gpu7"])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(ValueError, match="--device"):
+        dist.pick_device(device, 0)
+
+
+# -----------------------------------------------------------------------------
+# ranks
+
+WORKER = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from core import dist, run
+with run.guard():
+    d = dist.init("cpu", timeout=20)
+    folder = run.claim({out!r}, d.main)
+    folder.begin(holds="continue", resume=True)
+    assert dist.sums([d.rank, 1]) == [1.0, 2.0] and dist.gather(d.rank) == [0, 1]
+    open({out!r} + f"/pid{{d.rank}}", "w").write(str(os.getpid()))
+    {body}
+    folder.finish()
+"""
+
+
+def launch(tmp_path, body: str):
+    (tmp_path / "w.py").write_text(WORKER.format(root=str(ROOT), out=str(tmp_path / "r"), body=body))
+    from tests.loops import port
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port", str(port())]
+    return subprocess.Popen([*torchrun, tmp_path / "w.py"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+def wait_for(condition, seconds: float = 30) -> bool:
+    end = time.time() + seconds
+    while time.time() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def gone(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().split()[2] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.full
+def test_one_rank_s_error_ends_all_and_is_in_status(tmp_path):
+    started = time.time()
+    process = launch(tmp_path, "if d.rank == 0: raise ValueError('wrong')\n    time.sleep(60)")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "error: ValueError: wrong" in out and time.time() - started < 40
+    # the worker's file is not ours, so its ValueError counts as a bug there: what matters is that all ended
+    assert json.loads((tmp_path / "r" / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.full
+def test_sigkill_of_torchrun_ends_its_workers(tmp_path):
+    process = launch(tmp_path, "time.sleep(60)")
+    files = [tmp_path / "r" / f"pid{rank}" for rank in (0, 1)]
+    assert wait_for(lambda: all(f.exists() and f.read_text() for f in files))
+    process.kill()
+    assert wait_for(lambda: all(gone(int(f.read_text())) for f in files), 10)
+
+
+@pytest.mark.full
+def test_a_signal_to_one_rank_is_agreed_by_all(tmp_path):
+    body = "import signal\n    folder.signal = signal.SIGTERM if d.rank == 1 else 0\n    assert folder.stopping()"
+    out, _ = launch(tmp_path, body).communicate(timeout=60)
+    assert json.loads((tmp_path / "r" / "status.json").read_text())["state"] == "finished", out
+
+
+@pytest.mark.full
+def test_a_rank_that_hangs_is_named_after_the_time_limit(tmp_path):
+    body = "dist.barrier() if d.rank == 0 else time.sleep(50)"
+    process = launch(tmp_path, body.replace("dist.barrier()", "[dist.barrier() for _ in range(1)]"))
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 1 and "waited in vain" in out
