@@ -272,7 +272,7 @@ def source(where: str | Path) -> dict:
             config, weights = nanogpt(state, str(where))
             return {"kind": "gpt", "config": config, "model": weights, "meta": {}}
         return {"kind": state["kind"], "config": state["model_config"], "model": state["model"], "meta": state["meta"]}
-    if path.suffix in (".pt", ".ckpt") or path.is_absolute():
+    if not path.is_dir() and (path.suffix in (".pt", ".ckpt") or path.is_absolute()):
         raise ValueError(f"{where} does not exist: a checkpoint, a run folder or a model's name is wanted")
     kind, config, weights = load(where)
     return {"kind": {"gpt2": "gpt"}.get(kind, kind), "config": config, "model": weights, "meta": {}}

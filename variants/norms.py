@@ -1,6 +1,7 @@
 """Normalisations: NORMS[name](dim, bias=False, eps=1e-5) -> module. A new one is a class and a line in the table."""
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 class LayerNorm(nn.LayerNorm):
@@ -15,6 +16,9 @@ class RMSNorm(nn.RMSNorm):
 
     def __init__(self, dim: int, bias: bool = False, eps: float = 1e-5):
         super().__init__(dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:  # torch's fused kernel wants one dtype: under autocast q and k are 16-bit
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class NoNorm(nn.Identity):

@@ -32,7 +32,8 @@ def sigsoftmax(scores: Tensor, dim: int) -> Tensor:
 
 def sparsemax(scores: Tensor, dim: int) -> Tensor:
     """The nearest point of the probability simplex: many weights are exactly 0 (1602.02068)."""
-    z = scores.float().clamp(min=-1e9)
+    z = (scores if scores.dtype == torch.float64 else scores.float()).clamp(min=-1e9)
+    z = z - z.amax(dim, keepdim=True).detach()
     ordered = z.sort(dim, descending=True).values
     shape = [1] * z.dim()
     shape[dim] = -1

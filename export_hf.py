@@ -1,0 +1,156 @@
+"""A GPT or a reward model as a folder that transformers loads.
+
+    python export_hf.py --init_from=out --out=exported
+
+    >>> from transformers import AutoModelForCausalLM, AutoTokenizer
+    >>> model, tokenizer = AutoModelForCausalLM.from_pretrained("exported"), AutoTokenizer.from_pretrained("exported")
+
+A reward model loads with AutoModelForSequenceClassification; score_mean + score_std * logit, both in its config.json,
+is the score of "Question: Q\\nAnswer: A" and the end of text.
+"""
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from core import checkpoint, config, hf, run
+from data import vocab
+from model import GPT, GPTConfig, Roberta, RobertaConfig, ScoreModel
+
+
+@dataclass
+class Options:
+    init_from: str = "out"  # run folder or checkpoint
+    out: str = ""  # folder to write
+    overwrite: bool = False  # replace a model that is in it
+
+
+PAD = "<|pad|>"
+SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
+
+def tokenizer_json(about: dict) -> dict | None:
+    """The tokenizer in the format of Hugging Face's tokenizers, or None where there is no such thing."""
+    if about["kind"] == "tokenizers":
+        return json.loads(about["json"])
+    bytelevel = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    added: list[dict] = []
+    if about["kind"] == "char":
+        model = {"type": "WordLevel", "vocab": {c: i for i, c in enumerate(about["chars"])}, "unk_token": "<unk>"}
+        split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+        decoder = {"type": "Fuse"}
+    elif about["kind"] == "byte" or "merges" in about:
+        letters = vocab.alphabet()
+        words, merges = dict(letters), []
+        if "merges" in about:
+            merges = [line.split(" ") for line in vocab.lines_of(about["merges"])]
+            words = {word: i for i, word in enumerate([*letters, *("".join(pair) for pair in merges)])}
+            added = [{"id": len(words), "content": vocab.EOT, **SPECIAL}]
+            words[vocab.EOT] = len(words)
+        model = {"type": "BPE", "vocab": words, "merges": merges, "unk_token": None}
+        split, decoder = bytelevel | {"use_regex": bool(merges)}, bytelevel | {"use_regex": True}
+    else:
+        return None
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+            "pre_tokenizer": split, "post_processor": None, "decoder": decoder, "model": model}  # fmt: skip
+
+
+def write_tokenizer(folder: Path, about: dict | None, block_size: int, more: dict[str, int] | None = None) -> str:
+    """Writes the files, with `more` special tokens; says in a few words what was written."""
+    found = tokenizer_json(about) if about else None
+    if found is None:
+        return "none: the data set describes none" if not about else f"none: {about['name']} has no file here"
+    found["added_tokens"] = [*(found.get("added_tokens") or []),
+                             *({"id": i, "content": word, **SPECIAL} for word, i in (more or {}).items())]  # fmt: skip
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
+                "clean_up_tokenization_spaces": False}  # fmt: skip
+    words = {t["content"] for t in found.get("added_tokens", [])}
+    if end := next((word for word in vocab.ENDS if word in words), None):
+        settings["eos_token"] = end
+    if PAD in words:
+        settings["pad_token"] = PAD
+    for name, data in (("tokenizer.json", found), ("tokenizer_config.json", settings)):
+        (folder / name).write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    return about["kind"]
+
+
+# -----------------------------------------------------------------------------
+# one function a kind of checkpoint: writes, reads again, returns (tokenizer in words, largest difference)
+
+
+def load(model, weights: dict):
+    """The model in evaluation mode with those of the weights that it has."""
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    return model.eval()
+
+
+def export_gpt(state: dict, out: Path) -> tuple[str, float]:
+    cfg, about = vars(GPTConfig(**state["model_config"])), state["meta"].get("tokenizer")
+    if cfg["vocab_sizes"]:
+        raise ValueError(f"this model has several vocabularies, {cfg['vocab_sizes']}: transformers' GPT-2 has one")
+    hf.save(out, "gpt2", cfg, state["model"])
+    words = write_tokenizer(out, about, cfg["block_size"])
+    _, again, weights = hf.load(out)
+    ids = torch.randint(0, cfg["vocab_size"], (2, cfg["block_size"]), generator=torch.Generator().manual_seed(0))
+    a, b = load(GPT(GPTConfig(**cfg)), state["model"])(ids), load(GPT(GPTConfig(**again)), weights)(ids)
+    return words, (a - b).abs().max().item()
+
+
+def export_scores(state: dict, out: Path) -> tuple[str, float]:
+    """A GPT gets a pad token of its own: where pad is EOS, transformers would read the score at another token."""
+    about, cfg, ours = state["meta"]["tokenizer"], dict(state["model_config"]), dict(state["model"])
+    kind, tokenizer, added, theirs = cfg.pop("backbone"), vocab.load(about), {}, dict(ours)
+    more = {"id2label": {"0": "score"}, "label2id": {"score": 0}, "problem_type": "regression",
+            "score_mean": state["meta"]["mean"], "score_std": state["meta"]["std"]}  # fmt: skip
+    if kind == "gpt":
+        end = tokenizer.vocab_size if tokenizer.eot is None else tokenizer.eot
+        pad = max(tokenizer.vocab_size, end + 1)
+        added = ({vocab.EOT: end} if tokenizer.eot is None else {}) | {PAD: pad}
+        wte = ours["transformer.wte.weight"]
+        if len(wte) == pad:
+            theirs["transformer.wte.weight"] = torch.cat((wte, wte.new_zeros(1, wte.shape[1])))
+        cfg |= {"vocab_size": len(theirs["transformer.wte.weight"]), "wte_weight_tying": True}
+        more |= {"architectures": ["GPT2ForSequenceClassification"], "pad_token_id": pad, "eos_token_id": end}
+    else:
+        theirs = {re.sub(r"^score\.", "classifier.", name): w for name, w in theirs.items()}
+        more |= {"architectures": ["RobertaForSequenceClassification"]}
+    hf.save(out, {"gpt": "gpt2"}.get(kind, kind), cfg, theirs, **more)
+    words = write_tokenizer(out, about, cfg["block_size"], added)
+    _, again, weights = hf.load(out)
+    weights = {re.sub(r"^classifier\.", "score.", name): w for name, w in weights.items()}
+    build, Config = (GPT, GPTConfig) if kind == "gpt" else (Roberta, RobertaConfig)
+    lengths = torch.tensor([1, cfg["block_size"], cfg["block_size"] // 2 + 1])
+    ids = torch.randint(0, tokenizer.vocab_size, (int(lengths.sum()),), generator=torch.Generator().manual_seed(0))
+    ours = {**ours, "transformer.wte.weight": theirs["transformer.wte.weight"]}
+    a, b = (load(ScoreModel(build(Config(**c))), w)(ids, lengths) for c, w in ((cfg, ours), (again, weights)))
+    return words, (a - b).abs().max().item()
+
+
+EXPORTS = {"gpt": export_gpt, "reward": export_scores}
+
+
+@torch.no_grad()
+def main(args: Options) -> None:
+    if not args.out:
+        raise ValueError("--out must name the folder to write")
+    path, out = checkpoint.find(args.init_from), Path(args.out)
+    state = checkpoint.load(path)
+    if state["kind"] not in EXPORTS:
+        raise ValueError(f"{path} holds a {state['kind']} model: this exports {' and '.join(EXPORTS)} models"
+                         " (pretrain.py exports its own)")  # fmt: skip
+    if out.exists() and any(out.iterdir()) and not args.overwrite:
+        raise ValueError(f"--out {out} is not empty: --overwrite replaces what is in it")
+    words, gap = EXPORTS[state["kind"]](state, out)
+    print(f"{path}, step {state['step']} -> {out}: config.json, model.safetensors; tokenizer: {words}")
+    print(f"read again: the largest difference between logits is {gap:.1e}")
+    if not gap <= 1e-4:
+        raise RuntimeError(f"the exported model differs by {gap}")
+
+
+if __name__ == "__main__":
+    with run.guard():
+        main(config.parse(Options, sys.argv[1:], doc=__doc__))
