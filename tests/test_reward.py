@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import export_hf
 import reward_train
 from core import checkpoint, config, exits, run, scores, tracker
 from data import qa, vocab
@@ -563,12 +564,11 @@ def test_a_run_folder_holds_what_a_user_looks_for(toy, tmp_path):
 def test_the_seeds_config_runs_with_a_local_model_and_data(toy, tmp_path, capsys):
     """Nothing else changed but the epochs, to end in time."""
     theirs = yaml.safe_load((ROOT / "configs/reward/trainer_config.yaml").read_text())
-    assert (
-        theirs["trainer"]["params"] | {"accelerator": "gpu", "precision": "16", "strategy": "ddp"}
-        == theirs["trainer"]["params"]
-    )
+    params = theirs["trainer"]["params"]
+    assert (params["accelerator"], params["precision"], params["strategy"]) == ("gpu", "16", "ddp")
     flags = [f"--model_name={toy / 'gpt2'}", f"--data.data_dir={toy / 'scores.json'}",
-             "--trainer.params.accelerator", "cpu", f"--trainer.checkpoint.dirpath={tmp_path / 'r'}", "--trainer.params.max_epochs=1"]  # fmt: skip
+             "--trainer.params.accelerator", "cpu", f"--trainer.checkpoint.dirpath={tmp_path / 'r'}",
+             "--trainer.params.max_epochs=1"]  # fmt: skip
     reward_train.main(options(["--config", ROOT / "configs/reward/trainer_config.yaml", *flags]))
     said = capsys.readouterr()
     assert (
@@ -648,6 +648,33 @@ def test_pairs_are_scored_as_two_rows(toy, tmp_path):
     first = json.loads((toy / "pairs.json").read_text())["train"][0]
     found = rows_of(tmp_path / "s.csv")
     assert len(found) == 2 * 64 and [r["answer"] for r in found[:2]] == [first["Accepted_Answer"], first["Answer"]]
+
+
+def test_the_export_scores_alike_in_transformers_alone_and_in_a_batch(toy, tmp_path):
+    """From a tokenizer with an end of text and from one without; through the exported tokenizer, too."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=256, vocab_size=256))
+    state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=None, loop={}, seed=0,
+                            step=0, best=None, options={}, meta={"tokenizer": {"kind": "byte"}})  # fmt: skip
+    checkpoint.save(tmp_path / "bytes.pt", state)
+    rows = [("How good is it?", "It is good."), ("q", ""), ("How bad?", "the soup is superb, " * 5)]
+    for name, source in [("bpe", toy / "gpt2"), ("bytes", tmp_path / "bytes.pt")]:
+        train(toy, tmp_path / name, f"--model_name={source}")
+        export_hf.main(export_hf.Options(init_from=str(tmp_path / name), out=str(tmp_path / f"{name}_hf")))
+        theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / f"{name}_hf").eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / f"{name}_hf")
+        c = theirs.config
+        assert c.num_labels == 1 and c.pad_token_id not in (None, c.eos_token_id)
+        assert tokenizer.pad_token_id == c.pad_token_id and tokenizer.eos_token_id == c.eos_token_id
+        ours = reward_train.load(tmp_path / name, "cpu").many(rows)
+        texts = [f"Question: {q}\nAnswer: {a}{tokenizer.eos_token}" for q, a in rows]
+        with torch.no_grad():
+            batch = theirs(**tokenizer(texts, return_tensors="pt", padding=True)).logits[:, 0]
+            alone = torch.cat([theirs(**tokenizer(t, return_tensors="pt")).logits[:, 0] for t in texts])
+        assert np.ptp(ours) > 1e-3
+        for found in (batch, alone):
+            assert (c.score_mean + c.score_std * found).tolist() == pytest.approx(ours.tolist(), abs=1e-4)
 
 
 # -----------------------------------------------------------------------------
