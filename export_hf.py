@@ -19,7 +19,12 @@ import torch
 
 from core import checkpoint, config, hf, run
 from data import vocab
-from model import GPT, GPTConfig, Roberta, RobertaConfig, ScoreModel
+from model import GPT, GPTConfig, ScoreModel
+
+try:
+    from model import Roberta, RobertaConfig
+except ImportError:
+    Roberta = RobertaConfig = None
 
 
 @dataclass
@@ -47,7 +52,7 @@ def tokenizer_json(about: dict) -> dict | None:
         letters = vocab.alphabet()
         words, merges = dict(letters), []
         if "merges" in about:
-            merges = [line.split(" ") for line in vocab.lines_of(about["merges"])]
+            merges = [list(pair) for pair in vocab.pairs_of(about["merges"])]
             words = {word: i for i, word in enumerate([*letters, *("".join(pair) for pair in merges)])}
             added = [{"id": len(words), "content": vocab.EOT, **SPECIAL}]
             words[vocab.EOT] = len(words)
