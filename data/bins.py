@@ -15,6 +15,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ class Dataset:
         if not isinstance(self.vocab_size, int) or isinstance(self.vocab_size, bool) or self.vocab_size < 1:
             raise ValueError(f"{self.source}: vocab_size must be a whole number > 0, got {self.vocab_size!r}")
         self.dtype = self.meta.get("dtype", dtype_for(self.vocab_size))
-        if self.dtype not in DTYPES:
+        if str(self.dtype) not in DTYPES:
             raise ValueError(f"{self.source}: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         self.tokenizer = self.meta.get("tokenizer")
         self.count = self.meta.get("count", {})
@@ -289,7 +290,7 @@ class Writer:
         if shards := sorted(p.name for p in self.folder.glob("*_*.bin") if p.name.startswith(("train_", "val_"))):
             raise ValueError(f"{self.folder} holds shards ({shards[0]} ...): write to another folder, or delete them")
         for split in ("train", "val"):
-            self.open[split] = open(self.folder / f"{split}.bin.tmp-{os.getpid()}", "wb")
+            self.open[split] = open(self.folder / f"{split}.bin.tmp-{os.getpid()}", "wb", buffering=0)
             self.meta["count"][split] = 0
         return self
 
@@ -298,7 +299,13 @@ class Writer:
         if ids.size and (ids.max() >= self.vocab_size or ids.min() < 0):
             wrong = int(ids.max() if ids.max() >= self.vocab_size else ids.min())
             raise ValueError(f"id {wrong} does not fit a vocabulary of {self.vocab_size:,} ({self.dtype})")
-        self.open[split].write(ids.astype(DTYPES[self.dtype]).data)
+        rest = memoryview(ids.astype(DTYPES[self.dtype])).cast("B")
+        try:
+            while rest:
+                rest = rest[self.open[split].write(rest) :]
+        except OSError as e:
+            free = shutil.disk_usage(self.folder).free / 2**20
+            raise OSError(e.errno, f"{e.strerror}, {free:,.1f} MiB are free", self.open[split].name) from None
         self.meta["count"][split] += ids.size
 
     def __exit__(self, kind, *_):
@@ -314,7 +321,6 @@ class Writer:
         for split, file in self.open.items():
             if not self.meta["count"][split]:
                 raise ValueError(f"{self.folder}: no tokens for {split}.bin, there is too little text")
-            file.flush()
             os.fsync(file.fileno())
         temporary = self.folder / f"meta.json.tmp-{os.getpid()}"
         with open(temporary, "w", encoding="utf-8") as f:

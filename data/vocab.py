@@ -176,7 +176,7 @@ def load(description: dict):
     """A tokenizer: .encode(str) -> list of ids (special tokens known), .ids(str) -> array (all of it is plain text),
     .decode(ids) -> str, .vocab_size, .eot (an id or None), .describe(), .hash."""
     kind = description.get("kind") if isinstance(description, dict) else description
-    if kind not in KINDS:
+    if str(kind) not in KINDS:
         raise ValueError(f"a tokenizer's kind must be one of {', '.join(KINDS)}, got {kind!r}")
     cls, keys = KINDS[kind]
     values = [description.get(key) for key in keys]
@@ -258,8 +258,8 @@ def byte_level(about: dict):
 
 
 def made_by(order: dict[tuple[str, str], int], pair: tuple[str, str]) -> bool:
-    """Whether the earlier merges turn the letters of a token into just the pair that makes it, as in any vocabulary that
-    was trained. tiktoken merges whatever spells a token, tokenizers only that pair: so there is no difference."""
+    """Whether the earlier merges turn the letters of a token into just the pair that makes it, as in any vocabulary
+    that was trained. tiktoken merges whatever spells a token, tokenizers only that pair: so there is no difference."""
     parts, limit = list("".join(pair)), order[pair]
     while len(parts) > 2:
         rank, at = min((order.get(both, limit), i) for i, both in enumerate(itertools.pairwise(parts)))

@@ -1,0 +1,371 @@
+"""data/bins.py: windows against plain slicing, batches as pure functions, and every way a token file can be wrong."""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import bins
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def folder_of(path, vocab_size=100, n=1000, **more):
+    rng = np.random.default_rng(0)
+    return bins.write(path, vocab_size, rng.integers(0, vocab_size, n), rng.integers(0, vocab_size, 100), **more)
+
+
+def shard(path, ids, cuts, dtype="<u2"):
+    path.mkdir(exist_ok=True)
+    for i, part in enumerate(np.split(ids, cuts)):
+        part.astype(dtype).tofile(path / f"train_{i}.bin")
+    np.zeros(50, dtype).tofile(path / "val.bin")
+
+
+# -----------------------------------------------------------------------------
+# reading
+
+
+def test_windows_are_slices(tmp_path):
+    train = folder_of(tmp_path).split("train", 16)
+    ids = np.fromfile(tmp_path / "train.bin", "<u2")
+    starts = np.array([0, 5, 5, 1000 - 17])
+    x, y = train.windows(starts)
+    assert x.dtype == y.dtype == np.int64 and x.shape == (4, 16) and train.n == 1000
+    for i, s in enumerate(starts):
+        assert x[i].tolist() == ids[s : s + 16].tolist() and y[i].tolist() == ids[s + 1 : s + 17].tolist()
+
+
+def test_shards_read_as_one_file(tmp_path):
+    """Windows within a shard, over a border, over a shard shorter than themselves; 2 comes before 10."""
+    ids = np.random.default_rng(1).integers(0, 60000, 500)
+    cuts = [40, 43, 44, 100, 101, 180, 200, 300, 350, 400, 410]  # 12 shards: train_10 sorts behind train_9
+    shard(tmp_path / "many", ids, cuts)
+    bins.write(tmp_path / "one", 60000, ids, np.zeros(50, int))
+    (tmp_path / "many" / "meta.json").write_text('{"vocab_size": 60000}')
+    many, one = (bins.Dataset(tmp_path / k).split("train", 30) for k in ("many", "one"))
+    starts = np.arange(500 - 30)
+    assert many.n == one.n == 500
+    for a, b in zip(many.windows(starts), one.windows(starts), strict=True):
+        assert (a == b).all()
+
+
+def test_uint32(tmp_path):
+    bins.write(tmp_path, 100_000, np.arange(70_000, 70_100), np.arange(50))
+    x, _ = bins.Dataset(tmp_path).split("train", 8).windows([3])
+    assert x[0, 0] == 70_003
+
+
+def test_a_batch_of_a_gigabyte_takes_under_5_ms(tmp_path):
+    with open(tmp_path / "train.bin", "wb") as f:
+        f.truncate(1 << 30)
+    (tmp_path / "meta.json").write_text('{"vocab_size": 50304, "count": {}}')
+    train = bins.Dataset(tmp_path).split("train", 1024)
+    times = []
+    for step in [*range(10), *range(1_000_000, 1_000_010)]:
+        begin = time.perf_counter()
+        x, _ = train.windows(bins.starts("random", train.n, 1024, 64, 1, "train", step))
+        times.append(time.perf_counter() - begin)
+    assert x.shape == (64, 1024) and min(times[:10]) < 5e-3 and min(times[10:]) < 5e-3
+
+
+# -----------------------------------------------------------------------------
+# which windows
+
+
+@pytest.mark.parametrize("method", bins.METHODS)
+def test_starts_depend_on_nothing_but_their_arguments(method):
+    def draw(seed=1, purpose="train", step=10**9):
+        return bins.starts(method, 1000, 16, 8, seed, purpose, step)
+
+    assert (draw() == draw()).all() and draw().dtype == np.int64
+    assert draw().min() >= 0 and draw().max() + 17 <= 1000
+    assert (draw(step=3) != draw(step=4)).any()
+    if method != "sequential":
+        assert (draw(seed=2) != draw()).any() and (draw(purpose="val") != draw()).any()
+
+
+def test_random_reaches_every_place_alike():
+    found = np.concatenate([bins.starts("random", 20, 4, 64, 7, "train", step) for step in range(250)])
+    counts = np.bincount(found, minlength=16)
+    assert len(counts) == 16 and counts.min() > 800 and counts.max() < 1200  # 1000 expected, sigma 31
+
+
+@pytest.mark.parametrize("method", ["sequential", "without_replacement"])
+def test_epochs_take_every_window_once(method):
+    n, T, batch = 1000, 16, 5  # 62 windows: batches straddle the epochs
+    walk = np.concatenate([bins.starts(method, n, T, batch, 3, "train", step) for step in range(62)])
+    epochs = walk[: 62 * 5].reshape(5, 62)
+    for epoch in epochs:
+        assert sorted(epoch) == [T * i for i in range(62)]
+    if method == "without_replacement":
+        assert len({tuple(e) for e in epochs}) == 5
+    else:
+        assert (epochs == epochs[0]).all() and (np.diff(epochs[0]) == T).all()
+
+
+def test_a_method_that_does_not_exist():
+    with pytest.raises(ValueError, match="random, sequential, without_replacement"):
+        bins.starts("rnd", 100, 4, 2, 1, "train", 0)
+
+
+# -----------------------------------------------------------------------------
+# folders prepared by others
+
+
+def test_nanogpt_characters(tmp_path):
+    chars = list("\n abc")
+    meta = {"vocab_size": 5, "itos": dict(enumerate(chars)), "stoi": {c: i for i, c in enumerate(chars)}}
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
+    np.arange(100, dtype=np.uint16).tofile(tmp_path / "train.bin")
+    dataset = bins.Dataset(tmp_path)
+    assert dataset.vocab_size == 5 and dataset.tokenizer == {"kind": "char", "chars": chars}
+    assert dataset.split("train", 4).n == 100
+
+
+def test_meta_pkl_with_a_tiktoken_name(tmp_path):
+    meta = {"vocab_size": 100277, "tokenizer": "tiktoken", "tiktoken_encoding": "cl100k_base"}
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
+    dataset = bins.Dataset(tmp_path)
+    assert dataset.tokenizer == {"kind": "tiktoken", "name": "cl100k_base"} and dataset.dtype == "uint32"
+
+
+def test_nothing_but_gpt2_ids(tmp_path):
+    np.random.default_rng(0).integers(0, 50257, 500).astype("<u2").tofile(tmp_path / "train.bin")
+    dataset = bins.Dataset(tmp_path)
+    assert dataset.vocab_size == 50304 and dataset.tokenizer["name"] == "gpt2"
+    dataset.split("train", 16).check_ids()
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("what", ["evil", "nested", "numpy", "cut", "noise", "list"])
+def test_a_pickle_runs_nothing(tmp_path, what):
+    good = pickle.dumps({"vocab_size": 5})
+    raw = {
+        "evil": pickle.dumps(Evil(tmp_path / "ran")),
+        "nested": pickle.dumps({"vocab_size": 5, "itos": [Evil(tmp_path / "ran")]}),
+        "numpy": pickle.dumps({"vocab_size": np.int64(5)}),
+        "cut": good[:-3],
+        "noise": b"\x80\x05abc",
+        "list": pickle.dumps([1]),
+    }[what]
+    (tmp_path / "meta.pkl").write_bytes(raw)
+    with pytest.raises(ValueError, match="meta.pkl"):
+        bins.Dataset(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_names(tmp_path):
+    folder_of(tmp_path / "data" / "tiny")
+    root = tmp_path / "data"
+    for name in ("tiny", "data/tiny", "data/tiny/", str(root / "tiny")):
+        assert bins.open_dataset(name, root).folder == root / "tiny"
+    for name in ("../data/tiny", "tiny/../tiny", "data/../tiny", "", "data", "."):
+        with pytest.raises(ValueError, match="absolute path"):
+            bins.open_dataset(name, root)
+    (root / "made").mkdir()
+    (root / "made" / "prepare.py").write_text("")
+    with pytest.raises(ValueError, match=r"made: prepare it with `python .*made/prepare.py` \(prepared: tiny\)"):
+        bins.open_dataset("made", root)
+    with pytest.raises(ValueError, match=r"python data/text/prepare.py --input FILES --out .*nix`"):
+        bins.open_dataset("nix", root)
+    with pytest.raises(ValueError, match="no data set in /etc/x"):
+        bins.open_dataset("/etc/x", root)
+
+
+# -----------------------------------------------------------------------------
+# what can be wrong
+
+
+def spoil(path, what):
+    if what == "odd":
+        with open(path / "train.bin", "ab") as f:
+            f.write(b"x")
+    if what == "empty":
+        (path / "train.bin").write_bytes(b"")
+    if what == "short":
+        bins.write(path, 100, np.zeros(16, int), np.zeros(50, int))
+    if what == "appended":
+        with open(path / "train.bin", "ab") as f:
+            f.write(b"xy")
+    if what == "both":
+        (path / "train_1.bin").write_bytes(b"1234")
+    if what == "gone":
+        (path / "train.bin").unlink()
+
+
+@pytest.mark.parametrize(
+    "what, told",
+    [
+        ("odd", r"train.bin has 2,001 bytes"),
+        ("empty", r"train.bin is empty: 0 bytes, 0 ids, and block_size 16 needs 17"),
+        ("short", r"train.bin holds 16 ids, block_size 16 needs 17"),
+        ("appended", r"train.bin holds 1,001 uint16 ids, .*meta.json says 1000"),
+        ("both", r"both train.bin and train_1.bin"),
+        ("gone", r"has no train.bin"),
+    ],
+)
+def test_broken_files(tmp_path, what, told):
+    folder_of(tmp_path)
+    spoil(tmp_path, what)
+    with pytest.raises(ValueError, match=told):
+        bins.Dataset(tmp_path).split("train", 16)
+
+
+@pytest.mark.parametrize(
+    "raw, told",
+    [
+        (b'{"vocab_size": 0}', "vocab_size must be a whole number > 0, got 0"),
+        (b'{"vocab_size": true}', "vocab_size"),
+        (b"{}", "vocab_size"),
+        (b'{"vocab_size": 5, "dtype": "int64"}', "uint16, uint32, got 'int64'"),
+        (b'{"vocab_size": 5, "dtype": ["x"]}', "uint16, uint32"),
+        (b'{"vocab_size": 5, "count": 7}', "count"),
+        (b"[1]", "object"),
+        (b"{", "not JSON"),
+        (b'{"vocab_size": "\xff"}', "not UTF-8 at byte 16"),
+    ],
+)
+def test_broken_meta(tmp_path, raw, told):
+    (tmp_path / "meta.json").write_bytes(raw)
+    with pytest.raises(ValueError, match=told) as e:
+        bins.Dataset(tmp_path)
+    assert "meta.json" in str(e.value)
+
+
+def test_meta_with_a_bom(tmp_path):
+    (tmp_path / "meta.json").write_bytes(b'\xef\xbb\xbf{"vocab_size": 5}')
+    assert bins.Dataset(tmp_path).vocab_size == 5
+
+
+@pytest.mark.parametrize("meta", [None, "pkl", {"vocab_size": 50257}])
+def test_uint32_read_as_uint16_is_noticed(tmp_path, meta):
+    np.random.default_rng(0).integers(0, 100_000, 5000).astype("<u4").tofile(tmp_path / "train.bin")
+    if meta == "pkl":
+        (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 50257}))
+    elif meta:
+        (tmp_path / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="uint32 ids read as uint16"):
+        bins.Dataset(tmp_path).split("train", 16)
+    (tmp_path / "meta.json").write_text('{"vocab_size": 100000, "dtype": "uint32"}')
+    assert bins.Dataset(tmp_path).split("train", 16).n == 5000
+
+
+def test_small_vocabularies_are_plausible(tmp_path):
+    np.random.default_rng(0).integers(0, 4, 5000).astype("<u2").tofile(tmp_path / "train.bin")
+    assert bins.Dataset(tmp_path).split("train", 16).n == 5000
+
+
+def test_an_id_beyond_the_vocabulary(tmp_path, monkeypatch):
+    monkeypatch.setattr(bins, "BLOCK", 64)
+    ids = np.arange(1000) % 90
+    shard(tmp_path, ids, [400])
+    (tmp_path / "meta.json").write_text('{"vocab_size": 90}')
+    bins.Dataset(tmp_path).split("train", 16).check_ids()
+    ids[400 + 333] = 95
+    shard(tmp_path, ids, [400])
+    with pytest.raises(ValueError, match=r"train_1.bin: id 95 at offset 333 \(byte 666\), vocab_size is 90"):
+        bins.Dataset(tmp_path).split("train", 16).check_ids()
+
+
+def test_large_files_are_scanned_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(bins, "REMEMBER", 0)
+    train = folder_of(tmp_path).split("train", 16)
+    train.check_ids()
+    about = (tmp_path / "train.bin").stat()
+    with open(tmp_path / "train.bin", "r+b") as f:
+        f.write(b"\xff\xff")
+    os.utime(tmp_path / "train.bin", ns=(about.st_atime_ns, about.st_mtime_ns))
+    train.check_ids()  # the same size and time: the verdict stands
+    os.utime(tmp_path / "train.bin")
+    with pytest.raises(ValueError, match="id 65535 at offset 0"):
+        train.check_ids()
+    (tmp_path / ".checked.json").write_text("nonsense")
+    with pytest.raises(ValueError, match="id 65535"):
+        train.check_ids()
+
+
+# -----------------------------------------------------------------------------
+# writing
+
+
+def test_meta_says_what_is_there(tmp_path):
+    about = {"kind": "byte"}
+    dataset = folder_of(tmp_path, tokenizer=about)
+    assert json.loads((tmp_path / "meta.json").read_text()) == {
+        "vocab_size": 100, "dtype": "uint16", "count": {"train": 1000, "val": 100}, "tokenizer": about,
+    }  # fmt: skip
+    assert dataset.tokenizer == about and sorted(os.listdir(tmp_path)) == ["meta.json", "train.bin", "val.bin"]
+
+
+@pytest.mark.parametrize("vocab_size, dtype", [(65535, "uint16"), (65536, "uint32"), (100_000, "uint32")])
+def test_width_by_vocabulary(tmp_path, vocab_size, dtype):
+    assert folder_of(tmp_path, vocab_size).dtype == dtype
+
+
+@pytest.mark.parametrize("wrong", [70000, 100, -1])
+def test_an_id_that_does_not_fit_is_not_written(tmp_path, wrong):
+    folder_of(tmp_path)
+    before = (tmp_path / "train.bin").read_bytes()
+    with pytest.raises(ValueError, match=f"id {wrong} does not fit a vocabulary of 100"):
+        bins.write(tmp_path, 100, np.array([1, wrong]), np.array([1]))
+    assert (tmp_path / "train.bin").read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["meta.json", "train.bin", "val.bin"]
+
+
+def test_nothing_changes_before_the_end(tmp_path):
+    folder_of(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(KeyboardInterrupt), bins.Writer(tmp_path, 7) as out:
+        out.add("train", [1, 2, 3])
+        assert {p: (tmp_path / p).read_bytes() for p in before} == before
+        raise KeyboardInterrupt
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_an_empty_split_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="no tokens for val.bin"), bins.Writer(tmp_path, 7) as out:
+        out.add("train", [1])
+    assert not any(tmp_path.iterdir())
+
+
+def test_no_room(tmp_path):
+    """Exit 74 and one line; nothing of it stays (a limit on the size of files stands in for a full disk)."""
+    script = (
+        "import numpy as np; from core import exits; from data import bins\n"
+        "with exits.guard():\n"
+        f"    bins.write({str(tmp_path)!r}, 100, np.zeros(200_000, int), np.zeros(5, int))"
+    )
+    limited = ["bash", "-c", f'ulimit -f 100; exec "{sys.executable}" -c "$0"', script]
+    done = subprocess.run(limited, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 74 and not any(tmp_path.iterdir())
+    assert re.fullmatch(r"error: File too large, [\d,.]+ MiB are free: .*/train.bin.tmp-\d+\n", done.stderr)
+
+
+def test_leftovers_of_the_dead_are_swept(tmp_path):
+    dead = tmp_path / "train.bin.tmp-999999999"
+    living = tmp_path / "train.bin.tmp-1"
+    for path in (dead, living):
+        path.write_bytes(b"x")
+    folder_of(tmp_path)
+    assert not dead.exists() and living.exists()
+
+
+def test_shards_are_not_mixed_with_a_new_set(tmp_path):
+    shard(tmp_path, np.zeros(100), [50])
+    with pytest.raises(ValueError, match="holds shards"):
+        folder_of(tmp_path)

@@ -1,0 +1,493 @@
+"""data/vocab.py, data/corpus.py and the prepare scripts: what goes in comes out again, by any number of processes."""
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from core import config
+from data import bins, corpus, vocab
+from data.openwebtext import prepare as openwebtext
+from data.python_stdlib import prepare as python_stdlib
+from data.shakespeare_char import prepare as shakespeare_char
+from data.streams import prepare as streams
+from data.text import prepare as text
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def prose(size: int, seed: int = 0) -> str:
+    """Words of several scripts, lines, blank lines, runs of spaces, Windows' line ends, contractions, numbers."""
+    draw = random.Random(seed)
+    words = ["the", "it's", "Naïve", "日本語", "🙂", "x1", "2024", "we'll", "—", "über", "\u3000", "e\u0301", "..."]
+    gaps = [" "] * 12 + ["\n"] * 3 + ["  ", "\n\n", "\r\n", "\t", " \n", "\n\u3000", "\u00a0"]
+    return "".join(draw.choice(words) + draw.choice(gaps) for _ in range(size))
+
+
+def bpe(lines: list[str], vocab_size=400) -> dict:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "</s>", "<|endoftext|>"]
+    tokenizer.train_from_iterator(
+        lines, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet)
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokenizer.enable_truncation(max_length=8)
+    return {"kind": "tokenizers", "json": tokenizer.to_str()}
+
+
+BPE = bpe([prose(3000, seed=9)])
+
+
+def read(folder: Path) -> dict[str, list[int]]:
+    dataset = bins.Dataset(folder)
+    return {s: np.fromfile(folder / f"{s}.bin", bins.DTYPES[dataset.dtype]).tolist() for s in ("train", "val")}
+
+
+def texts(folder: Path) -> dict[str, str]:
+    tokenizer = vocab.load(bins.Dataset(folder).tokenizer)
+    return {split: tokenizer.decode(ids) for split, ids in read(folder).items()}
+
+
+def run(*command, cwd=ROOT, **env) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """So that a few kilobytes are many tasks (workers are forked, or get whole pieces)."""
+    monkeypatch.setattr(corpus, "PIECE", 500)
+
+
+# -----------------------------------------------------------------------------
+# tokenizers
+
+
+@pytest.mark.parametrize("about", [{"kind": "char", "chars": sorted(set(prose(500)))}, {"kind": "byte"}, BPE])
+def test_text_comes_back(about):
+    tokenizer = vocab.load(about)
+    ids = tokenizer.encode(prose(500))
+    assert tokenizer.decode(ids) == prose(500) and max(ids) < tokenizer.vocab_size
+    assert tokenizer.ids(prose(500)).tolist() == ids
+    again = vocab.load(json.loads(json.dumps(tokenizer.describe())))
+    assert again.hash == tokenizer.hash and again.encode("it's") == tokenizer.encode("it's")
+    tokenizer.decode([tokenizer.vocab_size + 40])  # models may have more rows than the vocabulary
+
+
+def test_hashes_tell_tokenizers_apart():
+    abouts = [{"kind": "char", "chars": list("ab")}, {"kind": "char", "chars": list("ba")}, {"kind": "byte"}, BPE]
+    assert len({vocab.load(a).hash for a in abouts}) == 4
+    spaced = {"kind": "tokenizers", "json": json.dumps(json.loads(BPE["json"]) | {"truncation": None}, indent=2)}
+    assert vocab.load(spaced).hash == vocab.load(BPE).hash  # laid out otherwise, the same tokenizer
+
+
+def test_a_character_that_is_not_in_the_table():
+    with pytest.raises(ValueError, match="character 'é' at place 2 is not among this tokenizer's 2"):
+        vocab.load({"kind": "char", "chars": ["a", "b"]}).encode("abé")
+
+
+@pytest.mark.parametrize(
+    "about, told",
+    [
+        ({"kind": "sentencepiece"}, "must be one of char, byte, tiktoken, tokenizers, got 'sentencepiece'"),
+        ([], "must be one of"),
+        ({"kind": []}, "must be one of"),
+        ({"kind": "char", "chars": ["ab"]}, "single characters"),
+        ({"kind": "char", "chars": ["a", "a"]}, "different"),
+        ({"kind": "char"}, "needs 'chars'"),
+        ({"kind": "tokenizers", "json": "{}"}, "not a tokenizers JSON"),
+        ({"kind": "tiktoken", "name": "gpt9"}, "tiktoken knows gpt2, .*; got 'gpt9'"),
+        ({"kind": "tiktoken", "name": "gpt2", "merges": "a b"}, "not those of 'gpt2'"),
+    ],
+)
+def test_bad_descriptions(about, told):
+    with pytest.raises(ValueError, match=told):
+        vocab.load(about)
+
+
+def test_special_tokens_are_text_in_a_corpus_and_tokens_in_a_prompt():
+    tokenizer = vocab.load(BPE)
+    assert tokenizer.eot == 2 and tokenizer.encode("it<|endoftext|>")[-1] == 2
+    ids = tokenizer.ids("it<|endoftext|>")
+    assert 2 not in ids and tokenizer.decode(ids) == "it<|endoftext|>"
+
+
+def test_byte_level_bpe_is_the_same_in_tiktoken():
+    fast, slow = vocab.load(BPE), vocab.load(BPE)
+    slow.fast = None
+    assert fast.fast
+    for seed in range(5):
+        assert fast.ids(prose(2000, seed)).tolist() == slow.ids(prose(2000, seed)).tolist()
+
+
+def merged(pairs: list[list[str]], **model) -> dict:
+    """A tokenizer.json of GPT-2's kind with these merges."""
+    about = json.loads(bpe(["x"], vocab_size=259)["json"])
+    words = [*vocab.alphabet(), *dict.fromkeys(a + b for a, b in pairs)]
+    about["added_tokens"], about["post_processor"] = [], None
+    about["model"] |= {"vocab": {w: i for i, w in enumerate(words)}, "merges": pairs} | model
+    return {"kind": "tokenizers", "json": json.dumps(about)}
+
+
+def test_a_vocabulary_that_tiktoken_would_read_otherwise_is_left_to_tokenizers():
+    """With b+c before a+b, "abc" is a bc; a merge ab+c never applies, but tiktoken would join a and bc to abc."""
+    plain = merged([["a", "b"], ["ab", "c"]])
+    assert vocab.load(plain).fast and vocab.load(plain).decode(vocab.load(plain).ids("abc abd")) == "abc abd"
+    odd = vocab.load(merged([["b", "c"], ["a", "b"], ["ab", "c"]]))
+    assert odd.fast is None and len(odd.ids("abc")) == 2
+    assert vocab.load(merged([["a", "b"]], dropout=0.1)).fast is None
+
+
+def test_gpt2_merges_from_a_file(tmp_path):
+    """Their bytes come in GPT-2's order, then the merges, then the end of text; encoder.json must agree."""
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\nt h\nth e\nĠ the\n", encoding="utf-8")
+    about = vocab.find(str(tmp_path))
+    tokenizer = vocab.load(json.loads(json.dumps(about)))
+    assert tokenizer.vocab_size == 260 and tokenizer.eot == 259
+    assert tokenizer.encode("the the!<|endoftext|>") == [257, 258, 0, 259]
+    assert tokenizer.decode([257, 258, 0, 259, 300]) == "the the!<|endoftext|>\ufffd"
+    words = {**{c: i for i, c in enumerate(vocab.alphabet())}, "th": 256, "the": 257, "Ġthe": 258, vocab.EOT: 259}
+    (tmp_path / "encoder.json").write_text(json.dumps(words))
+    assert vocab.find(str(tmp_path / "encoder.json")) == about
+    (tmp_path / "encoder.json").write_text(json.dumps(words | {"th": 257, "the": 256}))
+    with pytest.raises(ValueError, match="numbers its tokens otherwise"):
+        vocab.find(str(tmp_path))
+
+
+def test_merges_that_are_none(tmp_path):
+    (tmp_path / "merges.txt").write_text("a b c\n")
+    with pytest.raises(ValueError, match="'a b c'"):
+        vocab.load(vocab.find(str(tmp_path)))
+
+
+def test_gpt2_without_a_network(monkeypatch):
+    """Neither a refusal nor a silence of the network hangs; the line says what to do."""
+    import tiktoken
+
+    def refuse(name):
+        raise ConnectionError
+
+    monkeypatch.setattr(tiktoken, "get_encoding", refuse)
+    with pytest.raises(ValueError, match=r"needs the network once \(ConnectionError\): .*vocab.bpe or a tok"):
+        vocab.load({"kind": "tiktoken", "name": "gpt2"})
+    never = threading.Event()
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: never.wait())
+    monkeypatch.setattr(vocab, "PATIENCE", 0.1)
+    begin = time.time()
+    with pytest.raises(ValueError, match="no answer in 0.1 s"):
+        vocab.load({"kind": "tiktoken", "name": "gpt2"})
+    assert time.time() - begin < 5
+    never.set()
+
+
+# -----------------------------------------------------------------------------
+# cutting
+
+
+def test_pieces_end_where_bpe_does_not_notice(tmp_path, small_pieces):
+    """The pieces' ids, one after the other, are those of the whole text."""
+    (tmp_path / "a.txt").write_text(prose(5000), encoding="utf-8", newline="")
+    pieces = list(corpus.pieces([tmp_path / "a.txt"], 0.1, ""))
+    assert len(pieces) > 50
+    tokenizer = vocab.load(BPE)
+    for split in ("train", "val"):
+        whole = b"".join(p.content for p in pieces if p.split == split).decode()
+        parts = [tokenizer.ids(p.content.decode()).tolist() for p in pieces if p.split == split]
+        assert sum(parts, []) == tokenizer.ids(whole).tolist()
+
+
+@pytest.mark.parametrize("raw", ["é" * 3000, "\r\n" * 2000, "a" * 3000, " " * 3000, "a\n" * 1500, "🙂 " * 900])
+def test_texts_without_a_good_place_are_cut_between_characters(tmp_path, small_pieces, raw):
+    (tmp_path / "a.txt").write_bytes(raw.encode())
+    pieces = list(corpus.pieces([tmp_path / "a.txt"], 0.1, ""))
+    assert b"".join(p.content for p in pieces).decode() == raw
+    assert all(p.content and len(p.content) <= 500 for p in pieces)
+    assert "".join(corpus.joined(p, "") for p in pieces) == raw.replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("val_fraction", [0.001, 0.1, 0.37, 0.9])
+def test_train_and_val_are_the_text(tmp_path, small_pieces, val_fraction):
+    raw = prose(2000)
+    (tmp_path / "a.txt").write_text(raw, encoding="utf-8", newline="")
+    corpus.prepare([tmp_path / "a.txt"], tmp_path / "out", "char", val_fraction=val_fraction)
+    found = texts(tmp_path / "out")
+    assert found["train"] + found["val"] == raw.replace("\r\n", "\n")
+    assert abs(len(found["val"].encode()) / len(raw.encode()) - val_fraction) < 0.02
+
+
+def rows_of(n: int) -> list[str]:
+    return [f"row {i}: " + prose(i % 50 + 1, seed=i).replace("\r\n", "\n") + "." for i in range(n)]
+
+
+def store(path: Path, rows: list[str]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"id": list(range(len(rows))), "text": rows}), path, row_group_size=7)
+    else:
+        path.write_bytes("\n".join(json.dumps({"text": r}) for r in rows).encode())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("n", [2, 5, 200])
+def test_a_row_is_in_train_or_in_val(tmp_path, small_pieces, kind, n):
+    path = store(tmp_path / f"a.{kind}", rows_of(n))
+    (tmp_path / "t.json").write_text(BPE["json"])
+    corpus.prepare([path], tmp_path / "out", str(tmp_path / "t.json"))
+    found = [t.split("<|endoftext|>")[:-1] for t in texts(tmp_path / "out").values()]
+    assert found[0] + found[1] == rows_of(n) and all(found)
+    assert n < 200 or 10 < len(found[1]) < 30
+
+
+def test_files_follow_each_other(tmp_path, small_pieces):
+    """Documents end with the end-of-text token, or with a line where the tokenizer has none; folders are shuffled."""
+    names = [f"{i}.txt" for i in range(12)]
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "in" / ("deep" if name < "3" else "") / name).write_text(f"text of {name}")
+    for hidden in (".git", "__pycache__"):
+        (tmp_path / "in" / hidden).mkdir()
+        (tmp_path / "in" / hidden / "x").write_bytes(b"\xff")
+    (tmp_path / "in" / "empty.txt").write_text("")
+    corpus.prepare([tmp_path / "in"], tmp_path / "byte", "byte", val_fraction=0.5)
+    (tmp_path / "t.json").write_text(BPE["json"])
+    corpus.prepare([tmp_path / "in"], tmp_path / "bpe", str(tmp_path / "t.json"), val_fraction=0.5)
+    for folder, mark in (("byte", "\n"), ("bpe", "<|endoftext|>")):
+        found = "".join(texts(tmp_path / folder).values()).split(mark)
+        assert sorted(found) == sorted(f"text of {name}" for name in names) and found != sorted(found)
+    again = corpus.files([tmp_path / "in", tmp_path / "in" / "3.txt", str(tmp_path / "in" / "*.txt")], tmp_path / "out")
+    assert len(again) == 12  # no file is read twice
+    corpus.prepare([tmp_path / "byte" / ".." / "in"], tmp_path / "in", "byte")
+    corpus.prepare([tmp_path / "in"], tmp_path / "in", "byte")  # what it wrote itself is not input
+    assert "".join(texts(tmp_path / "in").values()).count("text of") == 12
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
+def test_any_number_of_processes_gives_the_same_files(tmp_path, small_pieces, tokenizer):
+    inputs = [tmp_path / "a.txt", store(tmp_path / "b.jsonl", rows_of(100)), store(tmp_path / "c.parquet", rows_of(99))]
+    inputs[0].write_text(prose(2000), encoding="utf-8")
+    (tmp_path / "bpe.json").write_text(BPE["json"])
+    name = str(tmp_path / "bpe.json") if tokenizer == "bpe" else tokenizer
+    for processes in (1, 3):
+        corpus.prepare(inputs, tmp_path / str(processes), name, processes=processes)
+    for file in ("train.bin", "val.bin", "meta.json"):
+        assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "3" / file).read_bytes()
+
+
+def test_the_characters_are_those_of_nanogpt(tmp_path):
+    """Its prepare.py: sorted(set(text)), and the text cut at 90% of its characters."""
+    raw = (ROOT / "core" / "config.py").read_text()
+    (tmp_path / "a.txt").write_text(raw)
+    corpus.prepare([tmp_path / "a.txt"], tmp_path / "out", "char")
+    chars = sorted(set(raw))
+    assert bins.Dataset(tmp_path / "out").tokenizer == {"kind": "char", "chars": chars}
+    assert read(tmp_path / "out")["train"] == [chars.index(c) for c in raw[: int(len(raw) * 0.9)]]
+
+
+# -----------------------------------------------------------------------------
+# what can be wrong
+
+
+def line(value) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    "name, raw, told",
+    [
+        ("a.txt", b"abc\xff", "a.txt is not UTF-8 at byte 3"),
+        ("a.txt", b"\xef\xbb\xbfab\xff", "a.txt is not UTF-8 at byte 5"),
+        ("a.txt", b"\xff\xfea\x00", "a.txt is not UTF-8 at byte 0"),
+        ("a.jsonl", line({"text": "é"}) * 3 + b'{"text": "\xff"}', "a.jsonl is not UTF-8 at byte 67"),
+        ("a.jsonl", line({"text": "a"}) * 2 + b"{", "a.jsonl at byte 28"),
+        ("a.jsonl", line({"text": "a"}) * 2 + line(3), "a.jsonl at byte 28: an object"),
+        ("a.jsonl", line({"text": "a"}) * 2 + line({"text": None}), "a.jsonl at byte 28: text is wanted"),
+        ("a.jsonl", line({"text": "a"}) * 2 + line({"body": 1, "n": 2}), "a.jsonl has several columns"),
+        ("a.parquet", b"PAR1 nothing", "a.parquet"),
+    ],
+)
+def test_bad_files(tmp_path, name, raw, told, processes):
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(ValueError, match=told):
+        corpus.prepare([tmp_path / name], tmp_path / "out", "byte", processes=processes)
+    assert not (tmp_path / "out" / "train.bin").exists() and not list(tmp_path.rglob("*.tmp*"))
+
+
+def test_bad_rows_of_parquet(tmp_path):
+    for values, told in (([1, 2], "row 0"), (["a", None], "row 1")):
+        pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=told):
+            corpus.prepare([tmp_path / "a.parquet"], tmp_path / "out", "byte")
+    pq.write_table(pa.table({"a": ["x"], "b": ["y"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="no column 'text'.*'a', 'b'"):
+        corpus.prepare([tmp_path / "a.parquet"], tmp_path / "out", "byte", column="text")
+
+
+def test_a_bom_and_half_a_surrogate_pair_are_taken(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfabcdefghijkl")
+    (tmp_path / "b.jsonl").write_bytes(b"\xef\xbb\xbf" + line({"text": "a\ud83d"}) * 9)
+    for name in ("a.txt", "b.jsonl"):
+        corpus.prepare([tmp_path / name], tmp_path / "out", "char")
+        assert texts(tmp_path / "out")["train"][0] == "a"
+
+
+@pytest.mark.parametrize(
+    "inputs, more, told",
+    [
+        ([], {}, "--input is missing"),
+        (["nix.txt"], {}, "--input nix.txt: no such file"),
+        (["empty.txt"], {}, "nothing but empty files"),
+        (["one.txt"], {}, "no tokens for train.bin, there is too little text"),
+        (["some.txt"], {"val_fraction": 0.0}, "--val_fraction must lie between 0 and 1, got 0.0"),
+        (["some.txt"], {"val_fraction": 1.0}, "--val_fraction"),
+        (["some.txt"], {"tokenizer": "no/such.json"}, "tokenizer no/such.json: no such file"),
+        (["some.txt"], {"tokenizer": "some.txt"}, "merge"),
+        (["some.txt"], {"out": ""}, "--out is missing"),
+    ],
+)
+def test_bad_options(tmp_path, monkeypatch, inputs, more, told):
+    monkeypatch.chdir(tmp_path)
+    for name, content in {"empty.txt": "", "one.txt": "a", "some.txt": "some text\n" * 20}.items():
+        Path(name).write_text(content)
+    options = text.Options(input=inputs, out="out")
+    for key, value in more.items():
+        setattr(options, key, value)
+    with pytest.raises(ValueError, match=told):
+        text.main(options)
+
+
+# -----------------------------------------------------------------------------
+# the scripts
+
+
+def test_text_by_its_command_line(tmp_path):
+    """From any folder, with a space in a name; the data set is then there for train.py."""
+    (tmp_path / "my book.txt").write_text(prose(500), encoding="utf-8")
+    done = run(ROOT / "data/text/prepare.py", "--input", "my book.txt", "--out", "data/book", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "next: python train.py --dataset=book\n" in done.stdout
+    assert bins.open_dataset("book", tmp_path / "data").split("val", 8).n > 8
+    done = run("data/text/prepare.py", "--input", tmp_path / "nix", "--out", tmp_path / "x", "--tokenizer", "byte")
+    assert done.returncode == 2
+    assert done.stderr == f"error: --input {tmp_path}/nix: no such file, or a folder without files\n"
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_standard_library_is_a_corpus(tmp_path):
+    done = run(ROOT / "data/python_stdlib/prepare.py", "--megabytes", 0.3, "--out", tmp_path / "a", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    python_stdlib.main(python_stdlib.Options(megabytes=0.3, out=str(tmp_path / "b")))
+    found = texts(tmp_path / "a")
+    assert found == texts(tmp_path / "b")
+    assert "import " in found["train"] and 0.3e6 <= len(found["train"] + found["val"]) < 0.8e6
+    assert bins.Dataset(tmp_path / "a").vocab_size <= 100
+
+
+def test_shakespeare_from_a_file_and_without_a_network(tmp_path):
+    (tmp_path / "t.txt").write_text("First Citizen:\n" * 30)
+    shakespeare_char.main(shakespeare_char.Options(input=str(tmp_path / "t.txt"), out=str(tmp_path / "a")))
+    assert texts(tmp_path / "a")["train"].startswith("First Citizen")
+    done = run("data/shakespeare_char/prepare.py", "--out", tmp_path / "b", https_proxy="http://127.0.0.1:9")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"put the file at {tmp_path}/b/input.txt yourself, or give --input FILE" in done.stderr
+
+
+def test_a_download_is_checked(tmp_path):
+    (tmp_path / "a.txt").write_text("a text")
+    url = (tmp_path / "a.txt").as_uri()
+    with pytest.raises(ValueError, match=r"is not the file it was \(6 bytes\)"):
+        corpus.download(url, tmp_path / "b" / "input.txt", "0" * 64)
+    assert not (tmp_path / "b").exists()
+    corpus.download(url, tmp_path / "b" / "input.txt", hashlib.sha256(b"a text").hexdigest())
+    assert (tmp_path / "b" / "input.txt").read_text() == "a text"
+
+
+def test_openwebtext_from_the_hub_or_from_files(tmp_path, monkeypatch):
+    """A folder of Parquet files stands in for the hub."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "t.json").write_text(BPE["json"])
+    for part in range(2):
+        store(tmp_path / "hub" / f"train-0000{part}.parquet", rows_of(50)[part::2])
+    monkeypatch.setattr(openwebtext, "HUB", str(tmp_path / "hub"))
+    options = openwebtext.Options(out=str(tmp_path / "a"), tokenizer=str(tmp_path / "t.json"))
+    openwebtext.main(options)
+    options.input = [tmp_path / "hub" / f"train-0000{part}.parquet" for part in range(2)]
+    options.out = str(tmp_path / "b")
+    openwebtext.main(options)
+    assert read(tmp_path / "a") == read(tmp_path / "b")
+    assert texts(tmp_path / "a")["val"].count("<|endoftext|>") == 1  # 0.0005 of it, and a whole row
+    options.input = []
+    monkeypatch.setattr(openwebtext, "HUB", "nobody/nothing")
+    with pytest.raises(ValueError, match="cannot get nobody/nothing from the hub .*or give --input FILES"):
+        openwebtext.main(options)
+    monkeypatch.setattr(openwebtext.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install datasets, or give --input FILES"):
+        openwebtext.main(options)
+
+
+def test_streams_align(tmp_path, small_pieces):
+    raw = prose(1000).replace("\r\n", "\n") + "To be, or 2\n"
+    (tmp_path / "a.txt").write_text(raw, encoding="utf-8")
+    streams.main(streams.Options(input=[tmp_path / "a.txt"], out=str(tmp_path / "s"), val_fraction=0.2))
+    found = {name: texts(tmp_path / f"s_{name}") for name in ("chars", "case", "class")}
+    whole = {name: "".join(splits.values()) for name, splits in found.items()}
+    assert whole["chars"] == raw
+    assert whole["case"].endswith("Ul-ll--ll---") and whole["class"].endswith("aa aa. aa 0\n")
+    for char, case, kind in zip(*whole.values(), strict=True):
+        assert case == ("U" if char.isupper() else "l" if char.islower() else "-")
+        assert (kind in " \n") == char.isspace() and (kind == "0") == char.isnumeric()
+    for name in ("case", "class"):
+        assert [len(t) for t in found[name].values()] == [len(t) for t in found["chars"].values()]
+    assert [bins.Dataset(tmp_path / f"s_{n}").vocab_size for n in found] == [len(set(raw)), 3, 6]
+
+
+def test_lists_of_paths_are_not_taken_apart():
+    assert config.parse(text.Options, ["--input", "a b.txt", "c,d.txt"]).input == [Path("a b.txt"), Path("c,d.txt")]
+
+
+def test_the_tools_start_without_torch():
+    script = "import sys, data.text.prepare; assert not {'torch', 'pyarrow', 'tiktoken', 'tokenizers'} & {*sys.modules}"
+    assert run("-c", script).returncode == 0
+
+
+@pytest.mark.full
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_memory_is_bounded(tmp_path, tokenizer):
+    """60 MB of text by two workers, all three processes together."""
+    (tmp_path / "a.txt").write_text(prose(20_000) * 300, encoding="utf-8")
+    (tmp_path / "bpe.json").write_text(BPE["json"])
+    name = tmp_path / "bpe.json" if tokenizer == "bpe" else tokenizer
+    script = (
+        "import re, resource; from data import corpus;"
+        f"corpus.prepare([{str(tmp_path / 'a.txt')!r}], {str(tmp_path / 'out')!r}, {str(name)!r}, processes=2);"
+        # not ru_maxrss: it outlives exec
+        "own = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read()).group(1));"
+        "print(own + 2 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    done = run("-c", script)
+    assert done.returncode == 0, done.stderr
+    assert 30e3 < int(done.stdout.split()[-1]) < 300e3  # kB
