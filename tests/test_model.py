@@ -1,0 +1,186 @@
+"""GPT against transformers, against arithmetic by hand, and against itself: cache, chunks, precision, causality."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import model as model_module
+from core.generate import context_start, generate
+from model import GPT, GPTConfig, loss_sum
+
+SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 19, "block_size": 16}
+
+
+def gpt(**options) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{**SMALL, **options}))
+    with torch.no_grad():  # away from the start, where many mistakes cancel
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model.eval()
+
+
+def ids(B: int = 3, T: int = 16, V: int = 19) -> torch.Tensor:
+    return torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(1))
+
+
+def test_logits_equal_those_of_transformers():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from core import hf
+
+    torch.manual_seed(0)
+    theirs = GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=4, n_embd=32, vocab_size=50, n_positions=24)).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    config = hf.gpt2_config(theirs.config.to_dict())
+    ours = GPT(GPTConfig(**config)).eval()
+    ours.load_state_dict(hf.gpt2_weights(theirs.state_dict(), config))
+    x = ids(2, 24, 50)
+    with torch.no_grad():
+        assert torch.allclose(ours(x), theirs(x).logits, atol=1e-4)
+        loss = theirs(x, labels=x).loss
+        mean = ours(x[:, :-1], x[:, 1:]) / x[:, 1:].numel()
+    assert mean.item() == pytest.approx(loss.item(), abs=1e-4)
+
+
+def test_a_model_small_enough_to_compute_by_hand():
+    """One layer, one head, width 2, its attention and MLP silent: the logits are a norm of embedding + position."""
+    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=2, vocab_size=2, block_size=2)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        t = model.transformer
+        t.wte.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
+        t.wpe.weight.copy_(torch.tensor([[0.0, 0.0], [2.0, 0.0]]))
+        t.ln_f.weight.fill_(1.0)
+        logits = model(torch.tensor([[0, 1]]))[0]
+        # position 0: (1, 0), mean .5, standard deviation .5 -> (1, -1); position 1: (2, 3), likewise -> (-1, 1)
+        assert torch.allclose(logits, torch.tensor([[1.0, -3.0], [-1.0, 3.0]]), atol=1e-3)
+        loss = model(torch.tensor([[0, 1]]), torch.tensor([[1, -100]]))
+        assert loss.item() == pytest.approx(math.log(1 + math.exp(4.0)), abs=1e-3)
+
+
+def test_initialisation_is_gpt2_s():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=8, n_head=2, n_embd=64, vocab_size=500, block_size=64, bias=True))
+    w = dict(model.named_parameters())
+    assert w["transformer.wte.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert w["transformer.h.0.attn.c_proj.weight"].std().item() == pytest.approx(0.02 / 4, rel=0.1)
+    assert w["transformer.h.3.mlp.c_fc.weight"].std().item() == pytest.approx(0.02, rel=0.1)
+    assert not w["transformer.h.0.mlp.c_fc.bias"].any()
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_the_loss_in_chunks_is_cross_entropy(softcap, with_bias, monkeypatch):
+    """Value and gradients, with ignored targets, over several chunks with a ragged last one."""
+    monkeypatch.setattr(model_module, "CHUNK", 4 * 7)
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 9, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
+    b = torch.randn(7, requires_grad=True) if with_bias else None
+    y = torch.randint(0, 7, (2, 9))
+    y[0, :4] = -100
+    z = F.linear(x, w, b)
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    want = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="sum")
+    got = loss_sum(x, w, b, y, softcap)
+    assert got.item() == pytest.approx(want.item(), rel=1e-5)
+    inputs = [t for t in (x, w, b) if t is not None]
+    for a, e in zip(torch.autograd.grad(got * 0.3, inputs), torch.autograd.grad(want * 0.3, inputs), strict=True):
+        assert torch.allclose(a, e, atol=1e-5)
+
+
+def test_a_batch_without_targets_loses_nothing():
+    model = gpt()
+    loss = model(ids(), torch.full((3, 16), -100))
+    loss.backward()
+    assert loss.item() == 0 and not any(p.grad.isnan().any() or p.grad.any() for p in model.parameters())
+
+
+def test_the_loss_is_a_sum_over_targets_however_they_lie():
+    model, x = gpt(), ids(4)
+    y = x.roll(-1, 1)
+    y[1, 3:9] = -100
+    with torch.no_grad():
+        parts = sum(model(x[i : i + 1], y[i : i + 1]).item() for i in range(4))
+        assert model(x, y).item() == pytest.approx(parts, rel=1e-6)
+
+
+VARIETY = [{}, {"position": "rotary", "use_qk_norm": True, "n_kv_group": 1}, {"position": "alibi"},
+           {"window_size": 5, "position": "learned+rotary"},
+           {"position": "sinusoidal", "use_post_ln": True}]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", VARIETY, ids=str)
+def test_the_cache_changes_nothing(options):
+    """Token for token; with rotary positions also past block_size, where the context slides."""
+    model = gpt(**options)
+    n = 40 if not model.config.cropped or "learned" in model.config.position else 12
+    for temperature in (0.0, 0.9):
+        a, b = (generate(model, ids(2, 5), n, temperature=temperature, seed=3, use_cache=use) for use in (True, False))
+        assert torch.equal(a, b) and a.shape == (2, 5 + n)
+
+
+@pytest.mark.parametrize("options", VARIETY, ids=str)
+def test_a_token_sees_nothing_behind_it(options):
+    model, x = gpt(**options), ids()
+    y = x.clone()
+    y[:, 9:] = (y[:, 9:] + 1) % 19
+    with torch.no_grad():
+        assert torch.allclose(model(x)[:, :9], model(y)[:, :9], atol=1e-6)
+        assert not torch.allclose(model(x)[:, 9:], model(y)[:, 9:], atol=1e-3)
+
+
+def test_context_moves_in_quarters():
+    starts = [context_start(n, 16) for n in range(1, 40)]
+    assert starts[:16] == [0] * 16 and starts[16:24] == [4] * 4 + [8] * 4
+    assert all(n - s <= 16 and n - s >= 12 for n, s in zip(range(17, 40), starts[16:], strict=True))
+
+
+def test_sampling_options():
+    from core.generate import pick
+
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
+    g = torch.Generator().manual_seed(0)
+    share = torch.bincount(pick(logits, 1.0, None, None, g)[:, 0], minlength=4) / 4000
+    assert torch.allclose(share, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.03)
+    assert set(pick(logits, 1.0, 2, None, g).flatten().tolist()) == {0, 1}
+    assert set(pick(logits, 1.0, None, 0.75, g).flatten().tolist()) == {0, 1}
+    assert set(pick(logits, 0, None, None, g).flatten().tolist()) == {0}
+
+
+def test_too_long_a_context_is_named():
+    with pytest.raises(ValueError, match="17 tokens do not fit block_size 16"):
+        gpt()(ids(1, 17))
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"n_head": 3}, "n_head must divide n_embd"), ({"block_size": 0}, "block_size must be > 0"),
+    ({"n_layer": -1}, "n_layer must be > 0"), ({"n_kv_group": 3}, "n_kv_group must divide"),
+    ({"norm_variant_attn": "layrnorm"}, "norm_variant_attn must be"), ({"position": "rotar"}, "position must be"),
+    ({"n_head": 16, "position": "rotary"}, "even n_embd / n_head"), ({"window_size": 0}, "window_size must be > 0"),
+])  # fmt: skip
+def test_a_config_that_cannot_be_is_named(options, says):
+    with pytest.raises(ValueError, match=says):
+        GPTConfig(**{**SMALL, **options})
+
+
+def test_gradient_checkpointing_changes_nothing():
+    grads = []
+    for use in (False, True):
+        model = gpt(use_gradient_checkpointing=use, dropout=0.2).train()
+        torch.manual_seed(5)
+        model(ids(), ids()).backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_crop_keeps_the_first_positions():
+    model = gpt()
+    want = model(ids(2, 8))
+    model.crop_block_size(8)
+    assert torch.equal(model(ids(2, 8)), want) and model.transformer.wpe.weight.shape == (8, 16)

@@ -1,0 +1,119 @@
+"""CSV files that survive crashes and resumes, log lines, the picture, and loggers that cannot stop a run."""
+
+import time
+
+import pytest
+
+from core import tracker
+from core.tracker import Table, Tracker, duration, read
+
+
+def test_rows_at_or_beyond_the_resumed_step_are_dropped(tmp_path):
+    table = Table(tmp_path / "train.csv", 0)
+    for step in range(6):
+        table.add({"step": step, "loss": step / 2})
+    with open(tmp_path / "train.csv", "a") as f:
+        f.write("6,3")  # cut short by a crash
+    table = Table(tmp_path / "train.csv", 4)
+    table.add({"step": 4, "loss": 9.0})
+    rows = [(r["step"], r["loss"]) for r in read(tmp_path / "train.csv")]
+    assert rows == [(0, 0.0), (1, 0.5), (2, 1.0), (3, 1.5), (4, 9.0)]
+
+
+def test_a_new_column_joins(tmp_path):
+    table = Table(tmp_path / "e.csv", 0)
+    table.add({"step": 0, "loss": 1.5})
+    table.add({"step": 1, "loss": 1.25, "other": 2})
+    assert read(tmp_path / "e.csv")[1] == {"step": 1, "loss": 1.25, "other": 2}
+
+
+def make(tmp_path, **options) -> Tracker:
+    return Tracker(tmp_path, True, 5000, **options)
+
+
+def test_the_log_line(tmp_path, capsys):
+    track = make(tmp_path, flops=1e6, peak=1e12)
+    track.t = time.time() - 0.41
+    track.at = 111
+    track.train(120, {"loss": 3.41271, "lr": 5.91e-4, "norm": 0.871}, 4000)
+    line = capsys.readouterr().out.strip()
+    for part in ("step  120/5000 | loss 3.4127 | lr 5.91e-04 | norm 0.87 | 41 ms | 97,", " tok/s | mfu 10% | eta 3m2"):
+        assert part in line
+    assert len(line) < 110
+
+
+def test_durations():
+    assert [duration(s) for s in (0.4, 41, 200, 7500)] == ["0s", "41s", "3m20s", "2h05m"]
+
+
+def test_the_picture_is_drawn_from_the_files(tmp_path):
+    track = make(tmp_path, resumes=[3])
+    for step in range(5):
+        track.train(step, {"loss": 5.0 - step, "lr": 1e-3, "norm": 1.0}, 10)
+        track.eval(step, {"val loss": 6.0 - step}, quiet=True)
+    track.close()
+    data = (tmp_path / "loss.png").read_bytes()
+    assert data.startswith(b"\x89PNG") and len(data) > 5000
+
+
+def test_a_nan_in_the_files_does_not_stop_the_picture(tmp_path):
+    track = make(tmp_path)
+    track.train(0, {"loss": float("nan"), "lr": 1e-3, "norm": float("inf")}, 10)
+    track.eval(0, {"val loss": float("nan")})
+    track.close()
+    assert (tmp_path / "loss.png").exists()
+
+
+def test_wandb_without_a_key_is_one_line(tmp_path, capsys, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    started = time.time()
+    track = make(tmp_path, wandb={"project": "x"})
+    track.train(0, {"loss": 1.0}, 10)
+    track.close()
+    assert track.wandb is None and time.time() - started < 5
+    assert capsys.readouterr().err.count("wandb is off: no key") == 1
+
+
+@pytest.mark.full
+def test_wandb_that_cannot_be_reached_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    started = time.time()
+    track = make(tmp_path, wandb={"project": "x", "key": "0" * 40})
+    track.train(0, {"loss": 1.0}, 10)
+    track.close()
+    assert track.wandb is None and time.time() - started < 60 and "wandb is off" in capsys.readouterr().err
+
+
+def test_tensorboard_is_written_where_it_is_installed(tmp_path):
+    pytest.importorskip("tensorboard")
+    track = make(tmp_path, tensorboard=True)
+    track.train(0, {"loss": 1.0}, 10)
+    track.close()
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_logger_that_fails_is_switched_off(tmp_path, capsys):
+    class Broken:
+        def log(self, *a, **k):
+            raise RuntimeError("gone")
+
+    track = make(tmp_path)
+    track.wandb = Broken()
+    track.train(0, {"loss": 1.0}, 10)
+    track.train(1, {"loss": 1.0}, 10)
+    assert track.wandb is None and capsys.readouterr().err.count("gone") == 1
+
+
+def test_progress_speaks_after_two_seconds_and_passes_all_on(capsys, monkeypatch):
+    now = [0.0]
+    clock = tracker.progress.__globals__["time"]
+    monkeypatch.setattr(clock, "time", lambda: now[0])
+    out = []
+    for item in tracker.progress(range(40), "reading"):
+        now[0] += 0.5
+        out.append(item)
+    err = capsys.readouterr().err
+    assert out == list(range(40)) and "reading: " in err and "eta" in err
