@@ -308,7 +308,7 @@ def main(args: Options) -> None:
     checkpoint.wait()
     track.close()
     took, memory = duration(time.time() - started), peak_memory(d.device) / 2**20
-    track.say(f"done in {took}: val loss {val:.4f}, best {best:.4f}; peak memory {memory:,.0f} MiB")
+    track.say(f"done in {took}: val loss {val:.4f}, best {best or val:.4f}; peak memory {memory:,.0f} MiB")
     track.say(f"next: python sample.py --init_from={folder.path}")
     folder.finish()
     return None

@@ -44,7 +44,7 @@ class Run:
     def __init__(self, path: Path, main: bool):
         self.path, self.main = path, main
         self.step: int | None = None
-        self.begun, self.created, self.lock, self.old = False, False, None, {}
+        self.begun, self.created, self.fresh, self.lock, self.old = False, False, False, None, {}
         self.signal = 0
         self.finished = False
 
@@ -53,6 +53,7 @@ class Run:
         if not self.main:
             return
         self.created = not self.path.exists()
+        self.fresh = not (self.path / ".lock").exists()
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - held as long as the run
         try:
@@ -121,13 +122,13 @@ class Run:
         with contextlib.suppress(OSError):  # a full disk must not hide the reason
             if self.begun and not (self.finished and self.lock is None):
                 self.status(state, code, message)
-            elif self.lock and not self.begun and code:
-                # only torchrun's exit code hides ours; alone, a refused start leaves nothing behind
-                if dist.together() and not holds_run(self.path, ("*.pt", "*.ckpt", "checkpoint-*")):
-                    self.status(state, code, message)
-                elif self.created:
+            elif self.lock and not self.begun:  # a refused start leaves nothing behind
+                if code and dist.together() and not holds_run(self.path, ("*.pt", "*.ckpt", "checkpoint-*")):
+                    self.status(state, code, message)  # but this: torchrun's exit code hides ours
+                elif self.fresh:
                     (self.path / ".lock").unlink()
-                    self.path.rmdir()
+                    if self.created:
+                        self.path.rmdir()
         for s, handler in self.old.items():
             signal.signal(s, handler)
         self.old = {}
