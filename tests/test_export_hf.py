@@ -1,0 +1,98 @@
+"""What export_hf.py writes, transformers loads: the same logits, and the same ids for the same text."""
+
+import json
+
+import pytest
+import torch
+
+import export_hf
+from core import checkpoint, config
+from data import vocab
+from model import GPT, GPTConfig
+
+transformers = pytest.importorskip("transformers")
+
+# a byte-level BPE of three merges, in the format of GPT-2's vocab.bpe; \u0120 stands for a space
+MERGES = "#version: 0.2\nt h\nth e\n\u0120 the\n"
+TEXT = "the other theme, then!\n\u00e9t\u00e9 \u4e2d"
+
+
+def train(folder, tokenizer, V=300, **changes):
+    """A checkpoint as train.py writes it."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**({"vocab_size": V, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16} | changes)))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=None, loop={}, seed=0,
+                            step=7, best=None, options={}, meta={"tokenizer": tokenizer})  # fmt: skip
+    checkpoint.save(folder / "ckpt.pt", state)
+    return model.eval()
+
+
+def export(*argv):
+    export_hf.main(config.parse(export_hf.Options, list(map(str, argv)), doc=""))
+
+
+def tokenizers_json():
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=270, special_tokens=["</s>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    return {"kind": "tokenizers", "json": tokenizer.to_str()}
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        {"kind": "char", "chars": sorted(set(TEXT))},
+        {"kind": "byte"},
+        {"kind": "tiktoken", "name": "merges", "merges": MERGES},
+        tokenizers_json,
+        None,
+    ],
+    ids=["char", "byte", "merges", "tokenizers", "none"],
+)
+def test_transformers_loads_it(tokenizer, tmp_path, capsys):
+    tokenizer = tokenizer() if callable(tokenizer) else tokenizer
+    model = train(tmp_path / "run", tokenizer)
+    export("--init_from", tmp_path / "run", "--out", tmp_path / "hf")
+    said = capsys.readouterr().out
+    assert "largest difference between logits is 0.0e+00" in said
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    ids = torch.randint(0, 300, (2, 16))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+    if tokenizer is None:
+        assert "tokenizer: none" in said and not (tmp_path / "hf" / "tokenizer.json").exists()
+        return
+    ours, words = vocab.load(tokenizer), transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert words(TEXT)["input_ids"] == ours.encode(TEXT)
+    assert words.decode(ours.encode(TEXT)) == TEXT
+    assert words.eos_token_id == ours.eot
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_written(tmp_path):
+    train(tmp_path / "rotary", None, position="rotary")
+    with pytest.raises(ValueError, match="position 'rotary' has no counterpart in GPT-2"):
+        export("--init_from", tmp_path / "rotary", "--out", tmp_path / "hf")
+    with pytest.raises(ValueError, match="--out must name"):
+        export("--init_from", tmp_path / "rotary")
+    with pytest.raises(ValueError, match="does not exist"):
+        export("--init_from", tmp_path / "nowhere", "--out", tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_folder_with_files_is_not_overwritten_unless_asked(tmp_path):
+    train(tmp_path / "run", {"kind": "byte"})
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("mine")
+    with pytest.raises(ValueError, match="--overwrite"):
+        export("--init_from", tmp_path / "run", "--out", tmp_path / "hf")
+    assert (tmp_path / "hf" / "config.json").read_text() == "mine"
+    export("--init_from", tmp_path / "run", "--out", tmp_path / "hf", "--overwrite")
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "gpt2"
