@@ -285,6 +285,7 @@ class Writer:
         self.open: dict = {}
 
     def __enter__(self):
+        self.new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
         if shards := sorted(p.name for p in self.folder.glob("*_*.bin") if p.name.startswith(("train_", "val_"))):
@@ -316,6 +317,8 @@ class Writer:
             for file in self.open.values():
                 file.close()
                 Path(file.name).unlink(missing_ok=True)
+            if self.new and not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
     def close(self) -> None:
         for split, file in self.open.items():
