@@ -292,8 +292,11 @@ def adopt(args: Options, source: dict, where: str) -> None:
         given, args.position = given | {"position"}, position(args)
     if source["kind"] != "gpt":  # an encoder: only the sizes mean the same
         config = {k: config[k] for k in ("n_layer", "n_head", "n_embd", "mlp_size") if k in config}
-    elif config["block_size"] < args.block_size and "block_size" not in given:
-        args.block_size = config["block_size"]
+    elif config["block_size"] < args.block_size and "learned" in config.get("position", "learned"):
+        if "block_size" in given and {"all", "embed"} & set(args.transfer):
+            raise ValueError(f"--block_size {args.block_size} is more than the {config['block_size']} positions that"
+                             f" {where} knows")  # fmt: skip
+        args.block_size = args.block_size if "block_size" in given else config["block_size"]
     for f in fields(GPTConfig):
         if f.name in ("block_size", "dropout", "use_gradient_checkpointing", "vocab_size", "vocab_sizes"):
             continue
