@@ -16,10 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from variants.activations import ACTIVATIONS
 from variants.attentions import ATTENTIONS
+from variants.dropout import dropout
 from variants.mlps import MLPS
 from variants.norms import NORMS
-from variants.positions import POSITIONS, rotate
+from variants.packed import BIASES, Packing, exact
+from variants.positions import POSITIONS, rotary_table, rotate
 
 IGNORE = -100
 CHUNK = 1 << 24  # logits at once in the loss: 64 MiB in float32
@@ -352,6 +355,220 @@ def build_gpt(config: GPTConfig) -> GPT:
 
 
 # -----------------------------------------------------------------------------
+# RoBERTa
+
+
+def starts(lengths, device: torch.device) -> Tensor:
+    """Where each of the packed sequences begins: the rows of <s>."""
+    lengths = torch.as_tensor(lengths).cpu()
+    return (lengths.cumsum(0) - lengths).to(device)
+
+
+def pack(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, T) padded ids and their mask (True or 1: real) -> (N,) ids of the real tokens, (B,) lengths."""
+    real = attention_mask.bool()
+    return input_ids[real], real.sum(1).cpu()
+
+
+POSITION_KINDS = ("absolute", "relative_key", "relative_key_query", "rope", "alibi", "sinusoidal")
+
+
+@dataclass
+class RobertaConfig:
+    vocab_size: int = 16
+    block_size: int = 512  # tokens of the longest sequence, <s> and </s> counted
+    n_layer: int = 8
+    n_head: int = 8
+    n_embd: int = 512
+    mlp_size: int = 3072
+    activation: str = "gelu"
+    position: str = "absolute"  # one of POSITION_KINDS
+    rope_base: float = 10000.0
+    rope_scale: float = 1.0  # stretches the positions
+    hidden_dropout: float = 0.1  # after the embedding, attention and the MLP
+    embedding_dropout: float | None = None  # None: hidden_dropout
+    attn_out_dropout: float | None = None  # None: hidden_dropout
+    attn_dropout: float = 0.1  # on attention weights
+    attn_size: int | None = None  # width of q, k and v, all heads together; None: n_embd
+    attn_bias: bool = True  # of the projections around attention
+    norm_eps: float = 1e-12
+    pad_id: int = 1  # no sequence here holds it; transformers counts positions from it
+    tie: bool = True  # the decoder is the embedding
+
+    def __post_init__(self):
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "mlp_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        size = self.attn_size or self.n_embd
+        if size % self.n_head:
+            name = "attn_size" if self.attn_size else "n_embd"
+            raise ValueError(f"n_head must divide {name}, got n_head {self.n_head} and {name} {size}")
+        if self.position not in POSITION_KINDS:
+            raise ValueError(f"position must be one of {', '.join(POSITION_KINDS)}, got {self.position!r}")
+        if self.position == "rope" and (size // self.n_head) % 2:
+            raise ValueError(f"rope turns pairs: heads must have an even width, got {size} / {self.n_head}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {self.activation!r}")
+
+
+class PackedAttention(nn.Module):
+    """Attention to both sides within each of the packed sequences."""
+
+    def __init__(self, config: RobertaConfig):
+        super().__init__()
+        self.size, self.n_head, self.dropout = config.attn_size or config.n_embd, config.n_head, config.attn_dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * self.size, bias=config.attn_bias)
+        self.c_proj = nn.Linear(self.size, config.n_embd, bias=config.attn_bias)
+        self.bias = BIASES.get(config.position)
+        learnt = config.position.startswith("relative")  # an embedding of each distance
+        self.rel = nn.Embedding(2 * config.block_size - 1, self.size // self.n_head) if learnt else None
+        self.rope = (config.rope_base, config.rope_scale) if config.position == "rope" else None
+
+    def heads(self, x: Tensor, n: int) -> tuple[Tensor, ...]:
+        """(b, T, n * A) -> n of (b, nh, T, hs)."""
+        return x.unflatten(2, (n, self.n_head, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+    def forward(self, x: Tensor, batch: Packing, narrow: bool = False) -> Tensor:
+        """(N, C) -> (N, C); narrow: only the rows that batch.select names, (M, C)."""
+        few = narrow and self.bias is None  # then the other rows need no query
+        if few:
+            w, b = self.c_attn.weight.split([self.size, 2 * self.size]), (None, None)
+            if self.c_attn.bias is not None:
+                b = self.c_attn.bias.split([self.size, 2 * self.size])
+            q = F.linear(x.index_select(0, batch.select), w[0], b[0])
+            queries = [self.heads(part, 1) for part in batch.queries.split(q)]
+            keys = [self.heads(kv, 2) for kv in batch.keys.split(F.linear(x, w[1], b[1]))]
+            groups = [(*q, *kv) for q, kv in zip(queries, keys, strict=True)]
+        else:
+            groups = [self.heads(qkv, 3) for qkv in batch.keys.split(self.c_attn(x))]
+        places = batch.queries if few else batch.keys
+        if self.rope:
+            where = [p.squeeze(2) for p in places.split(batch.positions[batch.select if few else slice(None), None])]
+        p = self.dropout if self.training else 0.0
+        out = []
+        for i, (q, k, v) in enumerate(groups):
+            if self.rope:
+                at = torch.arange(k.shape[2], device=k.device)
+                q = rotate(q, *rotary_table(where[i], q.shape[3], *self.rope))
+                k = rotate(k, *rotary_table(at, k.shape[3], *self.rope))
+            table = None if self.rel is None else self.rel.weight
+            out.append(exact(q, k, v, batch.keys.real[i], p, self.bias, table).transpose(1, 2).flatten(2))
+        y = places.join(out)
+        return self.c_proj(y.index_select(0, batch.select) if narrow and not few else y)
+
+
+class EncoderBlock(nn.Module):
+    """Attention, then the MLP, each added to the stream and normalised after it (post-norm)."""
+
+    def __init__(self, config: RobertaConfig):
+        super().__init__()
+        c = config
+        self.attn = PackedAttention(c)
+        self.ln_1 = NORMS["layernorm"](c.n_embd, bias=True, eps=c.norm_eps)
+        self.mlp = MLPS["mlp"](c.n_embd, c.mlp_size, c.activation, bias=True)
+        self.ln_2 = NORMS["layernorm"](c.n_embd, bias=True, eps=c.norm_eps)
+        self.p_attn = c.hidden_dropout if c.attn_out_dropout is None else c.attn_out_dropout
+        self.p_mlp = c.hidden_dropout
+
+    def forward(self, x: Tensor, batch: Packing, narrow: bool = False) -> Tensor:
+        y = self.attn(x, batch, narrow)
+        return self.rest(x.index_select(0, batch.select) if narrow else x, y)
+
+    def rest(self, x: Tensor, y: Tensor) -> Tensor:
+        """What each token does for itself; one kernel or two when compiled."""
+        x = self.ln_1(x + dropout(y, self.p_attn, self.training))
+        return self.ln_2(x + dropout(self.mlp(x), self.p_mlp, self.training))
+
+
+class Roberta(nn.Module):
+    """The encoder. It sees no padding: tokens (N,) are B sequences one after the other, lengths their B lengths.
+
+    hidden = model.encode(tokens, lengths)  # (N, C)
+    first = model.encode(tokens, lengths, starts(lengths, device))  # (B, C), the last layer computed for these only
+    """
+
+    def __init__(self, config: RobertaConfig):
+        super().__init__()
+        self.config = c = config
+        self.transformer = nn.ModuleDict({
+            "wte": nn.Embedding(c.vocab_size, c.n_embd),
+            "ln_emb": NORMS["layernorm"](c.n_embd, bias=True, eps=c.norm_eps),
+            "h": nn.ModuleList([EncoderBlock(c) for _ in range(c.n_layer)]),
+        })  # fmt: skip
+        if kind := {"absolute": "learned", "sinusoidal": "sinusoidal"}.get(c.position):
+            self.transformer["wpe"] = POSITIONS[kind](c.block_size, c.n_embd, c.n_head)
+        self.p_embedding = c.hidden_dropout if c.embedding_dropout is None else c.embedding_dropout
+        self.init(self)
+
+    @staticmethod
+    def init(module: nn.Module) -> None:
+        """BERT's: normal(0, 0.02), biases 0."""
+        for m in module.modules():
+            if isinstance(m, nn.Linear | nn.Embedding):
+                nn.init.normal_(m.weight, std=0.02)
+                if getattr(m, "bias", None) is not None:
+                    nn.init.zeros_(m.bias)
+
+    def encode(self, tokens: Tensor, lengths, select=None) -> Tensor:
+        """(N,) ids of B sequences, their lengths (on the CPU) -> (N, C); or the sorted rows `select` of it, (M, C)."""
+        c, t = self.config, self.transformer
+        batch = Packing(lengths, c.n_head, tokens.device, select)
+        assert len(tokens) == len(batch.positions), (len(tokens), len(batch.positions))
+        if int(batch.lengths.max()) > c.block_size:
+            raise ValueError(f"a sequence of {batch.lengths.max()} tokens is too long for block_size {c.block_size}")
+        x = t.wte(tokens)
+        if "wpe" in t:
+            x = x + t.wpe(batch.positions)
+        x = dropout(t.ln_emb(x), self.p_embedding, self.training)
+        for i, block in enumerate(t.h):
+            x = block(x, batch, narrow=select is not None and i == c.n_layer - 1)
+        return x
+
+    def compile_blocks(self) -> None:
+        """Compiles what each token does for itself; attention's shapes change from batch to batch."""
+        for block in self.transformer.h:
+            block.rest = torch.compile(block.rest, dynamic=True)
+
+
+class MaskedHead(nn.Module):
+    def __init__(self, config: RobertaConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.n_embd, config.n_embd)
+        self.ln = NORMS["layernorm"](config.n_embd, bias=True, eps=config.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.decoder = None if config.tie else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ln(F.gelu(self.dense(x)))  # gelu whatever the config's activation, as in transformers
+
+
+class RobertaMLM(Roberta):
+    """Guesses hidden tokens: the vocabulary is computed at the places asked for, no others.
+
+    loss_sum = model(tokens, lengths, where, targets)  # where (M,) sorted rows, targets (M,): a sum, float32
+    logits = model(tokens, lengths, where)  # (M, vocab_size)
+    """
+
+    def __init__(self, config: RobertaConfig):
+        super().__init__(config)
+        self.lm_head = MaskedHead(config)
+        self.init(self.lm_head)
+
+    def forward(self, tokens: Tensor, lengths, where, targets: Tensor | None = None) -> Tensor:
+        x = self.lm_head(self.encode(tokens, lengths, where))
+        w = self.transformer.wte.weight if self.config.tie else self.lm_head.decoder.weight
+        if targets is not None:
+            return loss_sum(x, w, self.lm_head.bias, targets)
+        return F.linear(x, w, self.lm_head.bias)
+
+    def flops_per_token(self, T: int) -> float:
+        """Forward and backward; the vocabulary at 15% of the tokens."""
+        c = self.config
+        weights = sum(p.numel() for n, p in self.named_parameters() if ".h." in n and "rel" not in n)
+        return 6 * (weights + 0.15 * c.vocab_size * c.n_embd) + 12 * c.n_layer * (c.attn_size or c.n_embd) * T
+
+
+# -----------------------------------------------------------------------------
 # scores
 
 
@@ -391,8 +608,13 @@ class ScoreModel(nn.Module):
             x = self.read(tokens, lengths, width)
         else:
             x = self.backbone.encode(tokens, lengths, starts(lengths, tokens.device))
-        scores = self.score(x).float()
-        assert scores.shape == (len(lengths), 1), (scores.shape, len(lengths))
+        return self.head(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """(B, C) -> (B,) in float32 also under autocast: 16 bits would round scores to three digits."""
+        with torch.autocast(x.device.type, enabled=False):
+            scores = self.score(x.float())
+        assert scores.shape == (len(x), 1), (scores.shape, x.shape)
         return scores.squeeze(1)
 
     def read(self, tokens: Tensor, lengths: Tensor, width: int | None = None, cache: Cache | None = None) -> Tensor:
@@ -414,4 +636,4 @@ class ScoreModel(nn.Module):
         for (k, v), (keys, values) in zip(one.layers, cache.layers, strict=True):
             keys[:, :, :S], values[:, :, :S] = k, v  # (1, nh, S, hs) to each of B
         cache.length = S
-        return self.score(self.read(tokens, lengths, cache=cache)).float().squeeze(1)
+        return self.head(self.read(tokens, lengths, cache=cache))

@@ -1,0 +1,208 @@
+"""Attention over packed sequences: tokens one after the other, (N, C), without padding but inside attention itself.
+
+    batch = Packing([5, 3, 120], n_head=4, device=x.device)
+    groups = batch.keys.split(qkv)      # (N, 3 * A) -> some (b, T, 3 * A)
+    y = batch.keys.join(outputs)        # (b, T, A) each -> (N, A)
+
+Sequences of similar length form groups, each padded to its longest. What stands beside a sequence, and how it
+is grouped, changes nothing but float rounding.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from variants.dropout import dropout
+from variants.positions import alibi_slopes
+
+# scores (batch * heads * T * T) from which attention is computed in stripes, and once more on the way back
+SQUARE = 1 << 23
+# scores that one more group must save: a group costs some 0.2 ms of small calls on a CPU, a score 2.5 ns
+WASTE = {"cpu": 1 << 17}
+WASTE_GPU = 1 << 23
+
+# -----------------------------------------------------------------------------
+# packed to padded and back: every real row has one place, so the way back is a gather as well (index_add is slow)
+
+
+class ToPadded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        (places,) = ctx.saved_tensors
+        return g.index_select(0, places), None, None  # padding is masked: its gradient is 0
+
+
+class ToPacked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.rows = x.shape[0]
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        (places,) = ctx.saved_tensors
+        return g.new_zeros(ctx.rows, g.shape[1]).index_copy_(0, places, g), None
+
+
+class Padded:
+    """Which packed row stands at each place of the padded groups, and at which place each row stands."""
+
+    def __init__(self, first: np.ndarray, lengths: np.ndarray, groups: list[np.ndarray], device: torch.device):
+        rows, self.shapes, self.real = [], [], []
+        places = np.empty(int(lengths.sum()), dtype=np.int64)
+        at = 0
+        for group in groups:
+            n, T = lengths[group][:, None], int(lengths[group].max())
+            column = np.arange(T)
+            real = column < n
+            row = first[group][:, None] + np.minimum(column, np.maximum(n - 1, 0))  # padding repeats the last token
+            place = at + np.arange(row.size).reshape(row.shape)
+            places[row[real]] = place[real]
+            at += row.size
+            rows.append(row.ravel())
+            self.shapes.append(row.shape)
+            self.real.append(None if real.all() else torch.from_numpy(real).to(device))  # (b, T), None: no padding
+        self.rows = torch.from_numpy(np.concatenate(rows)).to(device)
+        self.places = torch.from_numpy(places).to(device)
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """(N, D) -> (b, T, D) a group."""
+        parts = ToPadded.apply(x, self.rows, self.places).split([b * T for b, T in self.shapes])
+        return [part.view(b, T, x.shape[1]) for part, (b, T) in zip(parts, self.shapes, strict=True)]
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        return ToPacked.apply(torch.cat([part.flatten(0, 1) for part in parts]), self.places)
+
+
+class Packing:
+    """A batch's lengths, and all index tensors that follow from them.
+
+    `select` are rows of the packed tokens (sorted) that alone are wanted of the last layer.
+    """
+
+    def __init__(self, lengths, n_head: int, device: torch.device, select=None):
+        lengths, select = (x.cpu() if torch.is_tensor(x) else x for x in (lengths, select))
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        first = np.cumsum(self.lengths) - self.lengths
+        N = int(self.lengths.sum())
+        self.positions = torch.from_numpy(np.arange(N) - np.repeat(first, self.lengths)).to(device)
+        self.groups = similar(self.lengths, n_head, WASTE.get(device.type, WASTE_GPU))
+        self.keys = Padded(first, self.lengths, self.groups, device)
+        self.select = self.queries = None
+        if select is not None:
+            select = np.asarray(select, dtype=np.int64)
+            assert (np.diff(select) > 0).all(), "select must be sorted"
+            self.select = torch.from_numpy(select).to(device)
+            bounds = np.searchsorted(select, np.append(first, N))
+            counts = np.diff(bounds)
+            first_selected = np.minimum(bounds[:-1], max(0, len(select) - 1))  # of a sequence without any: never read
+            self.queries = Padded(first_selected, counts, self.groups, device)
+
+
+def similar(lengths: np.ndarray, n_head: int, waste: int) -> list[np.ndarray]:
+    """Sequences by falling length, a new group where padding would cost more scores than a group does."""
+    order = np.argsort(-lengths, kind="stable")
+    groups, begin, spent = [], 0, 0
+    for i, n in enumerate(lengths[order].tolist()):
+        longest = int(lengths[order[begin]])
+        spent += (longest * longest - n * n) * n_head
+        if spent > waste:
+            groups.append(order[begin:i])
+            begin, spent = i, 0
+    return [*groups, order[begin:]]
+
+
+# -----------------------------------------------------------------------------
+# biases: functions of (q, k, rows, columns) -> what is added to the unscaled scores of these queries and keys
+
+
+def relative(x: Tensor, table: Tensor, row: int, column: int, width: int) -> Tensor:
+    """x (..., R, D) stands at positions row ..: its products with table[i - j + middle] for `width` columns j from
+    `column` on, (..., R, width). One product with all distances, then a skew (1809.04281)."""
+    R, middle = x.shape[-2], table.shape[0] // 2
+    low = row - column - width + 1 + middle
+    distances = table[low : low + R + width - 1].flip(0)
+    products = x @ distances.t().to(x.dtype)  # (..., R, W), entry w of row i is at distance R - 1 - w + row - column
+    if R == 1:
+        return products
+    W = R + width - 1
+    return products.flatten(-2)[..., R - 1 : R - 1 + R * (W - 1)].unflatten(-1, (R, W - 1))[..., :width]
+
+
+def relative_key(q: Tensor, k: Tensor, rows: slice, table: Tensor) -> Tensor:
+    """q_i . a_ij (1803.02155)."""
+    return relative(q, table, rows.start, 0, k.shape[-2])
+
+
+def relative_key_query(q: Tensor, k: Tensor, rows: slice, table: Tensor) -> Tensor:
+    """q_i . a_ij + k_j . a_ij (2009.13658, method 4)."""
+    width = rows.stop - rows.start
+    by_key = [
+        relative(part, table.flip(0), begin, rows.start, width)
+        for begin, part in zip(range(0, k.shape[-2], width), k.split(width, dim=-2), strict=True)
+    ]  # of (.., keys, queries) blocks: all at once would be a square of their own
+    return relative_key(q, k, rows, table) + torch.cat(by_key, dim=-2).transpose(-1, -2)
+
+
+def alibi(q: Tensor, k: Tensor, rows: slice, table: None = None) -> Tensor:
+    """-slope * |i - j|, a slope a head, to both sides (2108.12409)."""
+    slopes = torch.tensor(alibi_slopes(q.shape[1]), device=q.device) * q.shape[-1] ** 0.5  # scores are scaled later
+    i = torch.arange(rows.start, rows.stop, device=q.device)[:, None]
+    return -slopes[:, None, None] * (i - torch.arange(k.shape[-2], device=q.device)).abs()
+
+
+BIASES: dict[str, Callable] = {"relative_key": relative_key, "relative_key_query": relative_key_query, "alibi": alibi}
+
+# -----------------------------------------------------------------------------
+# exact attention of one group
+
+
+def stripe(q, k, v, low, rows: slice, bias, table, p: float) -> Tensor:
+    """The queries of `rows` (all of q here), all keys: (b, H, R, D)."""
+    b, H, R, D = q.shape
+    scale = D**-0.5
+    flat = [x.flatten(0, 1) for x in (q, k, v)]
+    if bias is None and low is None:
+        scores = torch.bmm(flat[0] * scale, flat[1].transpose(1, 2))
+    elif bias is None:  # mask and scale cost no pass of their own
+        scores = torch.baddbmm(low.repeat_interleave(H, 0), flat[0], flat[1].transpose(1, 2), alpha=scale)
+    else:
+        added = bias(q, k, rows, table).to(q.dtype).expand(b, H, R, -1).flatten(0, 1)
+        scores = torch.baddbmm(added, flat[0], flat[1].transpose(1, 2)) * scale
+        scores = scores if low is None else scores + low.repeat_interleave(H, 0)
+    weights = dropout(torch.softmax(scores, -1).to(v.dtype), p)
+    return torch.bmm(weights, flat[2]).view(b, H, R, -1)
+
+
+def exact(q, k, v, real: Tensor | None, p: float, bias: Callable | None = None, table: Tensor | None = None) -> Tensor:
+    """q (b, H, R, D), k, v (b, H, T, D), real (b, T) True on real keys -> (b, H, R, D); R = T where there is a bias."""
+    b, H, R, _ = q.shape
+    T = k.shape[-2]
+    # on a CPU the fused kernel is the faster one in float32 only, and knows no dropout
+    fused = bias is None and (q.device.type != "cpu" or (q.dtype == torch.float32 and p == 0))
+    if fused:
+        mask = None if real is None else real[:, None, None, :]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+    low = None
+    if real is not None:
+        low = torch.zeros(real.shape, dtype=q.dtype, device=q.device)
+        low = low.masked_fill_(~real, torch.finfo(q.dtype).min)[:, None, :]  # (b, 1, T)
+    if b * H * R * T <= SQUARE:
+        return stripe(q, k, v, low, slice(0, R), bias, table, p)
+    height = max(16, SQUARE // 8 // (b * H * T))
+    parts = []
+    for begin in range(0, R, height):
+        rows = slice(begin, min(begin + height, R))
+        args = (q[:, :, rows], k, v, low, rows, bias, table, p)
+        parts.append(checkpoint(stripe, *args, use_reentrant=False) if torch.is_grad_enabled() else stripe(*args))
+    return torch.cat(parts, dim=2)
