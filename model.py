@@ -8,8 +8,10 @@ What a model is made of (norm, activation, mlp, position, attention) are names i
 Weight names are nanoGPT's.
 """
 
+import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from variants.activations import ACTIVATIONS
 from variants.attentions import ATTENTIONS
 from variants.dropout import dropout
+from variants.long_attentions import LONG
 from variants.mlps import MLPS
 from variants.norms import NORMS
 from variants.packed import BIASES, Packing, exact
@@ -370,6 +373,7 @@ def pack(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
     return input_ids[real], real.sum(1).cpu()
 
 
+EXACT = {"exact": exact, "plain": partial(exact, native=False)}
 POSITION_KINDS = ("absolute", "relative_key", "relative_key_query", "rope", "alibi", "sinusoidal")
 
 
@@ -391,6 +395,8 @@ class RobertaConfig:
     attn_dropout: float = 0.1  # on attention weights
     attn_size: int | None = None  # width of q, k and v, all heads together; None: n_embd
     attn_bias: bool = True  # of the projections around attention
+    attention: str = "exact"  # plain: without fused kernels; lsh, favor: memory grows linearly with length
+    attention_args: dict = field(default_factory=dict)  # num_hashes, nb_features ...: see variants/long_attentions.py
     norm_eps: float = 1e-12
     pad_id: int = 1  # no sequence here holds it; transformers counts positions from it
     tie: bool = True  # the decoder is the embedding
@@ -409,6 +415,16 @@ class RobertaConfig:
             raise ValueError(f"rope turns pairs: heads must have an even width, got {size} / {self.n_head}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {self.activation!r}")
+        if self.attention not in (*EXACT, *LONG):
+            raise ValueError(f"attention must be one of {', '.join((*EXACT, *LONG))}, got {self.attention!r}")
+        if self.attention in LONG and self.position in BIASES:
+            raise ValueError(f"attention {self.attention} has no scores to which position {self.position} could add")
+        if self.attention == "favor" and self.attn_dropout:
+            raise ValueError(f"attn_dropout must be 0 with attention favor, which has no weights to drop, got"
+                             f" {self.attn_dropout}")  # fmt: skip
+        known = inspect.signature(LONG[self.attention]).parameters if self.attention in LONG else ()
+        if unknown := [name for name in self.attention_args if name not in known]:
+            raise ValueError(f"attention {self.attention} takes no argument {unknown[0]!r}")
 
 
 class PackedAttention(nn.Module):
@@ -417,7 +433,10 @@ class PackedAttention(nn.Module):
     def __init__(self, config: RobertaConfig):
         super().__init__()
         self.size, self.n_head, self.dropout = config.attn_size or config.n_embd, config.n_head, config.attn_dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * self.size, bias=config.attn_bias)
+        head_size, make = self.size // config.n_head, LONG.get(config.attention)
+        self.attend = make(head_size, config.block_size, **config.attention_args) if make else EXACT[config.attention]
+        self.parts = make.parts if make else 3
+        self.c_attn = nn.Linear(config.n_embd, self.parts * self.size, bias=config.attn_bias)
         self.c_proj = nn.Linear(self.size, config.n_embd, bias=config.attn_bias)
         self.bias = BIASES.get(config.position)
         learnt = config.position.startswith("relative")  # an embedding of each distance
@@ -430,7 +449,7 @@ class PackedAttention(nn.Module):
 
     def forward(self, x: Tensor, batch: Packing, narrow: bool = False) -> Tensor:
         """(N, C) -> (N, C); narrow: only the rows that batch.select names, (M, C)."""
-        few = narrow and self.bias is None  # then the other rows need no query
+        few = narrow and self.bias is None and not isinstance(self.attend, nn.Module)  # other rows need no query then
         if few:
             w, b = self.c_attn.weight.split([self.size, 2 * self.size]), (None, None)
             if self.c_attn.bias is not None:
@@ -440,7 +459,8 @@ class PackedAttention(nn.Module):
             keys = [self.heads(kv, 2) for kv in batch.keys.split(F.linear(x, w[1], b[1]))]
             groups = [(*q, *kv) for q, kv in zip(queries, keys, strict=True)]
         else:
-            groups = [self.heads(qkv, 3) for qkv in batch.keys.split(self.c_attn(x))]
+            groups = [self.heads(qkv, self.parts) for qkv in batch.keys.split(self.c_attn(x))]
+            groups = [(qkv[0], *qkv[-2:]) for qkv in groups]  # of two parts the first is query and key
         places = batch.queries if few else batch.keys
         if self.rope:
             where = [p.squeeze(2) for p in places.split(batch.positions[batch.select if few else slice(None), None])]
@@ -452,7 +472,7 @@ class PackedAttention(nn.Module):
                 q = rotate(q, *rotary_table(where[i], q.shape[3], *self.rope))
                 k = rotate(k, *rotary_table(at, k.shape[3], *self.rope))
             table = None if self.rel is None else self.rel.weight
-            out.append(exact(q, k, v, batch.keys.real[i], p, self.bias, table).transpose(1, 2).flatten(2))
+            out.append(self.attend(q, k, v, batch.keys.real[i], p, self.bias, table).transpose(1, 2).flatten(2))
         y = places.join(out)
         return self.c_proj(y.index_select(0, batch.select) if narrow and not few else y)
 
@@ -524,6 +544,12 @@ class Roberta(nn.Module):
             x = block(x, batch, narrow=select is not None and i == c.n_layer - 1)
         return x
 
+    def redraw(self, step: int, seed: int) -> None:
+        """At the steps that attention_args names, new random features (favor)."""
+        for i, block in enumerate(self.transformer.h):
+            if hasattr(block.attn.attend, "redraw"):
+                block.attn.attend.redraw(step, seed, i)
+
     def compile_blocks(self) -> None:
         """Compiles what each token does for itself; attention's shapes change from batch to batch."""
         for block in self.transformer.h:
@@ -566,6 +592,44 @@ class RobertaMLM(Roberta):
         c = self.config
         weights = sum(p.numel() for n, p in self.named_parameters() if ".h." in n and "rel" not in n)
         return 6 * (weights + 0.15 * c.vocab_size * c.n_embd) + 12 * c.n_layer * (c.attn_size or c.n_embd) * T
+
+
+class ClassificationHead(nn.Module):
+    """bert: dense, tanh, dropout, out_proj; roberta: dropout before it as well; None: dropout, out_proj."""
+
+    def __init__(self, n_embd: int, num_labels: int, pooler: str | None, p: float):
+        super().__init__()
+        self.dense = nn.Linear(n_embd, n_embd) if pooler else None
+        self.out_proj = nn.Linear(n_embd, num_labels)
+        self.first, self.p = 0.0 if pooler == "bert" else p, p
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = dropout(x, self.first, self.training)
+        if self.dense is not None:
+            x = dropout(torch.tanh(self.dense(x)), self.p, self.training)
+        return self.out_proj(x)
+
+
+class Classifier(Roberta):
+    """One of some labels for each text, from its first token (cls), or the mean, max or min over its tokens.
+
+    logits = model(tokens, lengths)  # (B, num_labels), float32
+    """
+
+    def __init__(self, config: RobertaConfig, num_labels: int, pooling: str = "cls", pooler: str | None = "bert",
+                 p: float = 0.1):  # fmt: skip
+        super().__init__(config)
+        self.pooling = pooling
+        self.classifier = ClassificationHead(config.n_embd, num_labels, pooler, p)
+        self.init(self.classifier)
+
+    def forward(self, tokens: Tensor, lengths) -> Tensor:
+        if self.pooling == "cls":
+            x = self.encode(tokens, lengths, starts(lengths, tokens.device))
+        else:
+            x, lengths = self.encode(tokens, lengths), torch.as_tensor(lengths).to(tokens.device)
+            x = torch.segment_reduce(x.float(), self.pooling, lengths=lengths)  # (N, C) -> (B, C)
+        return self.classifier(x).float()
 
 
 # -----------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """Attention whose memory grows linearly with length, for encoders: both directions, a mask that is True on real tokens.
 
-    y = favor(q, k, v, mask, features(rng, 256, head_size), phi="exp")      # (B, nh, T, hs)
-    y = lsh(q, v, mask, rotations(rng, head_size, max_length, 64), chunk_size=64)
+    y = favor(q, k, v, mask, features(g, 256, head_size), phi="exp")      # (B, nh, T, hs)
+    y = lsh(q, v, mask, rotations(g, head_size, max_length, 64), chunk_size=64)
+    y = Favor(head_size, max_length, nb_features=256)(q, k, v, mask)         # the same, with its draws in a buffer
 
-What they draw at random comes in as a tensor, so the caller decides when it is drawn and where it is kept.
-Neither depends on the padding of its batch.
+The draws are functions of a seed and the step, and are kept with the weights. Neither kind depends on the padding of
+its batch.
 """
 
 import math
@@ -12,18 +13,21 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core import rng
 
 SELF, NOTHING = -1e5, -1e9  # scores: a token sees itself only when it sees nothing else; never a padding key
 
 PHI = {"exp": None, "elu": lambda x: F.elu(x) + 1, "relu2": lambda x: F.relu(x).square()}
 
 
-def features(rng: np.random.Generator, nb_features: int, head_size: int, ortho: bool = True) -> torch.Tensor:
+def features(g: np.random.Generator, nb_features: int, head_size: int, ortho: bool = True) -> torch.Tensor:
     """Directions for favor, (nb_features, hs): Gaussian, and in orthogonal blocks of hs rows where ortho says so."""
-    w = rng.standard_normal((nb_features, head_size))
+    w = g.standard_normal((nb_features, head_size))
     if ortho:  # an orthogonal basis has the directions, fresh Gaussian rows the lengths: each row is still Gaussian
         lengths = np.linalg.norm(w, axis=1, keepdims=True)
-        squares = rng.standard_normal((-(-nb_features // head_size), head_size, head_size))
+        squares = g.standard_normal((-(-nb_features // head_size), head_size, head_size))
         w = np.linalg.qr(squares)[0].reshape(-1, head_size)[:nb_features] * lengths
     return torch.from_numpy(w.astype(np.float32))
 
@@ -52,14 +56,14 @@ def favor(q, k, v, mask, w, phi: str = "exp", stabilize: bool = True, eps: float
         return (y / (q @ k.sum(-2).unsqueeze(-1) + eps)).to(dtype)
 
 
-def rotations(rng: np.random.Generator, head_size: int, max_length: int, chunk_size: int, num_hashes: int = 4):
+def rotations(g: np.random.Generator, head_size: int, max_length: int, chunk_size: int, num_hashes: int = 4):
     """Random rotations for lsh, (2, num_hashes, hs, n/2): two hashes of n values each give n * n buckets.
 
     There are at least as many buckets as chunks in the longest sequence; one hash with that many values would need
     memory that grows with T * T.
     """
     half = math.ceil(math.sqrt(max_length / chunk_size) / 2)
-    return torch.from_numpy(rng.standard_normal((2, num_hashes, head_size, half)).astype(np.float32))
+    return torch.from_numpy(g.standard_normal((2, num_hashes, head_size, half)).astype(np.float32))
 
 
 def places(q, mask, rotations, chunk_size: int):
@@ -119,3 +123,50 @@ def lsh(q, v, mask, rotations, chunk_size: int = 64, mask_within_chunks: bool = 
     y, total = (x.flatten(3, 4).take_along_dim(place.unsqueeze(-1), 3) for x in (y, total))
     y = (y * total.softmax(2).to(y.dtype)).sum(2)  # each round by the share of the weight that it found
     return y[:, :, :T].masked_fill(~mask[:, None, :T, None], 0.0)
+
+
+# -----------------------------------------------------------------------------
+# with their draws, for a model: attention(q, k, v, mask or None, dropout)
+
+
+def drawn(*coords) -> np.random.Generator:
+    """A generator for this place in the model; torch's own, which the script has seeded, tells the places apart."""
+    return rng.generator("attention", int(torch.randint(1 << 62, ())), *coords)
+
+
+class LSH(nn.Module):
+    parts = 2  # of the projection: queries, which are the keys as well, and values
+
+    def __init__(self, head_size: int, max_length: int, num_hashes: int = 4, chunk_size: int = 64,
+                 mask_within_chunks: bool = False):  # fmt: skip
+        super().__init__()
+        self.options = {"chunk_size": chunk_size, "mask_within_chunks": mask_within_chunks}
+        self.register_buffer("rotations", rotations(drawn(), head_size, max_length, chunk_size, num_hashes))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, *_) -> Tensor:
+        mask = q.new_ones(q.shape[0], q.shape[2], dtype=torch.bool) if mask is None else mask
+        return lsh(q, v, mask, self.rotations, dropout=dropout, **self.options)
+
+
+class Favor(nn.Module):
+    parts = 3  # queries, keys, values
+
+    def __init__(self, head_size: int, max_length: int, nb_features: int = 256, ortho_features: bool = True,
+                 redraw_interval: int = 0, phi: str = "exp", stabilize: bool = True, eps: float = 1e-6):  # fmt: skip
+        super().__init__()
+        self.every, self.ortho = redraw_interval, ortho_features
+        self.options = {"phi": phi, "stabilize": stabilize, "eps": eps}
+        self.register_buffer("w", features(drawn(), nb_features, head_size, ortho_features))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, *_) -> Tensor:
+        assert dropout == 0, "there are no weights to drop"
+        mask = q.new_ones(q.shape[0], q.shape[2], dtype=torch.bool) if mask is None else mask
+        return favor(q, k, v, mask, self.w, **self.options)
+
+    def redraw(self, step: int, *coords: int | str) -> None:
+        """New features every redraw_interval steps, a function of the step."""
+        if self.every and step and step % self.every == 0:
+            self.w.copy_(features(rng.generator("favor", step, *coords), *self.w.shape, self.ortho))
+
+
+LONG = {"lsh": LSH, "favor": Favor}

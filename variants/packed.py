@@ -184,12 +184,16 @@ def stripe(q, k, v, low, rows: slice, bias, table, p: float) -> Tensor:
     return torch.bmm(weights, flat[2]).view(b, H, R, -1)
 
 
-def exact(q, k, v, real: Tensor | None, p: float, bias: Callable | None = None, table: Tensor | None = None) -> Tensor:
-    """q (b, H, R, D), k, v (b, H, T, D), real (b, T) True on real keys -> (b, H, R, D); R = T where there is a bias."""
+def exact(q, k, v, real: Tensor | None, p: float, bias: Callable | None = None, table: Tensor | None = None,
+          native: bool = True) -> Tensor:  # fmt: skip
+    """q (b, H, R, D), k, v (b, H, T, D), real (b, T) True on real keys -> (b, H, R, D); R = T where there is a bias.
+
+    native: torch's fused kernel where it is the faster one.
+    """
     b, H, R, _ = q.shape
     T = k.shape[-2]
     # on a CPU the fused kernel is the faster one in float32 only, and knows no dropout
-    fused = bias is None and (q.device.type != "cpu" or (q.dtype == torch.float32 and p == 0))
+    fused = native and bias is None and (q.device.type != "cpu" or (q.dtype == torch.float32 and p == 0))
     if fused:
         mask = None if real is None else real[:, None, None, :]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
