@@ -233,6 +233,26 @@ def test_train_and_val_are_the_text(tmp_path, small_pieces, val_fraction):
     assert abs(len(found["val"].encode()) / len(raw.encode()) - val_fraction) < 0.02
 
 
+def test_no_cut_falls_inside_a_line_end(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a\r\n" * 10)
+    for cut in range(2, 29):
+        train, val = (p.content for p in corpus.pieces([tmp_path / "a.txt"], 1 - cut / 30, ""))
+        assert (train + val) == b"a\r\n" * 10 and not train.endswith(b"\r") and abs(len(train) - cut) < 2
+
+
+def test_reading_is_ahead_by_a_few_pieces(tmp_path):
+    read = []
+
+    def tasks():
+        for i in range(100):
+            read.append(i)
+            yield corpus.Piece("train", tmp_path / "a.txt", 0, b"abc", False, 3)
+
+    results = corpus.spread(corpus.Alphabet(""), tasks(), 2)
+    next(results)
+    assert len(read) < 10 and len(list(results)) == 99
+
+
 def rows_of(n: int) -> list[str]:
     return [f"row {i}: " + prose(i % 50 + 1, seed=i).replace("\r\n", "\n") + "." for i in range(n)]
 
@@ -272,8 +292,8 @@ def test_files_follow_each_other(tmp_path, small_pieces):
     for folder, mark in (("byte", "\n"), ("bpe", "<|endoftext|>")):
         found = "".join(texts(tmp_path / folder).values()).split(mark)
         assert sorted(found) == sorted(f"text of {name}" for name in names) and found != sorted(found)
-    again = corpus.files([tmp_path / "in", tmp_path / "in" / "3.txt", str(tmp_path / "in" / "*.txt")], tmp_path / "out")
-    assert len(again) == 12  # no file is read twice
+    twice = [tmp_path / "in", tmp_path / "in" / "deep" / ".." / "3.txt", str(tmp_path / "in" / "*.txt")]
+    assert len(corpus.files(twice, tmp_path / "out")) == 12  # else one could be train and val
     corpus.prepare([tmp_path / "byte" / ".." / "in"], tmp_path / "in", "byte")
     corpus.prepare([tmp_path / "in"], tmp_path / "in", "byte")  # what it wrote itself is not input
     assert "".join(texts(tmp_path / "in").values()).count("text of") == 12
