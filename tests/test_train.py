@@ -1,0 +1,246 @@
+"""train.py: each option acts, alone, and as its help says. (Modes, mixtures and starting points: test_modes.)"""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+from core import checkpoint, tracker
+from tests.loops import mixed_data
+from tests.test_modes import equal, refused, rows, run, weights
+
+BASE = {"n_layer": 2, "max_iters": 3, "eval_interval": 3, "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    mixed_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(data, tmp_path_factory):
+    """The weights of the run that every other one is compared with."""
+    out = tmp_path_factory.mktemp("plain") / "out"
+    run(dataset=data / "toy", out_dir=out, **BASE)
+    return weights(out / "ckpt.pt")
+
+
+def test_the_same_command_gives_the_same_weights(data, plain, tmp_path):
+    run(dataset=data / "toy", out_dir=tmp_path, **BASE)
+    assert equal(weights(tmp_path / "ckpt.pt"), plain)
+
+
+ACTS = {
+    "seed": 2, "sampling_method": "sequential", "batch_size": 3, "gradient_accumulation_steps": 2, "block_size": 4,
+    "n_layer": 1, "n_head": 4, "n_kv_group": 1, "n_embd": 8, "dropout": 0.2, "bias": True, "mlp_expansion_factor": 2,
+    "mlp_size": 20, "wte_weight_tying": False, "window_size": 2, "use_qk_norm": True, "use_rotary_embeddings": True,
+    "use_abs_pos_embeddings": False, "position": "sinusoidal", "norm_variant_attn": "rmsnorm",
+    "norm_variant_output": "none", "activation_variant": "tanh", "mlp_variant": "geglu",
+    "softmax_variant_attn": "relumax", "use_parallel_mlp": True, "use_pre_ln": False, "use_peri_ln": True,
+    "use_post_ln": True, "attn_logit_softcapping": 0.1, "final_logit_softcapping": 0.1, "optimizer": "adam",
+    "learning_rate": 2e-2, "weight_decay": 0.5, "beta1": 0.5, "beta2": 0.5, "grad_clip": 0.01, "warmup_iters": 5,
+    "lr_scheduler": "linear", "decay_lr": True, "dtype": "bfloat16", "max_iters": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_an_option_changes_what_is_learnt(name, data, plain, tmp_path):
+    run(dataset=data / "toy", out_dir=tmp_path, **(BASE | {name: ACTS[name]}))
+    assert not equal(weights(tmp_path / "ckpt.pt"), plain)
+
+
+@pytest.mark.parametrize("options", [{"use_gradient_checkpointing": True}, {"deterministic": True}, {"log_interval": 2},
+                                     {"eval_iters": 1}, {"csv_log": False}, {"sample_each_eval": True}])  # fmt: skip
+def test_an_option_that_must_not_change_what_is_learnt(options, data, plain, tmp_path):
+    run(dataset=data / "toy", out_dir=tmp_path, sample_start_tokens="a", **(BASE | options))
+    assert equal(weights(tmp_path / "ckpt.pt"), plain)
+    torch.use_deterministic_algorithms(False)
+
+
+def test_grad_clip_bounds_the_norm_and_0_clips_nothing(data, tmp_path):
+    """With SGD the step is the gradient: at most lr * grad_clip long."""
+    lengths = {}
+    for clip in (0.1, 0, 1e9):
+        run(dataset=data / "toy", out_dir=tmp_path / str(clip), optimizer="sgd", sgd_momentum=0, weight_decay=0,
+            grad_clip=clip, learning_rate=1.0, max_iters=1)  # fmt: skip
+        run(dataset=data / "toy", out_dir=tmp_path / "start", max_iters=0)
+        a, b = weights(tmp_path / "start" / "ckpt.pt"), weights(tmp_path / str(clip) / "ckpt.pt")
+        names = [n for n in a if n != "lm_head.weight"]  # tied
+        lengths[clip] = torch.sqrt(sum((a[n] - b[n]).square().sum() for n in names)).item()
+    assert lengths[0.1] == pytest.approx(0.1, rel=1e-3)
+    assert lengths[0] == lengths[1e9] > 0.2
+
+
+def test_decay_acts_on_matrices_alone(data, tmp_path):
+    """At a learning rate that only decay can use: gradients are clipped to nothing."""
+    options = {"optimizer": "sgd", "sgd_momentum": 0, "grad_clip": 1e-12, "learning_rate": 0.1, "weight_decay": 0.5}
+    run(dataset=data / "toy", out_dir=tmp_path / "a", max_iters=0, bias=True)
+    run(dataset=data / "toy", out_dir=tmp_path / "b", max_iters=1, bias=True, **options)
+    a, b = weights(tmp_path / "a" / "ckpt.pt"), weights(tmp_path / "b" / "ckpt.pt")
+    for name in a:
+        torch.testing.assert_close(b[name], a[name] * (0.95 if a[name].dim() > 1 else 1), rtol=1e-4, atol=1e-7)
+
+
+# -----------------------------------------------------------------------------
+# evaluating, saving, stopping
+
+
+def test_eval_only_prints_and_writes_nothing(data, tmp_path, capsys):
+    run(dataset=data / "toy", out_dir=tmp_path / "a", **BASE)
+    last = rows(tmp_path / "a")[1][-1]["val_loss"]
+    capsys.readouterr()
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path / "a").iterdir())
+    run("--init_from=resume", "--eval_only", out_dir=tmp_path / "a", small=False)
+    said = capsys.readouterr().out
+    assert f"val loss {last:.4f}" in said and "step " not in said.replace("at step", "")
+    after = sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path / "a").iterdir())
+    assert [a for a in after if a[0] != ".lock"] == [b for b in before if b[0] != ".lock"]
+
+
+def test_what_is_saved_and_when(data, tmp_path):
+    """Only a new best by default; each evaluation; at the end; never; and numbered ones."""
+
+    def saved(**options) -> list[str]:
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        run(dataset=data / "toy", out_dir=out, eval_interval=2, max_iters=6, **options)
+        return sorted(p.name for p in out.glob("*.pt"))
+
+    assert saved() == ["best.pt", "ckpt.prev.pt", "ckpt.pt"]
+    assert saved(only_save_checkpoint_at_end=True) == ["best.pt", "ckpt.pt"]
+    assert saved(never_save_checkpoint=True) == []
+    assert saved(save_major_ckpt_interval=4) == ["best.pt", "ckpt.prev.pt", "ckpt.pt", "ckpt_4.pt"]
+
+
+def test_always_save_and_patience(data, tmp_path):
+    """At a learning rate of 0 nothing is ever better than the first evaluation."""
+    still = {"learning_rate": 0, "min_lr": 0, "eval_interval": 2, "max_iters": 40, "dataset": data / "toy"}
+    run(out_dir=tmp_path / "a", patience=3, **still)
+    assert [r["step"] for r in rows(tmp_path / "a")[1]] == [0, 2, 4, 6]
+    assert checkpoint.load(tmp_path / "a" / "ckpt.pt")["step"] == 6
+    assert checkpoint.load(tmp_path / "a" / "best.pt")["step"] == 0
+    run(out_dir=tmp_path / "b", always_save_checkpoint=True, patience=2, **still)
+    assert checkpoint.load(tmp_path / "b" / "ckpt.prev.pt")["step"] == 2
+    assert checkpoint.load(tmp_path / "b" / "best.pt")["step"] == 0
+
+
+def test_eval_iters_is_how_much_is_evaluated(data, tmp_path):
+    losses = set()
+    for n in (1, 2, 3):
+        run(dataset=data / "toy", out_dir=tmp_path / str(n), max_iters=0, eval_iters=n)
+        losses.add(rows(tmp_path / str(n))[1][0]["val_loss"])
+    assert len(losses) == 3
+
+
+def test_steps_that_are_not_finite_end_the_run(data, tmp_path, monkeypatch, capsys):
+    """Exit 3 after so many in a row; the weights are those before."""
+    import model as models
+    from core.run import guard
+
+    real = models.loss_sum
+    monkeypatch.setattr(models, "loss_sum", lambda *a, **k: real(*a, **k) * float("nan"))
+    with pytest.raises(SystemExit) as stop, guard():
+        run(dataset=data / "toy", out_dir=tmp_path, max_bad_steps=4, max_iters=30, eval_interval=30)
+    assert stop.value.code == 3
+    assert len(re.findall("update skipped", capsys.readouterr().err)) == 4
+
+
+# -----------------------------------------------------------------------------
+# sampling
+
+
+def test_sampling_while_training(data, tmp_path, capsys):
+    def samples(**options) -> list[str]:
+        capsys.readouterr()
+        run(dataset=data / "toy", out_dir=tmp_path / "a", sample_start_tokens="ab", **(BASE | options))
+        return re.findall(r"^(ab[a-k]*) ?\n---", capsys.readouterr().out, re.M)
+
+    assert samples() == []
+    assert {len(s) for s in samples(max_sample_tokens=7)} == {9}, "at each new best"
+    still = {"learning_rate": 0, "min_lr": 0, "eval_interval": 1, "max_sample_tokens": 5}
+    assert len(samples(**still)) == 1
+    each = samples(sample_each_eval=True, **still)
+    assert len(each) == 4 and len(set(each)) == 1
+    greedy, narrow, wide = (samples(sample_each_eval=True, **still, **o)[0] for o in
+                            ({"temperature": 0}, {"top_k": 1}, {"temperature": 50}))  # fmt: skip
+    assert greedy == narrow != wide
+
+
+def test_sample_only(data, tmp_path, capsys):
+    run(dataset=data / "toy", out_dir=tmp_path, **BASE)
+    capsys.readouterr()
+    run("--init_from=resume", "--sample_only", r"--sample_start_tokens=\x61\x62", "--max_sample_tokens=4",
+        out_dir=tmp_path, small=False)  # fmt: skip
+    assert re.search(r"^ab[a-k]{4} ?\n---$", capsys.readouterr().out.strip(), re.M)
+
+
+def test_sampling_without_a_tokenizer_is_refused_at_the_start(data, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(data / "toy", tmp_path / "bare")
+    meta = json.loads((tmp_path / "bare" / "meta.json").read_text())
+    (tmp_path / "bare" / "meta.json").write_text(json.dumps(meta | {"tokenizer": None}))
+    line = refused(capsys, tmp_path / "no", dataset=tmp_path / "bare", max_sample_tokens=3)
+    assert "need a tokenizer, bare describes none" in line
+
+
+# -----------------------------------------------------------------------------
+# logging
+
+
+def test_log_interval_and_csv_log(data, tmp_path, capsys):
+    run(dataset=data / "toy", out_dir=tmp_path / "a", log_interval=5, max_iters=12)
+    assert [r["step"] for r in tracker.read(tmp_path / "a" / "train.csv")] == [0, 5, 10, 11]
+    assert (tmp_path / "a" / "loss.png").stat().st_size > 1000
+    run(dataset=data / "toy", out_dir=tmp_path / "b", csv_log=False)
+    assert not list((tmp_path / "b").glob("*.csv")) and not (tmp_path / "b" / "loss.png").exists()
+
+
+def test_tensorboard_log(data, tmp_path):
+    pytest.importorskip("tensorboard")
+    run(dataset=data / "toy", out_dir=tmp_path, tensorboard_log=True, **BASE)
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_wandb_log(data, tmp_path, monkeypatch):
+    """The project and the name go over, and each step's numbers."""
+    calls = []
+
+    class Fake:
+        Settings = staticmethod(lambda **k: None)
+
+        @staticmethod
+        def init(**about):
+            calls.append(about)
+            return Fake
+
+        @staticmethod
+        def log(values, step):
+            calls.append((step, values))
+
+        @staticmethod
+        def finish(**_):
+            calls.append("finish")
+
+    monkeypatch.setitem(sys.modules, "wandb", Fake)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run(dataset=data / "toy", out_dir=tmp_path, wandb_log=True, wandb_project="p", wandb_run_name="r", **BASE)
+    assert (calls[0]["project"], calls[0]["name"]) == ("p", "r") and calls[-1] == "finish"
+    assert any("train/loss" in values for _, values in calls[1:-1])
+    assert any("eval/val loss" in values or "eval/val_loss" in values for _, values in calls[1:-1])
+
+
+@pytest.mark.full
+def test_compile(data, tmp_path, capsys):
+    torch._dynamo.reset()
+    try:
+        run(dataset=data / "toy", out_dir=tmp_path / "a", compile=True, max_iters=2)
+    except Exception as e:  # a machine without a C++ compiler
+        pytest.skip(str(e).splitlines()[0])
+    assert "compile on" in capsys.readouterr().out
+    run(dataset=data / "toy", out_dir=tmp_path / "b", max_iters=2)
+    a, b = (rows(tmp_path / name)[0][-1]["loss"] for name in "ab")
+    assert a == pytest.approx(b, abs=1e-4)
