@@ -19,12 +19,7 @@ import torch
 
 from core import checkpoint, config, hf, run
 from data import vocab
-from model import GPT, GPTConfig, ScoreModel
-
-try:
-    from model import Roberta, RobertaConfig
-except ImportError:
-    Roberta = RobertaConfig = None
+from model import GPT, GPTConfig, Roberta, RobertaConfig, ScoreModel
 
 
 @dataclass
@@ -76,8 +71,8 @@ def write_tokenizer(folder: Path, about: dict | None, block_size: int, more: dic
     words = {t["content"] for t in found.get("added_tokens", [])}
     if end := next((word for word in vocab.ENDS if word in words), None):
         settings["eos_token"] = end
-    if PAD in words:
-        settings["pad_token"] = PAD
+    if pad := next((word for word in (PAD, "<pad>", "[PAD]") if word in words), None):
+        settings["pad_token"] = pad
     for name, data in (("tokenizer.json", found), ("tokenizer_config.json", settings)):
         (folder / name).write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
     return about["kind"]

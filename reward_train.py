@@ -24,19 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from core import checkpoint, config, dist, hf, hub, optim, rng, run
-from core.config import Count, Fraction, NonNegative, Positive, option
+from core import checkpoint, config, dist, hf, hub, optim, preflight, rng, run
+from core.config import Count, Fraction, NonNegative, Positive, Whole, option
 from core.progress import duration, progress
 from core.schedule import lr_at
 from core.scores import draw, pearson, predict, spearman, write_csv
 from core.tracker import Tracker, peak_memory
-from data import qa, vocab
-from model import GPT, GPTConfig, ScoreModel
-
-try:
-    from model import Roberta, RobertaConfig
-except ImportError:
-    Roberta = RobertaConfig = None
+from data import examples, qa, vocab
+from model import GPT, GPTConfig, Roberta, RobertaConfig, ScoreModel
 
 METRICS = ("val_loss", "val_accuracy", "val_mse", "val_mae", "val_spearman", "val_pearson", "train_loss")
 
@@ -124,6 +119,8 @@ class Options:
     # run
     model_name: str = "gpt2"  # a folder in HF format (gpt2, roberta), one of our checkpoints, or a hub name
     seed: int = 42  # for all that is drawn at random
+    check: bool = False  # look whether all is ready, and stop: data, tokenizer, checkpoint, disk, memory
+    replay_step: Whole | None = None  # show this step's batch, its loss and gradient norm, and stop
     init_from: str = ""  # resume: go on in trainer.checkpoint.dirpath; a checkpoint: take --transfer from it
     transfer: list[str] = option(["all"])  # parts to take: embed attn mlp norm head all, with layers as in attn:0-3
     score: str = ""  # score this file with the best checkpoint instead of training
@@ -138,7 +135,7 @@ class Options:
 FIXED = ("model_name", "seed", "data.data_dir", "data.max_length", "data.max_prompt_length", "data.truncate_promt",
          *(f"model_params.{n}" for n in ModelParams.__dataclass_fields__ if "freeze" in n or "loss" in n),
          "trainer.params.overfit_batches")  # fmt: skip
-FREE = ("init_from", "transfer", "score", "out", "timeout", "trainer.checkpoint.dirpath", "trainer.ckpt_path",
+FREE = ("init_from", "transfer", "score", "out", "check", "replay_step", "timeout", "trainer.checkpoint.dirpath", "trainer.ckpt_path",
         "trainer.params.accelerator", "trainer.params.strategy")  # fmt: skip
 
 
@@ -161,8 +158,9 @@ def build(kind: str, cfg: dict, dropout: float, source: str) -> ScoreModel:
     """An untrained backbone and its score head; the backbone's own dropout gives way to ours."""
     if kind in ("gpt", "gpt2") and not cfg.get("vocab_sizes"):
         return ScoreModel(GPT(GPTConfig(**{**cfg, "dropout": dropout})))
-    if kind == "roberta":
-        return ScoreModel(Roberta(RobertaConfig(**{**cfg, "hidden_dropout": dropout, "attn_dropout": dropout})))
+    if kind in ("roberta", "classifier"):
+        rates = dict.fromkeys(("hidden_dropout", "attn_dropout", "embedding_dropout", "attn_out_dropout"), dropout)
+        return ScoreModel(Roberta(RobertaConfig(**{**cfg, **rates})))
     raise ValueError(f"model_name {source} is a {kind!r}: a score head goes on gpt (train.py, GPT-2) and on roberta"
                      " (pretrain.py, RoBERTa)")  # fmt: skip
 
@@ -203,12 +201,9 @@ def reopen(state: dict, source: Path, dropout: float = 0.0) -> ScoreModel:
 def make_template(description: dict, model: ScoreModel, args: Data) -> qa.Template:
     """Questions and answers as tokens; a tokenizer that has no end of text gets one behind its own tokens."""
     tokenizer, start = vocab.load(description), []
-    if not model.causal:
-        ids = [tokenizer.tokenizer.token_to_id(name) for name in ("<s>", "[CLS]")]
-        start = [i for i in ids if i is not None][:1]
-        if not start:
-            raise ValueError("an encoder's tokenizer must know <s> or [CLS], where the score is read")
     wte, n, end = model.transformer.wte, tokenizer.vocab_size, tokenizer.eot
+    if not model.causal:
+        start, end = [examples.token_id(tokenizer.tokenizer, "start")], examples.token_id(tokenizer.tokenizer, "end")
     if end is None:
         end, n = n, n + 1
         if len(wte.weight) == end:
@@ -353,7 +348,7 @@ def machine(t: Params) -> tuple[str, str, str]:
 
 
 def main(args: Options) -> None:
-    started = time.time()
+    started, replaying = time.time(), args.replay_step is not None
     device, dtype, note = machine(args.trainer.params)
     d = dist.init(device, timeout=args.timeout)
     say = print if d.main else lambda *a: None
@@ -468,6 +463,8 @@ def main(args: Options) -> None:
             scaler.load_state_dict(loop["scaler"])
         if first_step >= last_step:
             say(f"this run is finished at step {first_step}; --trainer.params.max_epochs above that goes on")
+    if replaying:
+        first_step = preflight.step_to_replay(args.replay_step, last_step)
     finite = run.Finite(optimizer, d.device, t.max_bad_steps, loop["bad_steps"])
     since = [torch.tensor(loop["train"][0] * d.main, device=d.device, dtype=torch.float64), loop["train"][1]]
     stored = weights = None  # a copy of the model that nobody needs any more
@@ -496,7 +493,7 @@ def main(args: Options) -> None:
 
     def save(step: int, *also: str, background: bool = True) -> None:
         loop["train"] = [dist.sums([since[0].item()])[0], since[1]]
-        if not d.main:
+        if not folder.writes:
             return
         loop.update(bad_steps=finite.total, scaler=scaler.state_dict())
         cfg = {"backbone": "gpt" if model.causal else "roberta", **vars(model.config)}
@@ -514,13 +511,22 @@ def main(args: Options) -> None:
     metrics = [*measure(p, kind, np.zeros(len(val.labels)), val, mean, std), "train_loss"]
     if keep.log_obg not in metrics:
         raise ValueError(f"trainer.checkpoint.log_obg {keep.log_obg} is not measured here, only {', '.join(metrics)}")
-    folder.begin(holds="aside", resume=resuming and inside)
-    if d.main:
+    widest = template.max_length if args.data.on_tpu else int(lengths.max())
+    checks = preflight.look(folder.path, d.device, model, optimizer, tokens=micro_batch * train.samples.shape[1] * widest,
+                            resuming=resuming and inside, files=3, given=len(args.given), steps=(first_step, last_step),
+                            data=f"{file}: {len(train):,} + {len(val):,} samples; {template.report()}",
+                            tokenizer=vocab.summary(description) if args.check else "",
+                            checkpoint=str(path) if resuming else args.model_name)  # fmt: skip
+    if preflight.report(checks, args.check, d.main):
+        return folder.finish()
+    if not replaying:
+        folder.begin(holds="aside", resume=resuming and inside)
+    if folder.writes:
         config.save(args, folder.path / "config.yaml")
     w = args.wandb
     project, key = w.project_name or w.args.project_name, "" if w.api == "text" else w.api
     about = {"key": key, "project": project, "name": w.args.name, "group": w.args.group, "job_type": w.args.job_type}
-    track = Tracker(folder.path, d.main, last_step, first_step, resumes=loop["resumes"], options=config.to_dict(args),
+    track = Tracker(folder.path, folder.writes, last_step, first_step, resumes=loop["resumes"], options=config.to_dict(args),
                     wandb=about if project or key else None)  # fmt: skip
     c, count = model.config, sum(x.numel() for x in model.parameters())
     track.say(f"model      {args.model_name}: {count / 1e6:.2f} M parameters, {c.n_layer} layers x {c.n_embd},"
@@ -536,7 +542,7 @@ def main(args: Options) -> None:
     track.say(f"machine    {d.device}, {note}{precision}, {torch.get_num_threads()} threads")
     track.say(f"run        {folder.path}, steps {first_step} to {last_step}, ready after {time.time() - started:.1f} s")
     sanity = some(t.num_sanity_val_steps, "trainer.params.num_sanity_val_steps", -(-len(val) // args.data.batch_size))
-    if first_step == 0 and sanity and evaluate(val, sanity) is not None:
+    if first_step == 0 and sanity and not replaying and evaluate(val, sanity) is not None:
         track.say(f"sanity     {sanity} evaluation batch(es) passed")
     track.clock(first_step)
 
@@ -553,7 +559,7 @@ def main(args: Options) -> None:
 
         folder.step = step
         last = step == last_step
-        evaluating, better = step and step % eval_steps == 0 or last, False
+        evaluating, better = not replaying and (step and step % eval_steps == 0 or last), False
         if evaluating:
             done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
             scores = None if done else evaluate(val)
@@ -592,6 +598,10 @@ def main(args: Options) -> None:
             fill = micro_batch - n if args.data.on_tpu else n == 0  # samples that count for nothing
             mine = np.concatenate([mine, np.repeat(batch[:1], fill)])
             texts = train.order(mine)
+            if replaying and n:
+                ids = torch.from_numpy(np.concatenate(train.texts(texts)))
+                text = vocab.readable(description, train.texts(texts[:1])[0])
+                print(preflight.part(d.rank, micro, mine[:n], ids, text))
             rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             if d.world > 1:
                 net.require_backward_grad_sync = micro == micro_steps - 1
@@ -607,6 +617,9 @@ def main(args: Options) -> None:
 
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), t.gradient_clip_val or float("inf"))
+        if replaying:
+            say(preflight.result(step, dist.sums([loss_sum.item()])[0] / d.world, norm))
+            return folder.finish()
         if finite.ok(norm, step, f"samples {batch[:4].tolist()} ..., seed {args.seed}"):
             scaler.step(optimizer)
         scaler.update()

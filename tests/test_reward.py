@@ -16,7 +16,7 @@ import reward_train
 from core import checkpoint, config, exits, run, scores, tracker
 from data import qa, vocab
 from data.qa_toy import prepare
-from model import GPT, GPTConfig, ScoreModel
+from model import GPT, GPTConfig, Roberta, RobertaConfig, RobertaMLM, ScoreModel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -99,6 +99,28 @@ def score(model, texts: list[list[int]], width: int | None = None) -> list[float
 
 # -----------------------------------------------------------------------------
 # one text, one score
+
+
+def encoder_scores(**kw) -> ScoreModel:
+    torch.manual_seed(0)
+    c = RobertaConfig(n_layer=2, n_head=2, n_embd=32, mlp_size=64, block_size=96, vocab_size=50, pad_id=0, **kw)
+    model = ScoreModel(Roberta(c))
+    for w in model.parameters():
+        if w.dim() > 1:
+            torch.nn.init.normal_(w, std=0.2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kw", [{}, {"position": "alibi"}, {"position": "rope"}])
+def test_same_text_same_score_on_an_encoder(kw):
+    model, texts = encoder_scores(**kw), [[1, *t] for t in texts_of(1, 64, eos=2)]
+    alone = [score(model, [t])[0] for t in texts]
+    assert np.std(alone) > 0.1
+    for n in (2, 3, 16, 64):
+        for start in range(0, 64, n):
+            assert score(model, texts[start : start + n]) == pytest.approx(alone[start : start + n], abs=1e-5)
+    hidden = model.backbone.encode(torch.tensor(texts[3]), torch.tensor([len(texts[3])]))
+    assert alone[3] == pytest.approx(model.head(hidden[:1]).item(), abs=1e-5)  # read at <s>
 
 
 @pytest.mark.parametrize("kw", [{}, {"position": "rotary"}, {"n_kv_group": 1, "window_size": 5}])
@@ -486,6 +508,54 @@ def test_a_model_of_our_own_without_an_end_of_text_gets_one(toy, tmp_path):
     assert ids[-1] == 256 and bytes(ids[:-1]) == b"Question: q\nAnswer: a"
     again, _ = reward_train.open_model(str(tmp_path / "r"), 0.0)
     assert not changed(again.state_dict(), checkpoint.load(tmp_path / "r" / "best.pt")["model"])
+
+
+def words_tokenizer(folder: Path) -> dict:
+    """By words, <s> ... </s> around a text; where the vocabulary begins as RoBERTa's does."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    made = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    rows = json.loads((folder / "scores.json").read_text())["train"]
+    texts = [f"Question: {r['Question']} Answer: {r['Answer']}" for r in rows]
+    made.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=tokens, vocab_size=80))
+    made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return {"kind": "tokenizers", "json": made.to_str()}
+
+
+def test_an_encoder_learns_to_score_and_its_export_scores_alike(toy, tmp_path):
+    """From a checkpoint of pretrain.py's kind to transformers, and back from its folder."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    about = words_tokenizer(toy)
+    size = vocab.load(about).vocab_size
+    c = RobertaConfig(n_layer=2, n_head=2, n_embd=32, mlp_size=64, block_size=64, vocab_size=size)
+    state = checkpoint.pack(kind="roberta", model=RobertaMLM(c), model_config=vars(c), optimizer=None, loop={}, seed=0,
+                            step=0, best=None, options={}, meta={"tokenizer": about})  # fmt: skip
+    checkpoint.save(tmp_path / "mlm.pt", state)
+    flags = [f"--model_name={tmp_path / 'mlm.pt'}", "--trainer.params.max_steps=100", "--trainer.params.max_epochs=100",
+             "--model_params.learning_rate=3e-3"]  # fmt: skip
+    trained = train(toy, tmp_path / "r", *flags)
+    assert trained["model_config"]["backbone"] == "roberta" and trained["model_config"]["hidden_dropout"] == 0
+    losses = [r["loss"] for r in tracker.read(tmp_path / "r" / "train.csv")]
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
+
+    export_hf.main(export_hf.Options(init_from=str(tmp_path / "r" / "ckpt.pt"), out=str(tmp_path / "hf")))
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    rows = [("How good is the soup?", "It is superb."), ("How bad?", "the soup is dull, " * 3)]
+    ours = reward_train.load(tmp_path / "r" / "ckpt.pt", "cpu").many(rows)
+    texts = [f"Question: {q}\nAnswer: {a}" for q, a in rows]
+    with torch.no_grad():
+        batch = theirs(**tokenizer(texts, return_tensors="pt", padding=True)).logits[:, 0]
+        alone = torch.cat([theirs(**tokenizer(t, return_tensors="pt")).logits[:, 0] for t in texts])
+    assert theirs.config.num_labels == 1 and np.ptp(ours) > 1e-3
+    mean, std = theirs.config.score_mean, theirs.config.score_std
+    for found in (batch, alone):
+        assert (mean + std * found).tolist() == pytest.approx(ours.tolist(), abs=1e-4)
+    again, _ = reward_train.open_model(str(tmp_path / "hf"), 0.0)
+    assert all(torch.allclose(w, trained["model"][k], atol=1e-6) for k, w in again.state_dict().items())
 
 
 def test_init_from_takes_parts_of_another_checkpoint(toy, tmp_path, capsys):
