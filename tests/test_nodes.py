@@ -1,0 +1,61 @@
+"""Two nodes: two torchruns that know of each other by the network alone, here both on loopback."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from core import run
+from tests.loops import ROOT, TRAIN, port
+from tests.test_loops import data, losses, same, weights  # noqa: F401 - data is a fixture
+
+pytestmark = pytest.mark.full
+
+
+def node(number: int, meeting: int, argv: list, ranks: int = 1) -> subprocess.Popen:
+    """README's line for one of two nodes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--nproc_per_node={ranks}",
+              f"--node_rank={number}", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{meeting}",
+              "--rdzv_id=run7", "--local_addr=127.0.0.1"]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen([*launch, "train.py", *map(str, argv)], cwd=ROOT, env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def both(argv: list, ranks: int = 1) -> str:
+    meeting = port()
+    nodes = [node(0, meeting, argv, ranks), node(1, meeting, argv, ranks)]
+    said = [n.communicate(timeout=300)[0] for n in nodes]
+    assert [n.returncode for n in nodes] == [0, 0], "\n".join(said)
+    return "".join(said)
+
+
+def test_two_nodes_equal_one_process_and_resume(data, tmp_path):  # noqa: F811
+    toy = data(TRAIN)
+    flags = [*TRAIN.flags(toy, tmp_path / "one"), *TRAIN.steps(10), *TRAIN.batch(8, 1, 1)]
+    TRAIN.run(flags)
+    out = tmp_path / "two"
+    flags = [*TRAIN.flags(toy, out), *TRAIN.steps(10), *TRAIN.batch(4, 1, 2), "--save_major_ckpt_interval=5"]
+    said = both(flags)
+    assert "2 rank(s)" in said and said.count("done in") == 1, "one voice, one writer"
+    assert losses(TRAIN, tmp_path / "one") == pytest.approx(losses(TRAIN, out), abs=TRAIN.equal)
+    assert run.read_status(out)["state"] == "finished"
+
+    end = weights(TRAIN, out)
+    (out / "ckpt.pt").unlink()
+    both(["--init_from=resume", f"--out_dir={out}", "--init_from_ckpt=ckpt_5.pt", "--device=cpu"])
+    assert same(weights(TRAIN, out), end)
+
+
+def test_two_nodes_of_two_ranks_draw_the_same_mixture(data, tmp_path):  # noqa: F811
+    from core import tracker
+    from tests.loops import MULTIDATASET
+
+    toy = data(MULTIDATASET)
+    picked = []
+    for name, start in (("one", MULTIDATASET.run), ("four", lambda argv: both(argv, ranks=2))):
+        start([*MULTIDATASET.flags(toy, tmp_path / name), *MULTIDATASET.steps(10), *MULTIDATASET.batch(8, 1, 1)])
+        picked.append([r["data"] for r in tracker.read(tmp_path / name / "train.csv")])
+    assert picked[0] == picked[1] and set(picked[0]) == {"toy", "wide"}
+    assert losses(MULTIDATASET, tmp_path / "one") == pytest.approx(losses(MULTIDATASET, tmp_path / "four"), abs=1e-5)
