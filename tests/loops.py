@@ -226,4 +226,69 @@ PROCEDURAL = Loop(
     learnt=0.7,
 )
 
-LOOPS = [TRAIN, MULTIDATASET, MULTICONTEXT, MUON, REWARD, PROCEDURAL]
+# -----------------------------------------------------------------------------
+# finetune.py
+
+
+def classes(folder: Path) -> None:
+    """Strings of digits in which one of 7, 8, 9 occurs: which one is the label. And an untrained encoder of digits."""
+    import numpy as np
+    import torch
+
+    from core import checkpoint
+    from data import tensors, vocab
+    from data.train_tokenizer import build
+    from model import RobertaConfig, RobertaMLM
+
+    about = {"kind": "tokenizers", "json": build("by-digit", 16, iter([])).to_str()}
+    g = np.random.default_rng(0)
+    for name, n in (("train", 72), ("val", 20), ("test", 30)):
+        lengths, labels, ids = g.integers(4, 9, n), g.integers(0, 3, n), []
+        for length, label in zip(lengths, labels, strict=True):
+            digits = g.integers(0, 7, length - 2)
+            digits[g.integers(len(digits))] = 7 + label
+            ids += [0, *(digits + 6), 2]
+        tensors.save(folder / f"{name}.pt", np.array(ids), lengths, 1, labels, ["seven", "eight", "nine"],
+                     vocab.load(about).hash)  # fmt: skip
+    torch.manual_seed(0)
+    model = RobertaMLM(RobertaConfig(vocab_size=16, block_size=16, n_layer=2, n_head=2, n_embd=16, mlp_size=32,
+                                     hidden_dropout=0.0, attn_dropout=0.0))  # fmt: skip
+    state = checkpoint.pack(kind="roberta", model=model, model_config=vars(model.config), optimizer=None, loop={},
+                            seed=0, step=0, best=None, options={}, meta={"tokenizer": about})  # fmt: skip
+    checkpoint.save(folder / "encoder.pt", state)
+
+
+def finetune_flags(data: Path, out: Path) -> list[str]:
+    return [f"--init_from={data / 'encoder.pt'}", f"--out_dir={out}", *(f"--{s}={data / s}.pt" for s in SPLITS),
+            "--classifier_dropout=0", "--learning_rate=1e-2", "--dtype=float32", "--log_interval=1",
+            "--device=cpu", "--epochs=100"]  # fmt: skip
+
+
+SPLITS = ("train", "val", "test")
+FINETUNE = Loop(
+    name="finetune",
+    module="finetune",
+    data=classes,
+    flags=finetune_flags,
+    steps=lambda n: [f"--max_steps={n}", "--eval_interval=3"],
+    batch=lambda micro, acc, ranks: [f"--batch_size={micro}", f"--gradient_accumulation_steps={acc}"],
+    resume=lambda out: ["--init_from=resume", f"--out_dir={out}"],
+    seed=lambda n: [f"--seed={n}"],
+    last=lambda out: out / "ckpt.pt",
+    first_loss=1.0986,  # ln 3
+    learns=["--max_steps=120", "--eval_interval=60", "--batch_size=36", "--pooling=mean"],
+    learnt=0.1,
+)
+
+# half of the run with a still encoder, and dropout, weights, smoothing and pooling on the way
+FROZEN = replace(
+    FINETUNE,
+    name="finetune-frozen",
+    flags=lambda data, out: [*finetune_flags(data, out), "--freeze", "--freeze_epochs=1", "--pooling=max",
+                             "--pooler_type=roberta", "--class_weights=balanced", "--label_smoothing=0.1",
+                             "--backbone_lr_mult=1"],
+    batch=lambda micro, acc, ranks: [f"--batch_size={4 * micro}", f"--gradient_accumulation_steps={acc}"],
+    learnt=0.6,
+)  # fmt: skip
+
+LOOPS = [TRAIN, MULTIDATASET, MULTICONTEXT, MUON, REWARD, PROCEDURAL, FINETUNE, FROZEN]

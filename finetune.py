@@ -1,0 +1,487 @@
+"""Trains a classifier of texts on a pretrained encoder.
+
+    python data/build_tensors.py --input reviews.csv --label_column label --tokenizer pretrain/tok --out_dir reviews
+    python finetune.py --init_from=out_pretrain --train reviews/train.pt --val reviews/val.pt --test reviews/test.pt
+    python finetune.py --init_from=resume --out_dir=out_finetune                    go on where it stopped
+    python finetune.py --init_from=out_finetune --predict new.csv --out answers.csv
+    torchrun --nproc_per_node=2 finetune.py configs/finetune/small_cpu.yaml --init_from=out_pretrain
+
+An encoder comes from pretrain.py, from an experiment, or from a folder in Hugging Face's RoBERTa format.
+`python train.py -n NAME -m finetuning` runs an experiment's config.yaml through this loop.
+"""
+
+import itertools
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from core import checkpoint, config, dist, metrics, optim, rng, run
+from core.config import Count, Fraction, NonNegative, Positive, Whole, option
+from core.progress import duration, progress
+from core.schedule import lr_at
+from core.scores import write_csv
+from core.tracker import Tracker, peak_memory
+from data import examples, records, tensors, vocab
+from data.pretrained import open_encoder
+from model import IGNORE, Classifier, RobertaConfig
+
+
+@dataclass
+class Options:
+    # run
+    init_from: str = ""  # run folder, checkpoint, folder in HF format or hub name of an encoder; scratch; resume
+    transfer: list[str] = option(["all"])  # parts to take: embed attn mlp norm head all, with layers as in attn:0-3
+    out_dir: str = "out_finetune"  # run folder
+    holds: Literal["aside", "refuse", "overwrite"] = "aside"  # what becomes of a run that is in out_dir already
+    seed: int = 420  # for all that is drawn at random
+    epochs: Count = 2
+    max_steps: Count | None = None  # optimizer steps, fewer than the epochs have; None: all
+
+    # data
+    train: str = ""  # .pt file with labels, by data/build_tensors.py
+    val: str = ""  # chooses the best weights
+    test: str = ""  # evaluated once, at the end, with the best weights
+    tokenizer: str = ""  # tokenizer.json or vocab.txt; none: the encoder's own
+    max_length: Count | None = None  # tokens a text, longer ones are cut; None: what the encoder can read
+    num_labels: Count | None = None  # None: as many as train has
+    shuffle: bool = True  # a new order each epoch
+
+    # batch
+    batch_size: Count = 16  # texts a micro-step and rank
+    gradient_accumulation_steps: Count = 1  # micro-steps an optimizer step
+
+    # model
+    pooling: Literal["cls", "mean", "max", "min"] = "cls"  # one vector a text: its first token's, or over its tokens
+    pooler_type: Literal["bert", "roberta"] | None = "bert"  # dense, tanh; roberta: dropout first; None: neither
+    classifier_dropout: Fraction = 0.1
+    model: dict = option({})  # fields of the encoder's config to change, as hidden_dropout=0; from scratch, to set
+    freeze: bool = False  # the encoder stands still
+    freeze_epochs: Whole = 0  # ... for so many epochs; 0: for the whole run
+    freeze_n_layers: Whole = 0  # the first n layers stand still for the whole run
+    freeze_embeddings: bool = False  # for the whole run
+
+    # optimizer
+    learning_rate: NonNegative = 2e-4
+    head_lr_mult: NonNegative = 1.0  # times learning_rate: pooler and classifier
+    backbone_lr_mult: NonNegative = 0.5  # times learning_rate: the encoder
+    lr_schedule: Literal["cosine", "linear", "none"] = "cosine"
+    warmup_ratio: Fraction = 0.1  # share of the steps
+    min_lr_ratio: Fraction = 0.2  # the last learning rate as a share of the highest
+    weight_decay: NonNegative = 0.01
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    grad_clip: NonNegative = 1.0  # norm of all gradients; 0: no clipping
+    class_weights: list[str] = option([])  # one a label, or `balanced`: by how rare they are in train
+    label_smoothing: Fraction = 0.0  # share of the target that all labels divide
+    max_bad_steps: Count = 10  # steps in a row with loss or gradients not finite before the run stops
+
+    # evaluation and files (below out_dir)
+    eval_interval: Count | None = None  # steps; None: once an epoch
+    ckpt: str = "ckpt.pt"  # the last state
+    best: str = "best.pt"  # the state of the lowest validation loss
+    resolved: str = "config.yaml"  # all options of the run
+    train_csv: str = "train.csv"
+    eval_csv: str = "eval.csv"
+
+    # prediction
+    predict: str = ""  # label the texts of this file (.csv, .tsv, .jsonl, .parquet, .txt) and stop
+    text_column: str = ""  # where they are; none: `text`, or the only column
+    out: str = "predictions.csv"
+
+    # logging
+    log_interval: Count = 10  # steps
+    log_eval: bool = True  # a CSV row for each evaluation
+    log_memory: bool = False  # peak memory in the training CSV, MiB
+    csv_log: bool = True  # CSV files and loss.png
+    tensorboard_log: bool = False
+    wandb_log: bool = False
+    wandb_entity: str | None = None
+    wandb_project: str = "finetune"
+    wandb_run_name: str | None = None
+
+    # machine
+    device: str = "auto"  # cpu, cuda, cuda:N, mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    deterministic: bool = False  # bit-exact on GPUs too, slower
+    timeout: Positive = 120  # seconds a rank waits for another
+
+
+# taken from the command at a resume, whatever the stored run says
+FREE = ("init_from", "transfer", "out_dir", "holds", "predict", "text_column", "out", "device", "timeout")
+FIXED = ("data", "model", "seed")
+
+
+# -----------------------------------------------------------------------------
+# the model
+
+
+def encoder_config(cfg: dict, changes: dict) -> RobertaConfig:
+    return RobertaConfig(**config.to_dict(config.from_dict(RobertaConfig, {**cfg, **changes}, "--model")))
+
+
+def stand_still(model: Classifier, args: Options) -> list[torch.nn.Parameter]:
+    """Freezes what never trains; returns what --freeze_epochs holds still at first."""
+    t, n = model.transformer, len(model.transformer.h)
+    if args.freeze_n_layers > n:
+        raise ValueError(f"--freeze_n_layers is {args.freeze_n_layers}, the encoder has {n} layers")
+    fixed = [*t.h[: args.freeze_n_layers], *([m for k, m in t.items() if k != "h"] if args.freeze_embeddings else [])]
+    for module in [t] if args.freeze and not args.freeze_epochs else fixed:
+        module.requires_grad_(False)
+    return [p for p in t.parameters() if p.requires_grad] if args.freeze and args.freeze_epochs else []
+
+
+# -----------------------------------------------------------------------------
+# loss and metrics
+
+
+def class_weights(words: list[str], labels: np.ndarray, n: int) -> torch.Tensor:
+    if words == ["balanced"]:
+        counts = np.bincount(labels, minlength=n)
+        return torch.tensor(len(labels) / (n * np.maximum(counts, 1)) * (counts > 0), dtype=torch.float32)
+    try:
+        weights = [float(w) for w in words] or [1.0] * n
+    except ValueError:
+        weights = []
+    if len(weights) != n or min(weights) < 0:
+        raise ValueError(f"--class_weights takes `balanced` or a number >= 0 for each of {n} labels, got {words}")
+    return torch.tensor(weights)
+
+
+def measure(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
+    """What is logged of an evaluation, and the confusion matrix."""
+    n = logits.shape[1]
+    confusion = metrics.confusion_of(logits.argmax(1), labels, n)
+    loss = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels))
+    out = {"loss": float(loss), "accuracy": metrics.accuracy(confusion), "macro_f1": metrics.macro_f1(confusion)}
+    if n == 2:
+        out["auc"] = metrics.auc(logits[:, 1] - logits[:, 0], labels == 1)
+    return out, confusion
+
+
+# -----------------------------------------------------------------------------
+# prediction
+
+
+def predict(args: Options) -> None:
+    """A row for each text: the text, its label, the probability of each label."""
+    cfg, weights, tokenizer, head = open_encoder(args.init_from, args.tokenizer)
+    if not head:
+        raise ValueError(f"--init_from {args.init_from} is an encoder without a classifier: fine-tune it first")
+    device, names = dist.pick_device(args.device, 0), head["names"]
+    model = Classifier(encoder_config(cfg, {}), len(names), head["pooling"], head["pooler_type"], 0.0)
+    model.load_state_dict({k: weights[k] for k in model.state_dict()})
+    model.to(device).eval()
+    autocast = dist.autocast(device, dist.precision(args.dtype, device)[0])
+    coder = examples.Encoder(tokenizer, min(args.max_length or sys.maxsize, model.config.block_size))
+    rows = records.read(Path(args.predict))
+    first = next(rows, {})
+    column, cut = records.text_column(first, args.text_column, args.predict), 0
+
+    @torch.no_grad()
+    def label(part: list[dict]) -> list[list]:
+        nonlocal cut
+        texts = [str(row[column]) for row in part]
+        coded = coder(texts)
+        cut += coded.cut
+        with autocast:
+            logits = model(torch.from_numpy(coded.ids.astype(np.int64)).to(device), torch.from_numpy(coded.lengths))
+        shares = logits.double().softmax(1).cpu().numpy()
+        return [[text, names[p.argmax()], *(f"{x:.6f}" for x in p)] for text, p in zip(texts, shares, strict=True)]
+
+    mark = float(model.classifier.out_proj.weight.double().sum())  # tells this model from another
+    about = {"file": args.predict, "from": args.init_from, "mark": mark}
+    header = [column, "label", *(f"p_{name}" for name in names)]
+    rows = progress(itertools.chain([first], rows), "labelling", unit="texts")
+    n = write_csv(Path(args.out), header, rows, label, about, 64)
+    print(f"{args.out}: {n:,} texts labelled, {cut:,} of them cut to {coder.max_size} tokens")
+
+
+# -----------------------------------------------------------------------------
+# training
+
+
+def main(args: Options) -> None:
+    started = time.time()
+    if not args.init_from:
+        raise ValueError("--init_from is missing: an encoder's folder or checkpoint, scratch, or resume")
+    if args.predict:
+        return predict(args)
+    d = dist.init(args.device, timeout=args.timeout, deterministic=args.deterministic)
+    say = print if d.main else lambda *a: None
+
+    # -----------------------------------------------------------------------------
+    # run directory
+
+    folder = run.claim(args.out_dir, d.main)
+    resuming, stored = args.init_from == "resume", None
+    kept = (args.ckpt, args.best)
+    if resuming:
+        stored, path = checkpoint.newest(folder.path, args.ckpt)
+        args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE)
+        say(f"resuming {path} at step {stored['step']}")
+        for name, (old, new) in changes.items():
+            say(f"  {name}: {old} -> {new}")
+    elif args.holds == "refuse":
+        run.refuse(folder.path, kept)
+
+    # -----------------------------------------------------------------------------
+    # data: after the encoder, whose tokenizer it must be made with
+
+    if resuming:
+        cfg, weights, head = stored["model_config"], stored["model"], stored["meta"]["head"]
+        tokenizer = stored["meta"]["tokenizer"]
+    else:
+        cfg, weights, tokenizer, head = open_encoder(args.init_from, args.tokenizer)
+    cfg = encoder_config(cfg, args.model)
+    longest = min(args.max_length or cfg.block_size, cfg.block_size)
+    splits, hash_ = {}, vocab.load(tokenizer).hash
+    end = examples.token_id(examples.load_tokenizer(tokenizer), "end")
+    for name in ("train", "val", "test"):
+        if file := getattr(args, name):
+            splits[name] = split = tensors.Rows(file, longest, end, cfg.pad_id)
+            split.check_tokenizer(hash_, "the encoder")
+            split.check_ids(cfg.vocab_size)
+        elif name != "test":
+            raise ValueError(f"--{name} is missing: a .pt file by data/build_tensors.py")
+    train = splits["train"]
+    train.check_labels(args.num_labels or sys.maxsize)
+    C = args.num_labels or max(len(train.names or []), int(train.labels.max()) + 1)
+    names = train.names or [str(i) for i in range(C)]
+    for split in splits.values():
+        split.check_labels(C)
+        if split.names and split.names != names:
+            raise ValueError(f"{split.path} numbers its labels {split.names}, {train.path} {names}")
+    if len(names) != C:
+        raise ValueError(f"--num_labels is {C}, {train.path} has the {len(names)} labels {', '.join(names)}")
+    B = stored["loop"]["batch"] if resuming else args.batch_size * args.gradient_accumulation_steps * d.world
+    micro_steps, micro_batch = dist.split(B, args.batch_size, d.world)
+    epoch_steps = -(-len(train) // B)
+
+    def batch(step: int) -> np.ndarray:
+        """The step's global batch, all ranks': an epoch's last may be smaller."""
+        epoch, place = divmod(step, epoch_steps)
+        i = np.arange(place * B, min(len(train), (place + 1) * B))
+        return rng.permute(i, len(train), args.seed, "order", epoch) if args.shuffle else i
+
+    def forward(through, split: tensors.Rows, which: np.ndarray) -> torch.Tensor:
+        """Logits (texts, C), float32."""
+        ids, lengths = split.rows(which)
+        with autocast:
+            return through(torch.from_numpy(ids).to(d.device), torch.from_numpy(lengths))
+
+    # -----------------------------------------------------------------------------
+    # model
+
+    rng.seed_torch(args.seed, "init")
+    model = Classifier(cfg, C, args.pooling, args.pooler_type, args.classifier_dropout)
+    if resuming:
+        model.load_state_dict(weights)
+    elif weights:
+        lacking = [n for n in model.state_dict() if n.startswith("transformer.") and n not in weights]
+        if lacking and "all" in args.transfer:
+            raise ValueError(f"--init_from {args.init_from} has no {lacking[0]}: that encoder is built otherwise")
+        if weights.get("classifier.out_proj.weight", torch.empty(C)).shape[0] != C:
+            weights = {k: w for k, w in weights.items() if not k.startswith("classifier.")}  # a head for other labels
+        for part, done, count in checkpoint.transfer(model, weights, args.transfer, args.init_from):
+            say(f"  {part:<6}{done:<12}{count:>13,} parameters")
+    waking = stand_still(model, args)
+    model.to(d.device)
+    dtype, precision = dist.precision(args.dtype, d.device)
+    autocast = dist.autocast(d.device, dtype)
+    scaler = torch.amp.GradScaler(d.device.type, enabled=dtype == torch.float16)
+    net = model
+    if d.world > 1:  # without find_unused_parameters buckets are rebuilt, and a resumed run sums in another order
+        ids = [d.device.index] if d.device.type == "cuda" else None
+        net = DistributedDataParallel(net, device_ids=ids, find_unused_parameters=True)
+    share = class_weights(args.class_weights, train.labels, C).to(d.device)
+
+    # -----------------------------------------------------------------------------
+    # optimizer
+
+    groups = optim.groups(model.transformer, args.weight_decay, lr_mult=args.backbone_lr_mult)
+    groups += optim.groups(model.classifier, args.weight_decay, lr_mult=args.head_lr_mult)
+    groups = [g for g in groups if g["params"]]
+    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(args.beta1, args.beta2),
+                                  fused=optim.fused(d.device))  # fmt: skip
+
+    # -----------------------------------------------------------------------------
+    # resume
+
+    first_step, last_step, best = 0, min(args.epochs * epoch_steps, args.max_steps or sys.maxsize), None
+    warmup, every = round(args.warmup_ratio * last_step), args.eval_interval or epoch_steps
+    loop = {"eval": None, "resumes": [], "bad_steps": 0, "scaler": None, "batch": B, "seconds": 0.0}
+    if resuming:
+        first_step, best = stored["step"], stored["best"]
+        loop.update(stored["loop"])
+        loop["resumes"] = [*loop["resumes"], first_step]
+        optim.load(optimizer, stored["optimizer"])
+        if loop["scaler"]:
+            scaler.load_state_dict(loop["scaler"])
+        if first_step >= last_step:
+            say(f"this run is finished at step {first_step}; --epochs above {args.epochs} goes on")
+    finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
+    stored = weights = None  # a copy of the model that nobody needs any more
+
+    # -----------------------------------------------------------------------------
+    # evaluation, saving
+
+    @torch.no_grad()
+    def evaluate(split: tensors.Rows) -> np.ndarray | None:
+        """The logits of all texts; None where a signal came in between."""
+        model.eval()
+        logits = np.zeros((len(split), C), np.float32)
+        size = 4 * args.batch_size
+        for i in range(0, len(split), size * d.world):
+            mine = np.arange(len(split))[i + d.rank * size :][:size]
+            if len(mine):
+                logits[mine] = forward(model, split, mine).cpu().numpy()
+            if folder.stopping():
+                return None
+        model.train()
+        return sum(dist.gather(logits))  # each row is one rank's, and zeros elsewhere
+
+    def save(step: int, *also: str, background: bool = True) -> None:
+        if not d.main:
+            return
+        loop.update(bad_steps=finite.total, scaler=scaler.state_dict())
+        state = checkpoint.pack(kind="classifier", model=model, model_config=vars(cfg), optimizer=optimizer,
+                                loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
+                                meta=meta)  # fmt: skip
+        names = [folder.path / name for name in also]
+        checkpoint.save(folder.path / args.ckpt, state, also=names, background=background)
+
+    # -----------------------------------------------------------------------------
+    # start
+
+    head = {"pooling": args.pooling, "pooler_type": args.pooler_type, "names": names}
+    meta = {"tokenizer": tokenizer, "tokenizer_hash": hash_, "head": head}
+    folder.begin(holds=args.holds, resume=resuming, checkpoints=kept)
+    if d.main:
+        config.save(args, folder.path / args.resolved)
+    about = {"entity": args.wandb_entity, "project": args.wandb_project, "name": args.wandb_run_name}
+    track = Tracker(folder.path, d.main, last_step, first_step, names=(args.train_csv, args.eval_csv),
+                    csv_log=args.csv_log, unit="text", tensorboard=args.tensorboard_log, resumes=loop["resumes"],
+                    wandb=about if args.wandb_log else None, options=config.to_dict(args))  # fmt: skip
+    count, moving = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False))
+    track.say(f"model    {count / 1e6:.2f} M parameters, {moving / 1e6:.2f} M of them train; {cfg.n_layer} layers x"
+              f" {cfg.n_embd}, {args.pooling} pooling, pooler {args.pooler_type}, {C} labels")  # fmt: skip
+    for name, split in splits.items():
+        each = ", ".join(f"{n} {k:,}" for n, k in zip(names, np.bincount(split.labels, minlength=C), strict=True))
+        track.say(f"{name:<8} {split.path}: {len(split):,} texts ({each}), {split.cut:,} cut to {longest} tokens")
+    track.say(f"batch    {B} texts a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
+    track.say(f"steps    {first_step} to {last_step}, {epoch_steps} an epoch, evaluated every {every}")
+    track.say(f"machine  {d.device}, {precision}, {torch.get_num_threads()} threads")
+    track.say(f"run      {folder.path}, ready after {time.time() - started:.1f} s")
+    clock = time.time() - loop["seconds"]
+
+    for step in range(first_step, last_step + 1):
+        # -----------------------------------------------------------------------------
+        # learning rate
+
+        lr = lr_at(step, args.lr_schedule, lr=args.learning_rate, warmup=warmup, total=last_step,
+                   min_lr=args.min_lr_ratio * args.learning_rate)  # fmt: skip
+        optim.set_lr(optimizer, lr)
+        for p in waking:
+            p.requires_grad_(step >= args.freeze_epochs * epoch_steps)
+
+        # -----------------------------------------------------------------------------
+        # evaluate, save; once more after the last step
+
+        folder.step = step
+        if step % every == 0 or step == last_step:
+            done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
+            logits = None if done else evaluate(splits["val"])
+            if not done and logits is None:
+                save(step)
+                checkpoint.wait()
+                return folder.finish(run.STOPPED)
+            values = loop["eval"]["values"] if done else measure(logits, splits["val"].labels)[0]
+            better = not done and values["loss"] < (float("inf") if best is None else best)  # never so for NaN
+            best = values["loss"] if better else best
+            loop.update(eval={"step": step, "values": values}, seconds=time.time() - clock)
+            if args.log_eval:
+                track.eval(step, {f"val {k}": v for k, v in values.items()}, "best" if better else "", quiet=bool(done))
+            save(step, *[args.best] * better, background=step < last_step)
+            if step == last_step:
+                break
+            track.clock(step)
+
+        # -----------------------------------------------------------------------------
+        # micro-steps
+
+        which = batch(step)
+        weight = float(share.cpu()[train.labels[which]].sum())  # of the global batch's texts, by their labels
+        loss_sum = torch.zeros((), device=d.device)
+        for micro in range(micro_steps):
+            i = (micro * d.world + d.rank) * micro_batch
+            mine = which[i : i + micro_batch]
+            y = torch.from_numpy(train.labels[mine] if len(mine) else np.array([IGNORE])).to(d.device)
+            rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
+            if d.world > 1:
+                net.require_backward_grad_sync = micro == micro_steps - 1
+            logits = forward(net, train, mine if len(mine) else which[:1])  # every rank takes every micro-step
+            loss = F.cross_entropy(logits, y, share, reduction="sum", label_smoothing=args.label_smoothing)
+            loss = loss * d.world / max(weight, 1e-12)  # DDP averages over ranks; weight counts the whole global batch
+            scaler.scale(loss).backward()
+            loss_sum += loss.detach()
+
+        # -----------------------------------------------------------------------------
+        # clip, step
+
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip or float("inf"))
+        if finite.ok(norm, step, f"texts {which[:4].tolist()} ..., seed {args.seed}"):
+            scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+        # -----------------------------------------------------------------------------
+        # log
+
+        if step % args.log_interval == 0 or step == last_step - 1:
+            loss = dist.sums([loss_sum.item()])[0] / d.world
+            finite.check(f"data set {args.train}")
+            memory = {"memory_mib": peak_memory(d.device) / 2**20} if args.log_memory else {}
+            track.train(step, {"loss": loss, "lr": lr, "norm": norm.item(), **memory}, len(which))
+        folder.step = step + 1
+        if folder.stopping():
+            loop["seconds"] = time.time() - clock
+            save(step + 1)
+            checkpoint.wait()
+            track.close()
+            return folder.finish(run.STOPPED)
+
+    # -----------------------------------------------------------------------------
+    # the test split, once, with the best weights
+
+    checkpoint.wait()
+    track.close()
+    if (folder.path / args.best).is_file():
+        model.load_state_dict(checkpoint.load(folder.path / args.best)["model"])
+    results = {"steps": last_step, "epochs": args.epochs, "seconds": round(loop["seconds"], 1), "labels": names}
+    for name in ("val", "test"):
+        if name in splits and (logits := evaluate(splits[name])) is not None:
+            values, confusion = measure(logits, splits[name].labels)
+            results |= {f"{name}_{k}": v for k, v in values.items()} | {"confusion": confusion.tolist()}
+    if d.main:
+        text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+        checkpoint.replace(folder.path / "results.json", lambda f: f.write(text.encode()))
+        metrics.draw_confusion(folder.path / "confusion.png", confusion, names, f"{folder.path}, {name}")
+    shown = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in results.items() if k.startswith(name + "_"))
+    track.say(f"done in {duration(time.time() - started)}: {shown}; best weights by val loss {best:.4f}")
+    track.say(f"next: python finetune.py --init_from={folder.path} --predict FILE")
+    folder.finish()
+    return None
+
+
+if __name__ == "__main__":
+    with run.guard():
+        main(config.parse(Options, sys.argv[1:], doc=__doc__))
