@@ -15,11 +15,11 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import train_args
-from core import checkpoint, config, dist, hf, optim, rng, run
+from core import checkpoint, config, dist, hf, optim, preflight, rng, run
 from core.generate import generate
 from core.schedule import Plateau, lr_at
 from core.tracker import Tracker, duration, peak_flops, peak_memory
-from data import bins
+from data import bins, vocab
 from model import GPTConfig, build_gpt
 from train_args import FIXED, FREE, Options
 from variants import optimizers
@@ -28,7 +28,7 @@ from variants import optimizers
 def main(args: Options) -> None:
     if args.list:
         return print(train_args.catalogue(args.list))
-    started = time.time()
+    started, replaying = time.time(), args.replay_step is not None
     d = dist.init(args.device, args.backend, timeout=args.timeout, deterministic=args.deterministic)
     say = print if d.main else lambda *a: None
 
@@ -88,7 +88,11 @@ def main(args: Options) -> None:
         purpose = f"train {names[k]}" if mix.n > 1 else "train"
         starts = bins.starts(args.sampling_method, splits["train"][k].n, T, B, args.seed, purpose, turn)
         i = (micro * d.world + d.rank) * micro_batch
-        return windows("train", k, starts[i : i + micro_batch])
+        x, y = windows("train", k, starts[i : i + micro_batch])
+        if replaying:
+            text = vocab.readable(sets[k].tokenizer, x.view(-1, T)[0].tolist())
+            print(preflight.part(d.rank, micro, starts[i : i + micro_batch], x, text))
+        return x, y
 
     def at(k: int) -> dict:
         return {"stream": k} if args.multidataset_wte else {}
@@ -143,6 +147,8 @@ def main(args: Options) -> None:
             scaler.load_state_dict(loop["scaler"])
         if first_step >= last_step:
             say(f"this run is finished at step {first_step}; --max_iters above that goes on")
+    if replaying:
+        first_step = preflight.step_to_replay(args.replay_step, last_step)
     plateau = Plateau(args.plateau_factor, args.plateau_patience, loop["plateau"])
     turns = mix.turns(first_step)  # batches that each data set has given
     finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
@@ -181,7 +187,7 @@ def main(args: Options) -> None:
         return out
 
     def save(step: int, *also: str, background: bool = True, stopped: bool = False) -> None:
-        if not d.main or args.never_save_checkpoint and not stopped:
+        if not folder.writes or args.never_save_checkpoint and not stopped:
             return
         loop.update(bad_steps=finite.total, plateau=plateau.state, scaler=scaler.state_dict())
         state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=optimizer,
@@ -210,10 +216,20 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # start
 
-    folder.begin(holds="aside", resume=resuming)
-    if d.main:
+    majors = last_step // args.save_major_ckpt_interval if args.save_major_ckpt_interval else 0
+    checks = preflight.look(folder.path, d.device, model, optimizer, tokens=micro_batch * T, resuming=resuming,
+                            files=1 if args.never_save_checkpoint else 3 + majors, given=len(args.given),
+                            steps=(first_step, last_step),
+                            data=", ".join(f"{n} {s.n:,} tokens" for n, s in zip(names, splits["train"], strict=True)),
+                            tokenizer=vocab.summary(sets[0].tokenizer) if args.check else "",
+                            checkpoint=str(path) if resuming else args.init_from)  # fmt: skip
+    if preflight.report(checks, args.check, d.main):
+        return folder.finish()
+    if not replaying:
+        folder.begin(holds="aside", resume=resuming)
+    if folder.writes:
         config.save(args, folder.path / "config.yaml")
-    track = Tracker(folder.path, d.main, last_step, first_step, csv_log=args.csv_log, tensorboard=args.tensorboard_log,
+    track = Tracker(folder.path, folder.writes, last_step, first_step, csv_log=args.csv_log, tensorboard=args.tensorboard_log,
                     flops=model.flops_per_token(T), peak=peak_flops(d.device), resumes=loop["resumes"],
                     wandb={"project": args.wandb_project, "name": args.wandb_run_name} if args.wandb_log else None,
                     options=config.to_dict(args))  # fmt: skip
@@ -237,7 +253,7 @@ def main(args: Options) -> None:
         # evaluate, save; once more after the last step
 
         folder.step = step
-        if step % args.eval_interval == 0 or step == last_step:
+        if not replaying and (step % args.eval_interval == 0 or step == last_step):
             done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
             losses = loop["eval"]["losses"] if done else evaluate()
             if losses is None:
@@ -283,6 +299,9 @@ def main(args: Options) -> None:
 
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip or float("inf"))
+        if replaying:
+            say(preflight.result(step, sum(dist.sums(loss_sum.flatten().tolist())) / d.world / loss_sum.numel(), norm))
+            return folder.finish()
         if finite.ok(norm, step, f"data set {names[k]}, seed {args.seed}"):
             rng.seed_torch(args.seed, "optimizer", step)  # some draw, and all ranks must draw alike
             scaler.step(optimizer)

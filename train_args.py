@@ -34,6 +34,8 @@ class Options:
     transfer: list[str] = option(["all"])  # parts to take: embed attn mlp norm head all, with layers as in attn:0-3
     seed: int = 1337  # for all that is drawn at random
     eval_only: bool = False  # evaluate and stop
+    check: bool = False  # look whether all is ready, and stop: data, tokenizer, checkpoint, disk, memory
+    replay_step: Whole | None = None  # show this step's batch, its loss and gradient norm, and stop
     max_iters: Whole = 3500  # optimizer steps
 
     # data
@@ -150,7 +152,7 @@ class Options:
 
 # taken from the command at a resume, whatever the stored run says
 FREE = ("out_dir", "init_from", "gpt2_type", "prev_run_ckpt", "init_from_ckpt", "transfer", "eval_only", "sample_only",
-        "device", "backend", "timeout", "list")  # fmt: skip
+        "check", "replay_step", "device", "backend", "timeout", "list")  # fmt: skip
 FIXED = ("data", "model", "seed")
 
 

@@ -90,6 +90,11 @@ class Run:
         self.status("running")
         dist.barrier()
 
+    @property
+    def writes(self) -> bool:
+        """The one process that writes files, once the run began: --check and --replay_step never begin."""
+        return self.main and self.begun
+
     def heard(self, number: int, frame) -> None:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt

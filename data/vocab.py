@@ -188,6 +188,25 @@ def load(description: dict):
     return tokenizer
 
 
+def summary(description: dict | None) -> tuple[str, str]:
+    """What --check says of a tokenizer, and whether it can be read here: "ok" or "note"."""
+    if not description:
+        return "note", "none is described: ids stay numbers"
+    try:
+        found = load(description)
+    except ValueError as e:
+        return "note", str(e)
+    return "ok", f"{description['kind']}, {found.vocab_size:,} tokens, hash {found.hash}"
+
+
+def readable(description: dict | None, ids: Iterable[int]) -> str:
+    """Text for a log; nothing where no tokenizer can be had."""
+    try:
+        return load(description).decode(ids) if description else ""
+    except ValueError:
+        return ""
+
+
 # -----------------------------------------------------------------------------
 # GPT-2's merges
 

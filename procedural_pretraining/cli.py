@@ -20,7 +20,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import procedural_data
-from core import checkpoint, config, dist, optim, rng, run
+from core import checkpoint, config, dist, optim, preflight, rng, run
 from core.config import Count, Fraction, NonNegative, Positive, Whole, option
 from core.schedule import lr_at
 from core.tracker import Tracker, duration, peak_flops, peak_memory
@@ -39,6 +39,8 @@ class Options:
     p_open: Fraction = 0.5  # probability of an opening bracket
     max_depth: Count = 16  # brackets open at once (dyck_shuffle)
     seed: int = 42  # for all that is drawn at random
+    check: bool = False  # look whether all is ready, and stop: task, checkpoint, disk, memory
+    replay_step: Whole | None = None  # show this step's batch, its loss and gradient norm, and stop
 
     # model
     gpt2_size: str = "2_4_16"  # layers_heads_width
@@ -97,7 +99,7 @@ class Options:
 
 
 def main(args: Options) -> None:
-    started = time.time()
+    started, replaying = time.time(), args.replay_step is not None
     if args.device.isdigit() and not torch.cuda.is_available():
         print(f"device {args.device}: no CUDA here, the CPU is used", file=sys.stderr)
         args.device = "cpu"
@@ -194,6 +196,9 @@ def main(args: Options) -> None:
             scaler.load_state_dict(loop["scaler"])
         if first_step >= last_step:
             say(f"this run is finished at step {first_step}; --max_steps above that goes on")
+    if replaying:
+        first_step = preflight.step_to_replay(args.replay_step, last_step)
+        loop["length"] = [n for since, n in loop["history"] if since <= first_step][-1]
     finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
     stored = weights = None  # a copy of the model that nobody needs any more
 
@@ -221,7 +226,7 @@ def main(args: Options) -> None:
         return out
 
     def save(step: int, *also: str, background: bool = True) -> None:
-        if not d.main:
+        if not folder.writes:
             return
         loop.update(bad_steps=finite.total, scaler=scaler.state_dict())
         state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=optimizer,
@@ -236,11 +241,18 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # start
 
-    folder.begin(holds="aside", resume=resuming)
-    if d.main:
+    files = 3 + (args.save_total_limit or last_step // args.save_every_steps) - 1
+    checks = preflight.look(folder.path, d.device, model, optimizer, tokens=micro_batch * T_max, resuming=resuming,
+                            files=files, given=len(args.given), steps=(first_step, last_step), task=str(spec),
+                            checkpoint=str(path) if resuming else args.init_from)  # fmt: skip
+    if preflight.report(checks, args.check, d.main):
+        return folder.finish()
+    if not replaying:
+        folder.begin(holds="aside", resume=resuming)
+    if folder.writes:
         config.save(args, folder.path / "config.yaml")
     about = {"project": args.wandb_project, "name": args.wandb_name, "id": args.resume_run_id}
-    track = Tracker(folder.path, d.main, last_step, first_step, unit="sample",
+    track = Tracker(folder.path, folder.writes, last_step, first_step, unit="sample",
                     flops=model.flops_per_token(T_max) * T_max, peak=peak_flops(d.device), resumes=loop["resumes"],
                     wandb=about if args.wandb_enable else None, options=config.to_dict(args))  # fmt: skip
     count = sum(p.numel() for p in model.parameters()) / 1e6
@@ -266,7 +278,7 @@ def main(args: Options) -> None:
 
         folder.step = step
         better, last = False, step == last_step
-        if step % every == 0 or last:
+        if not replaying and (step % every == 0 or last):
             done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
             scores = loop["eval"]["scores"] if done else evaluate()
             if scores is None:
@@ -303,6 +315,9 @@ def main(args: Options) -> None:
         for micro in range(micro_steps):
             mine = slice((micro * d.world + d.rank) * micro_batch, (micro * d.world + d.rank + 1) * micro_batch)
             x, y = to_device(X[mine]), to_device(Y[mine])
+            if replaying:
+                places = range(step * B + mine.start, step * B + mine.stop)
+                print(preflight.part(d.rank, micro, places, x, " ".join(map(str, X[mine][0]))))
             rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             if d.world > 1:
                 net.require_backward_grad_sync = micro == micro_steps - 1
@@ -316,6 +331,9 @@ def main(args: Options) -> None:
 
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm or float("inf"))
+        if replaying:
+            say(preflight.result(step, dist.sums([loss_sum.item()])[0] / d.world, norm))
+            return folder.finish()
         if finite.ok(norm, step, f"{specs[loop['length']]}, seed {args.seed}"):
             scaler.step(optimizer)
         scaler.update()

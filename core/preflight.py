@@ -1,0 +1,140 @@
+"""Before the first step: will the run's checkpoints fit on the disk, and its numbers in memory? What a batch was made of.
+
+    checks = preflight.look(folder, device, model, optimizer, tokens=8192, files=3, resuming=False, data="...")
+    if preflight.report(checks, args.check):
+        return folder.finish()
+
+A check is (name, verdict, text). `bad` cannot work and ends a start at once; `short` may not last and is said; `note`
+and `ok` are seen with --check alone.
+"""
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from core import checkpoint
+
+# bytes saved for the backward pass, a token, layer and unit of width: measured 55 to 98 over GPT and RoBERTa, float32
+# and bfloat16, T 64 to 1,024; attention that keeps its weights takes more. tests/test_preflight.py measures again
+ACTIVATION = 75
+LOGITS = 3 * (64 << 20)  # the loss takes the vocabulary in chunks of 64 MiB (model.py), three of them alive at once
+
+
+def size(n: float) -> str:
+    return f"{n / 2**30:,.1f} GiB" if n >= 2**30 else f"{n / 2**20:,.1f} MiB"
+
+
+# -----------------------------------------------------------------------------
+# what is there
+
+
+def limit_of_container() -> float:
+    """Bytes that this process's group may still take: in a container /proc/meminfo shows the whole machine's."""
+    for names in (("memory.max", "memory.current", "memory.stat", "inactive_file"),
+                  ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat",
+                   "total_inactive_file")):  # fmt: skip
+        try:
+            limit, used, stat = (Path("/sys/fs/cgroup", name).read_text() for name in names[:3])
+            cached = next(int(line.split()[1]) for line in stat.splitlines() if line.startswith(names[3] + " "))
+            return int(limit) - int(used) + cached
+        except (OSError, ValueError, StopIteration):  # not Linux, or "max": no limit
+            continue
+    return float("inf")
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes: of the GPU, or of what the machine can still give to this process, its share among the local ranks."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as f:
+            about = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in f}
+        free = about["MemAvailable"] + about["SwapFree"]
+    except (OSError, KeyError):
+        free = float("inf")
+    return min(free, limit_of_container()) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def already_there(folder: Path) -> int:
+    """Bytes of the checkpoints in a run folder; several names of one file count once."""
+    found = [p.stat() for pattern in ("*.pt", "*.ckpt", "checkpoint-*/*.pt", "*/*.ckpt") for p in folder.glob(pattern)]
+    return sum({s.st_ino: s.st_size for s in found}.values())
+
+
+# -----------------------------------------------------------------------------
+# checks
+
+
+def look(folder: Path, device: torch.device, model, optimizer, *, tokens: int, files: int, resuming: bool,
+         steps: tuple[int, int], given: int, **said: str | tuple[str, str]) -> list[tuple[str, str, str]]:  # fmt: skip
+    """`tokens` a micro-step holds, `files` that a run's folder may hold at once; `said` is what the loop found out."""
+    checks = [(n, "ok", text) if isinstance(text, str) else (n, *text) for n, text in said.items() if text]
+    first, last = steps
+    done = first >= last
+    checks.append(("options", "note" if done else "ok", f"{given} given; steps {first:,} to {last:,}"
+                   + ": nothing is left to train" * done))  # fmt: skip
+    weights = checkpoint.size_of(list(model.state_dict().values()))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) * 4
+    moments = max(2 * trained, checkpoint.size_of(list(optimizer.state.values())))
+    checks.append(disk(folder, weights + moments, files, already_there(folder) if resuming else 0))
+    shape = model.config
+    work = tokens * shape.n_layer * shape.n_embd * ACTIVATION + min(LOGITS, 12 * tokens * shape.vocab_size)
+    state = trained + moments - checkpoint.size_of(list(optimizer.state.values()))
+    copy = 0 if device.type == "cuda" else weights + moments
+    checks.append(memory(free_memory(device), state, work, copy))
+    return checks
+
+
+def disk(folder: Path, one: int, files: int, there: int) -> tuple[str, str, str]:
+    """The one before stays until the new one is written: two must fit at the least, `files` and one more at the most."""
+    free = shutil.disk_usage(folder).free
+    least, most = max(one, 2 * one - there), max(one, (files + 1) * one - there)
+    verdict = "bad" if free < least else "short" if free < most else "ok"
+    return "disk", verdict, (f"{size(one)} a checkpoint, up to {size(most)} more for {files} of them and one in the"
+                             f" writing; {size(free)} are free in {folder}")  # fmt: skip
+
+
+def memory(free: float, state: int, work: int, copy: int) -> tuple[str, str, str]:
+    """Gradients and moments must fit; what the backward pass needs is an estimate, so it only warns."""
+    verdict = "bad" if free < state else "short" if free < state + work + copy else "ok"
+    saving = f", {size(copy)} for a copy while saving" if copy else ""
+    return "memory", verdict, (f"about {size(state + work + copy)} more: {size(state)} for gradients and moments,"
+                               f" {size(work)} for a micro-step{saving}; {size(free)} are free")  # fmt: skip
+
+
+def report(checks: list[tuple[str, str, str]], wanted: bool, main: bool = True) -> bool:
+    """With --check prints all, and says that the run ends here. Without, only what will not last is printed."""
+    for name, verdict, text in checks if main else []:
+        if wanted or verdict == "short":
+            print(f"{name:<11}{verdict:<6}{text}", file=sys.stdout if wanted else sys.stderr)
+    if bad := [f"{name}: {text}" for name, verdict, text in checks if verdict == "bad"]:
+        raise ValueError("; ".join(bad))
+    return wanted
+
+
+# -----------------------------------------------------------------------------
+# --replay_step
+
+
+def step_to_replay(step: int, last: int) -> int:
+    if not step < last:
+        raise ValueError(f"--replay_step must be a step of this run, 0 to {last - 1}, got {step}")
+    return step
+
+
+def part(rank: int, micro: int, samples, ids: torch.Tensor, text: str = "") -> str:
+    """One line on a rank's micro-batch: what it is made of, and the hash of its token ids."""
+    shown = [int(i) for i in samples]
+    more = f" ... {len(shown) - 8} more" if len(shown) > 8 else ""
+    hash_ = hashlib.sha256(ids.detach().cpu().to(torch.int64).contiguous().numpy().tobytes()).hexdigest()[:16]
+    first = f", the first: {text[:200]!r}" if text else ""
+    return (f"rank {rank} micro-step {micro}: samples {' '.join(map(str, shown[:8]))}{more},"
+            f" ids {tuple(ids.shape)} hash {hash_}{first}")  # fmt: skip
+
+
+def result(step: int, loss: float, norm: float) -> str:
+    return f"step {step}: loss {loss:.9g}, gradient norm {norm:.9g}; nothing was changed or written"
