@@ -3,6 +3,7 @@
     python sample.py --init_from=out --start="Once upon" --num_samples=3
     python sample.py --init_from=out --start=FILE:prompt.txt --temperature=0.7 --top_p=0.9
     python sample.py --init_from=out --perplexity=novel.txt           how surprising a text is to the model
+    python sample.py --init_from=out --start="To be||Ul-ll"           aligned streams: a start for each
 """
 
 import math
@@ -19,7 +20,7 @@ from core.config import Count, Fraction, NonNegative, Whole
 from core.generate import stream
 from core.progress import progress
 from data import vocab
-from model import GPT, IGNORE, GPTConfig
+from model import IGNORE, GPTConfig, build_gpt
 
 
 @dataclass
@@ -28,7 +29,8 @@ class Options:
     init_from: str = "out"  # run folder or checkpoint
 
     # text
-    start: str = "\\n"  # text to go on from, or FILE:path
+    start: str = "\\n"  # text to go on from, or FILE:path; of aligned streams one each, with || between them
+    dataset: str | None = None  # of a model of several data sets, the one to write like; None: the first
     num_samples: Count = 1  # texts, drawn side by side
     max_new_tokens: Whole = 300
     temperature: NonNegative = 0.8  # 0: always the most likely token
@@ -56,7 +58,7 @@ def prompt(text: str) -> str:
 
 
 @torch.no_grad()
-def perplexity(model, ids: list[int], device) -> tuple[float, int]:
+def perplexity(model, ids: list[int], device, **which) -> tuple[float, int]:
     """(mean loss a token, tokens); windows overlap by half, so that a token sees half a block at least."""
     T, n = model.config.block_size, len(ids) - 1
     if n < 1:
@@ -68,8 +70,34 @@ def perplexity(model, ids: list[int], device) -> tuple[float, int]:
     for i in progress(range(0, len(ends), 16), "perplexity"):
         at = ends[i : i + 16, None] - width + torch.arange(width)  # (B, T)
         y = ids[at + 1].masked_fill(torch.arange(width) < width - fresh[i : i + 16, None], IGNORE)
-        total += model(ids[at].to(device), y.to(device)).item()
+        total += model(ids[at].to(device), y.to(device), **which).item()
     return total / n, n
+
+
+def pick(args: Options, meta: dict, sizes: list[int] | None) -> tuple[list[dict], dict]:
+    """The data sets that texts are written in, and what tells the model which of its vocabularies that is."""
+    streams = meta.get("streams") or [meta | {"name": meta.get("dataset")}]
+    names = [s["name"] for s in streams]
+    if args.dataset and (meta.get("mode") == "multicontext" or args.dataset not in names):
+        raise ValueError(f"--dataset {args.dataset}: this model knows {', '.join(map(str, names))}"
+                         + " together, as aligned streams" * (meta.get("mode") == "multicontext"))  # fmt: skip
+    if meta.get("mode") == "multicontext":
+        return streams, {}
+    k = names.index(args.dataset) if args.dataset else 0
+    return [streams[k]], {"stream": k} if sizes else {}
+
+
+def beginnings(text: str, tokens: list) -> list[list[int]]:
+    """The ids that each stream goes on from; a start that nobody gave need not be in every alphabet."""
+    if len(tokens) == 1:
+        return [tokens[0].encode(prompt(text)) or [tokens[0].eot or 0]]
+    if text == Options.start:
+        return [[0]] * len(tokens)
+    parts = [t.encode(prompt(part)) for t, part in zip(tokens, text.split("||"), strict=False)]
+    if text.count("||") + 1 != len(tokens) or len({len(p) for p in parts}) > 1 or not parts[0]:
+        raise ValueError(f"--start needs {len(tokens)} texts of equally many tokens with || between them, one a stream;"
+                         f" got {text!r}, {' and '.join(str(len(p)) for p in parts)} tokens")  # fmt: skip
+    return parts
 
 
 def main(args: Options) -> None:
@@ -78,11 +106,12 @@ def main(args: Options) -> None:
     state = checkpoint.load(path)
     if state["kind"] != "gpt":
         raise ValueError(f"{path} holds a {state['kind']} model: sample.py goes on with texts of GPT models")
-    if not state["meta"].get("tokenizer"):
+    streams, which = pick(args, state["meta"], state["model_config"].get("vocab_sizes"))
+    if not all(s.get("tokenizer") for s in streams):
         raise ValueError(f"{path} has no tokenizer: its data set had none, so there is no text to speak of")
-    tokens = vocab.load(state["meta"]["tokenizer"])
+    tokens = [vocab.load(s["tokenizer"]) for s in streams]
     dtype, _ = dist.precision(args.dtype, d.device)
-    model = GPT(GPTConfig(**state["model_config"]))
+    model = build_gpt(GPTConfig(**state["model_config"]))
     model.load_state_dict(state["model"])
     model.to(d.device).to(dtype).eval()
 
@@ -90,27 +119,29 @@ def main(args: Options) -> None:
         file = Path(args.perplexity)
         if not file.is_file():
             raise ValueError(f"--perplexity {file}: no such file")
+        if len(tokens) > 1:
+            raise ValueError(f"--perplexity {file}: this model reads {len(tokens)} aligned streams, not one text")
         text = file.read_text(encoding="utf-8")
         model.float()
         with dist.autocast(d.device, dtype):
-            loss, n = perplexity(model, tokens.encode(text), d.device)
+            loss, n = perplexity(model, tokens[0].encode(text), d.device, **which)
         bits = loss * n / math.log(2) / max(1, len(text.encode()))
         print(f"{file}: loss {loss:.4f}, perplexity {math.exp(loss):.3f}, {bits:.4f} bits a byte, {n:,} tokens")
         return
 
-    start = tokens.encode(prompt(args.start)) or [tokens.eot or 0]
-    x = torch.tensor([start] * args.num_samples, device=d.device)
+    start = torch.tensor(beginnings(args.start, tokens), device=d.device)  # (S, T)
+    x = start[:, None].repeat(1, args.num_samples, 1)  # (S, B, T)
     options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed,
-               "use_cache": args.use_cache}  # fmt: skip
+               "use_cache": args.use_cache, **which}  # fmt: skip
     began, out = time.time(), []
-    live = args.stream and args.num_samples == 1
+    live = args.stream and args.num_samples == len(tokens) == 1
     if live:
-        print(tokens.decode(start), end="", flush=True)
+        print(tokens[0].decode(start[0].tolist()), end="", flush=True)
     shown = ""
-    for token in stream(model, x, args.max_new_tokens, **options):
-        out.append(token)
+    for token in stream(model, x if len(tokens) > 1 else x[0], args.max_new_tokens, **options):
+        out.append(token.view(len(tokens), args.num_samples, 1))
         if live:
-            text = tokens.decode([t.item() for t in out])
+            text = tokens[0].decode([t.item() for t in out])
             if not text.endswith("\ufffd"):  # a character of several tokens is not there yet
                 print(text[len(shown) :], end="", flush=True)
                 shown = text
@@ -118,8 +149,9 @@ def main(args: Options) -> None:
     if live:
         print()
     else:
-        for row in torch.cat([x, *out], dim=1).tolist():
-            print(tokens.decode(row))
+        for rows in torch.cat([x, *out], dim=-1).transpose(0, 1).tolist():  # (B, S, T)
+            for about, words, ids in zip(streams, tokens, rows, strict=True):
+                print(*[f"[{about['name']}]"] * (len(tokens) > 1), words.decode(ids))
             print("-" * 40)
     n = len(out) * args.num_samples
     print(f"{n:,} tokens, {n / max(seconds, 1e-9):,.0f} tokens/s", file=sys.stderr)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import sample
 import train
 from core import checkpoint, config, tracker
 from core.run import guard
@@ -254,6 +255,33 @@ def test_samples_of_each_stream(data, tmp_path, capsys):
     assert "[toy]" in said and "[wide]" in said
     run(*two(data, "--multidataset_wte"), out_dir=tmp_path, max_iters=1, max_sample_tokens=5, sample_start_tokens="a")
     assert "[wide] a" in capsys.readouterr().out
+
+
+def text(capsys, *argv) -> str:
+    capsys.readouterr()
+    sample.main(config.parse(sample.Options, ["--device=cpu", "--max_new_tokens=6", *map(str, argv)], doc=""))
+    return capsys.readouterr().out
+
+
+def test_sample_takes_one_start_a_stream(data, tmp_path, capsys):
+    run(*streams(data), out_dir=tmp_path, max_iters=4)
+    said = text(capsys, "--init_from", tmp_path, "--start=abc||cde", "--num_samples=2").splitlines()
+    labelled = [line for line in said if line[0] == "["]
+    assert [line[: -len("6 new.")] for line in labelled] == ["[toy] abc", "[wide] cde"] * 2
+    assert "[toy] a" in text(capsys, "--init_from", tmp_path), "without a start each begins with its first token"
+    for start in ("abc", "abc||cd", "abc||cde||a"):
+        with pytest.raises(ValueError, match="--start needs 2 texts of equally many tokens"):
+            text(capsys, "--init_from", tmp_path, f"--start={start}")
+
+
+def test_sample_writes_like_the_data_set_that_is_named(data, tmp_path, capsys):
+    run(*two(data, "--multidataset_wte"), out_dir=tmp_path, max_iters=4)
+    flags = ["--init_from", tmp_path, "--start=a", "--temperature=9", "--max_new_tokens=99"]
+    assert set(text(capsys, *flags, "--dataset=wide").strip()) <= set("abcde")
+    toy = text(capsys, *flags)
+    assert set(toy.strip()) - set("abcde")
+    with pytest.raises(ValueError, match="this model knows toy, wide"):
+        text(capsys, "--init_from", tmp_path, "--dataset=other", "--start=a")
 
 
 # -----------------------------------------------------------------------------
