@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from core import checkpoint, config, dist, metrics, optim, rng, run
+from core import checkpoint, config, dist, metrics, optim, preflight, rng, run
 from core.config import Count, Fraction, NonNegative, Positive, Whole, option
 from core.progress import duration, progress
 from core.schedule import lr_at
@@ -42,6 +42,8 @@ class Options:
     out_dir: str = "out_finetune"  # run folder
     holds: Literal["aside", "refuse", "overwrite"] = "aside"  # what becomes of a run that is in out_dir already
     seed: int = 420  # for all that is drawn at random
+    check: bool = False  # look whether all is ready, and stop: data, tokenizer, checkpoint, disk, memory
+    replay_step: Whole | None = None  # show this step's batch, its loss and gradient norm, and stop
     epochs: Count = 2
     max_steps: Count | None = None  # optimizer steps, fewer than the epochs have; None: all
 
@@ -115,7 +117,7 @@ class Options:
 
 
 # taken from the command at a resume, whatever the stored run says
-FREE = ("init_from", "transfer", "out_dir", "holds", "predict", "text_column", "out", "device", "timeout")
+FREE = ("init_from", "transfer", "out_dir", "check", "replay_step", "holds", "predict", "text_column", "out", "device", "timeout")
 FIXED = ("data", "model", "seed")
 
 
@@ -209,7 +211,7 @@ def predict(args: Options) -> None:
 
 
 def main(args: Options) -> None:
-    started = time.time()
+    started, replaying = time.time(), args.replay_step is not None
     if not args.init_from:
         raise ValueError("--init_from is missing: an encoder's folder or checkpoint, scratch, or resume")
     if args.predict:
@@ -327,6 +329,8 @@ def main(args: Options) -> None:
             scaler.load_state_dict(loop["scaler"])
         if first_step >= last_step:
             say(f"this run is finished at step {first_step}; --epochs above {args.epochs} goes on")
+    if replaying:
+        first_step = preflight.step_to_replay(args.replay_step, last_step)
     finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
     stored = weights = None  # a copy of the model that nobody needs any more
 
@@ -349,7 +353,7 @@ def main(args: Options) -> None:
         return sum(dist.gather(logits))  # each row is one rank's, and zeros elsewhere
 
     def save(step: int, *also: str, background: bool = True) -> None:
-        if not d.main:
+        if not folder.writes:
             return
         loop.update(bad_steps=finite.total, scaler=scaler.state_dict())
         state = checkpoint.pack(kind="classifier", model=model, model_config=vars(cfg), optimizer=optimizer,
@@ -363,11 +367,19 @@ def main(args: Options) -> None:
 
     head = {"pooling": args.pooling, "pooler_type": args.pooler_type, "names": names}
     meta = {"tokenizer": tokenizer, "tokenizer_hash": hash_, "head": head}
-    folder.begin(holds=args.holds, resume=resuming, checkpoints=kept)
-    if d.main:
+    checks = preflight.look(folder.path, d.device, model, optimizer, tokens=micro_batch * train.longest, files=3,
+                            resuming=resuming, given=len(args.given), steps=(first_step, last_step),
+                            data=", ".join(f"{name} {len(split):,} texts" for name, split in splits.items()),
+                            tokenizer=vocab.summary(tokenizer) if args.check else "",
+                            checkpoint=str(path) if resuming else args.init_from)  # fmt: skip
+    if preflight.report(checks, args.check, d.main):
+        return folder.finish()
+    if not replaying:
+        folder.begin(holds=args.holds, resume=resuming, checkpoints=kept)
+    if folder.writes:
         config.save(args, folder.path / args.resolved)
     about = {"entity": args.wandb_entity, "project": args.wandb_project, "name": args.wandb_run_name}
-    track = Tracker(folder.path, d.main, last_step, first_step, names=(args.train_csv, args.eval_csv),
+    track = Tracker(folder.path, folder.writes, last_step, first_step, names=(args.train_csv, args.eval_csv),
                     csv_log=args.csv_log, unit="text", tensorboard=args.tensorboard_log, resumes=loop["resumes"],
                     wandb=about if args.wandb_log else None, options=config.to_dict(args))  # fmt: skip
     count, moving = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False))
@@ -396,7 +408,7 @@ def main(args: Options) -> None:
         # evaluate, save; once more after the last step
 
         folder.step = step
-        if step % every == 0 or step == last_step:
+        if not replaying and (step % every == 0 or step == last_step):
             done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
             logits = None if done else evaluate(splits["val"])
             if not done and logits is None:
@@ -423,6 +435,10 @@ def main(args: Options) -> None:
         for micro in range(micro_steps):
             i = (micro * d.world + d.rank) * micro_batch
             mine = which[i : i + micro_batch]
+            if replaying and len(mine):
+                ids = train.rows(mine)[0]
+                text = vocab.readable(tokenizer, train.row(mine[0]).tolist())
+                print(preflight.part(d.rank, micro, mine, torch.from_numpy(ids), text))
             y = torch.from_numpy(train.labels[mine] if len(mine) else np.array([IGNORE])).to(d.device)
             rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             if d.world > 1:
@@ -438,6 +454,9 @@ def main(args: Options) -> None:
 
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip or float("inf"))
+        if replaying:
+            say(preflight.result(step, dist.sums([loss_sum.item()])[0] / d.world, norm))
+            return folder.finish()
         if finite.ok(norm, step, f"texts {which[:4].tolist()} ..., seed {args.seed}"):
             scaler.step(optimizer)
         scaler.update()

@@ -135,8 +135,8 @@ class Options:
 FIXED = ("model_name", "seed", "data.data_dir", "data.max_length", "data.max_prompt_length", "data.truncate_promt",
          *(f"model_params.{n}" for n in ModelParams.__dataclass_fields__ if "freeze" in n or "loss" in n),
          "trainer.params.overfit_batches")  # fmt: skip
-FREE = ("init_from", "transfer", "score", "out", "check", "replay_step", "timeout", "trainer.checkpoint.dirpath", "trainer.ckpt_path",
-        "trainer.params.accelerator", "trainer.params.strategy")  # fmt: skip
+FREE = ("init_from", "transfer", "score", "out", "check", "replay_step", "timeout", "trainer.checkpoint.dirpath",
+        "trainer.ckpt_path", "trainer.params.accelerator", "trainer.params.strategy")  # fmt: skip
 
 
 def some(text: str, name: str, whole: int) -> int:
@@ -511,9 +511,9 @@ def main(args: Options) -> None:
     metrics = [*measure(p, kind, np.zeros(len(val.labels)), val, mean, std), "train_loss"]
     if keep.log_obg not in metrics:
         raise ValueError(f"trainer.checkpoint.log_obg {keep.log_obg} is not measured here, only {', '.join(metrics)}")
-    widest = template.max_length if args.data.on_tpu else int(lengths.max())
-    checks = preflight.look(folder.path, d.device, model, optimizer, tokens=micro_batch * train.samples.shape[1] * widest,
-                            resuming=resuming and inside, files=3, given=len(args.given), steps=(first_step, last_step),
+    widest = train.samples.shape[1] * (template.max_length if args.data.on_tpu else int(lengths.max()))
+    checks = preflight.look(folder.path, d.device, model, optimizer, tokens=micro_batch * widest, files=3,
+                            resuming=resuming and inside, given=len(args.given), steps=(first_step, last_step),
                             data=f"{file}: {len(train):,} + {len(val):,} samples; {template.report()}",
                             tokenizer=vocab.summary(description) if args.check else "",
                             checkpoint=str(path) if resuming else args.model_name)  # fmt: skip
@@ -526,8 +526,8 @@ def main(args: Options) -> None:
     w = args.wandb
     project, key = w.project_name or w.args.project_name, "" if w.api == "text" else w.api
     about = {"key": key, "project": project, "name": w.args.name, "group": w.args.group, "job_type": w.args.job_type}
-    track = Tracker(folder.path, folder.writes, last_step, first_step, resumes=loop["resumes"], options=config.to_dict(args),
-                    wandb=about if project or key else None)  # fmt: skip
+    track = Tracker(folder.path, folder.writes, last_step, first_step, resumes=loop["resumes"],
+                    options=config.to_dict(args), wandb=about if project or key else None)  # fmt: skip
     c, count = model.config, sum(x.numel() for x in model.parameters())
     track.say(f"model      {args.model_name}: {count / 1e6:.2f} M parameters, {c.n_layer} layers x {c.n_embd},"
               f" score at {'the last token' if model.causal else '<s>'}, loss {kind}")  # fmt: skip

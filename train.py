@@ -229,8 +229,9 @@ def main(args: Options) -> None:
         folder.begin(holds="aside", resume=resuming)
     if folder.writes:
         config.save(args, folder.path / "config.yaml")
-    track = Tracker(folder.path, folder.writes, last_step, first_step, csv_log=args.csv_log, tensorboard=args.tensorboard_log,
-                    flops=model.flops_per_token(T), peak=peak_flops(d.device), resumes=loop["resumes"],
+    track = Tracker(folder.path, folder.writes, last_step, first_step, csv_log=args.csv_log,
+                    tensorboard=args.tensorboard_log, flops=model.flops_per_token(T), peak=peak_flops(d.device),
+                    resumes=loop["resumes"],
                     wandb={"project": args.wandb_project, "name": args.wandb_run_name} if args.wandb_log else None,
                     options=config.to_dict(args))  # fmt: skip
     count, kernel = sum(p.numel() for p in model.parameters()) / 1e6, "on" if compiling else "off"

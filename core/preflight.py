@@ -1,4 +1,4 @@
-"""Before the first step: will the run's checkpoints fit on the disk, and its numbers in memory? What a batch was made of.
+"""Before the first step: will a run's checkpoints fit on the disk, its numbers in memory? And what a batch is made of.
 
     checks = preflight.look(folder, device, model, optimizer, tokens=8192, files=3, resuming=False, data="...")
     if preflight.report(checks, args.check):
@@ -90,7 +90,7 @@ def look(folder: Path, device: torch.device, model, optimizer, *, tokens: int, f
 
 
 def disk(folder: Path, one: int, files: int, there: int) -> tuple[str, str, str]:
-    """The one before stays until the new one is written: two must fit at the least, `files` and one more at the most."""
+    """The one before stays until the new one is written: two must fit at least, `files` and one more at most."""
     free = shutil.disk_usage(folder).free
     least, most = max(one, 2 * one - there), max(one, (files + 1) * one - there)
     verdict = "bad" if free < least else "short" if free < most else "ok"
