@@ -361,6 +361,8 @@ def main(args: Options) -> None:
     # run directory
 
     folder = run.claim(args.trainer.checkpoint.dirpath, d.main)
+    if checkpoint.goes_on(folder):
+        args.init_from, args.trainer.ckpt_path = "resume", None
     resuming, stored, inside = args.init_from == "resume" or args.trainer.ckpt_path is not None, None, True
     if resuming:
         source = Path(args.trainer.ckpt_path or folder.path)

@@ -36,6 +36,8 @@ def main(args: Options) -> None:
     # run directory
 
     folder = run.claim(args.out_dir, d.main)
+    if checkpoint.goes_on(folder):
+        args.init_from, args.init_from_ckpt = "resume", "ckpt.pt"
     resuming, stored, source = args.init_from == "resume", None, None
     if resuming and args.init_from_ckpt != "ckpt.pt":
         stored, path = checkpoint.load(folder.path / args.init_from_ckpt), args.init_from_ckpt

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from core import run
+from core import dist, run
 
 FORMAT = 1
 KEYS = ("format", "kind", "model_config", "model", "optimizer", "loop", "rng", "step", "best", "options", "meta")
@@ -18,6 +18,7 @@ MAGIC = b"\nSHA256:"  # then 32 bytes
 _writer: threading.Thread | None = None
 _failed: list[BaseException] = []
 _good: set[Path] = set()  # written or verified by this process: fit to be kept as the one before
+_bad: set[Path] = set()  # found damaged by this process: does not count among those that are kept
 
 
 def strip(weights: dict) -> dict:
@@ -125,6 +126,8 @@ def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
         if e.errno and not str(e.strerror).startswith(("disk full", "cannot write")):
             raise run.disk_full(path.parent, size_of(state), e) from None
         raise
+    for name in (path, *also):
+        _bad.discard(name)
     _good.add(path)
     for other in also:
         link(path, other)
@@ -219,6 +222,7 @@ def load(path: str | Path) -> dict:
         raise ValueError(f"checkpoint {path} does not exist")
     if not verify(path):
         _good.discard(path)
+        _bad.add(path)
         raise ValueError(f"checkpoint {path} is damaged or incomplete (its SHA-256 does not match)")
     state = load_data(path)
     if not isinstance(state, dict) or set(state) != set(KEYS):
@@ -229,11 +233,16 @@ def load(path: str | Path) -> dict:
 
 
 def candidates(folder: Path, name: str) -> list[Path]:
-    """The checkpoints a resume may use, newest first."""
+    """The checkpoints a resume may use, newest first: a script that has both saves NAME at each step it saves at."""
     numbered = [p / name for p in folder.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
     numbered.sort(key=lambda p: int(p.parent.name.split("-")[1]), reverse=True)
-    here = [folder / name, previous(folder / name), folder / f"best{Path(name).suffix}"]
-    return [p for p in [*numbered, *here] if p.is_file()]
+    found = [folder / name, previous(folder / name), *numbered, folder / f"best{Path(name).suffix}"]
+    return [p for p in found if p.is_file()]
+
+
+def goes_on(folder: run.Run, name: str = "ckpt.pt") -> bool:
+    """torchrun --max-restarts started again what has saved already: it resumes, whatever the command says."""
+    return folder.restarted and dist.any(folder.main and bool(candidates(folder.path, name)))
 
 
 def newest(folder: str | Path, name: str = "ckpt.pt") -> tuple[dict, Path]:
@@ -253,8 +262,9 @@ def newest(folder: str | Path, name: str = "ckpt.pt") -> tuple[dict, Path]:
 
 
 def prune(folder: str | Path, keep: int) -> None:
-    """Of the checkpoint-STEP folders the newest `keep` stay; -1: all."""
-    found = [p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
+    """Of the checkpoint-STEP folders the newest `keep` stay; -1: all. A damaged one stays, and is not one of them."""
+    damaged = {p.parent for p in _bad}
+    found = [p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdigit() and p not in damaged]
     found.sort(key=lambda p: int(p.name.split("-")[1]))
     for old in found[: len(found) - keep] if keep >= 0 else []:
         shutil.rmtree(old)

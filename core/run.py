@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +24,8 @@ except ImportError:  # Windows: no lock there, README says so
 
 # -----------------------------------------------------------------------------
 # the folder
+
+TEMPORARY = re.compile(r"\..+\.tmp-\d+|.+\.(json|yaml|csv)\.tmp")  # what we write before renaming, no one else's files
 
 
 def read_status(path: Path) -> dict:
@@ -80,8 +83,11 @@ class Run:
                 print(f"{self.path} held a run: moved to {aside}")
                 self.lock.close()
                 self.take_lock()
+            if holds == "overwrite" and not resume:
+                for old in (p for pattern in checkpoints for p in self.path.glob(pattern)):
+                    old.unlink()
             for stale in self.path.rglob("*.tmp*"):
-                if stale.is_file():
+                if TEMPORARY.fullmatch(stale.name) and stale.is_file():
                     stale.unlink()
         self.begun = True
         exits.held = self
@@ -110,9 +116,19 @@ class Run:
             return
         about = {"state": state, "code": code, "message": message, "step": self.step, "pid": os.getpid(),
                  "host": socket.gethostname(), "time": round(time.time(), 1)}  # fmt: skip
+        about |= {"launch": os.getppid()} if "TORCHELASTIC_RUN_ID" in os.environ else {}
         temporary = self.path / "status.json.tmp"
         temporary.write_text(json.dumps(about))
         temporary.replace(self.path / "status.json")
+
+    @property
+    def restarted(self) -> bool:
+        """torchrun --max-restarts started the ranks again, and what is here is the same launch's run."""
+        if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+            return False
+        before = read_status(self.path)
+        ours = (before.get("launch"), before.get("host")) == (os.getppid(), socket.gethostname())
+        return dist.any(self.main and ours)
 
     def finish(self, code: int = OK) -> None:
         """The run's own last word; SystemExit(75) where a signal ended it."""
@@ -154,7 +170,8 @@ def claim(path: str | Path, main: bool = True) -> Run:
 def refuse(path: Path, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
     """For folders in which a second run is the user's mistake."""
     if holds_run(path, checkpoints):
-        raise ValueError(f"{path} holds a run already: --overwrite replaces it, another name keeps both")
+        raise ValueError(f"{path} holds a run already: --init_from=resume goes on with it, --overwrite replaces it,"
+                         " another name keeps both")  # fmt: skip
 
 
 def disk_full(path: Path, need: int, cause: OSError) -> OSError:

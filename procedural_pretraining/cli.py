@@ -44,7 +44,7 @@ class Options:
 
     # model
     gpt2_size: str = "2_4_16"  # layers_heads_width
-    position: str = "learned"  # or rotary, which alone can be evaluated beyond seq_length
+    position: str = "learned"  # kinds joined by +: learned rotary sinusoidal alibi none
     use_qk_norm: bool = False  # normalise queries and keys
     dropout: Fraction = 0.1
     init_from: str = "scratch"  # scratch, resume, or a checkpoint or run folder to take weights from
@@ -114,6 +114,7 @@ def main(args: Options) -> None:
     if args.run_name:
         save_dir = save_dir / config.safe_name(args.run_name, "run_name")
     folder = run.claim(save_dir, d.main)
+    args.resume |= checkpoint.goes_on(folder)
     resuming, stored, changes = args.resume or args.init_from == "resume", None, {}
     if resuming:
         stored, path = checkpoint.newest(save_dir)
@@ -131,7 +132,7 @@ def main(args: Options) -> None:
     for n in (path_of_lengths[0], *args.eval_lengths):
         procedural_data.cut(specs[n])
     longest = max(args.seq_length, *args.eval_lengths, 0)
-    if longest > args.seq_length and "rotary" not in args.position.split("+"):
+    if longest > args.seq_length and "learned" in args.position.split("+"):
         raise ValueError(f"eval_lengths {longest} is beyond seq_length {args.seq_length}: that needs --position rotary")
     T_max = procedural_data.rows(specs[longest], args.seed, "val", 0, 1)[0].shape[1] - 1
     B = args.batch_size * args.gradient_accumulation_steps * d.world  # samples a step, over all ranks
