@@ -40,8 +40,8 @@ def measure(args: Options) -> dict:
     d = dist.init(args.device)
     dtype, _ = dist.precision("auto", d.device)
     torch.manual_seed(0)
-    model = GPT(GPTConfig(args.block_size, args.vocab_size, n_layer=args.n_layer, n_head=args.n_head, n_embd=args.n_embd,
-                          use_gradient_checkpointing=args.saving)).to(d.device)  # fmt: skip
+    shape = {k: getattr(args, k) for k in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")}
+    model = GPT(GPTConfig(**shape, use_gradient_checkpointing=args.saving)).to(d.device)
     x = torch.randint(0, args.vocab_size, (args.batch_size, args.block_size), device=d.device)
     sizes, own = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
 
