@@ -178,7 +178,8 @@ class Attention(nn.Module):
         self.options = {"softcap": config.attn_logit_softcapping, "softmax": config.softmax_variant_attn}
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, rotary=None, bias=None, window=None, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary=None, bias=None, window=None, cache: Cache | None = None,
+                select: tuple | None = None) -> Tensor:  # fmt: skip
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split([n * self.head_size for n in (self.n_head, self.n_kv, self.n_kv)], dim=2)
         q = self.q_norm(q.view(B, T, self.n_head, -1)).transpose(1, 2)  # (B, T, C) -> (B, nh, T, hs)
@@ -190,8 +191,13 @@ class Attention(nn.Module):
             k, v = cache.extend(self.layer, k, v)
         dropout = self.dropout if self.training else 0.0
         y = self.attend(q, k, v, causal=self.causal, bias=bias, window=window, dropout=dropout, **self.options)
-        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        y = self.c_proj(pick(y.transpose(1, 2), select).flatten(2))
         return F.dropout(y, self.dropout, self.training)
+
+
+def pick(x: Tensor, select: tuple | None) -> Tensor:
+    """(B, T, ...), or with select (rows, places) only these of it, (B, 1, ...)."""
+    return x if select is None else x[select].unsqueeze(1)
 
 
 class Block(nn.Module):
@@ -211,17 +217,19 @@ class Block(nn.Module):
         make = MLPS[config.mlp_variant]
         self.mlp = make(config.n_embd, hidden, config.activation_variant, config.bias, config.dropout)
 
-    def forward(self, x: Tensor, **place) -> Tensor:
-        x = self.ln_post_1(x + self.ln_peri_1(self.attn(self.ln_1(x), **place)))
+    def forward(self, x: Tensor, select: tuple | None = None, **place) -> Tensor:
+        y = self.attn(self.ln_1(x), select=select, **place)
+        x = self.ln_post_1(pick(x, select) + self.ln_peri_1(y))
         return self.ln_post_2(x + self.ln_peri_2(self.mlp(self.ln_2(x))))
 
 
 class ParallelBlock(Block):
     """Attention and MLP read the same input, as in GPT-J."""
 
-    def forward(self, x: Tensor, **place) -> Tensor:
+    def forward(self, x: Tensor, select: tuple | None = None, **place) -> Tensor:
         y = self.ln_1(x)
-        x = x + self.ln_peri_1(self.attn(y, **place)) + self.ln_peri_2(self.mlp(self.ln_2(y)))
+        z = self.ln_peri_1(self.attn(y, select=select, **place))
+        x = pick(x, select) + z + self.ln_peri_2(self.mlp(self.ln_2(pick(y, select))))
         return self.ln_post_2(self.ln_post_1(x))
 
 
@@ -263,8 +271,8 @@ class GPT(nn.Module):
     def embed(self, idx: Tensor) -> Tensor:
         return self.transformer.wte(idx)
 
-    def hidden(self, idx: Tensor, cache: Cache | None = None, **which) -> Tensor:
-        """(B, T) ids -> (B, T, C), normalised."""
+    def hidden(self, idx: Tensor, cache: Cache | None = None, select: tuple | None = None, **which) -> Tensor:
+        """(B, T) ids -> (B, T, C), normalised; with select (rows, places) the last layer of these only, (B, 1, C)."""
         T = idx.shape[-1]
         past = cache.length if cache else 0
         c = self.config
@@ -280,7 +288,9 @@ class GPT(nn.Module):
         # without a table the context still ends at block_size: it slides
         window = min(c.window_size or c.block_size, c.block_size)
         place = {"rotary": rotary, "bias": bias, "window": window}
-        for layer in self.transformer.h:
+        for i, layer in enumerate(self.transformer.h):
+            if i == c.n_layer - 1:
+                place["select"] = select
             if c.use_gradient_checkpointing and self.training:
                 x = checkpoint(layer, x, use_reentrant=False, **place)
             else:
@@ -689,8 +699,8 @@ class ScoreModel(nn.Module):
         at = torch.arange(len(tokens)) + torch.repeat_interleave(shift, lengths)
         idx = tokens.new_zeros(B * T)
         idx[at.to(tokens.device)] = tokens
-        x = self.backbone.hidden(idx.view(B, T), cache)
-        return x[torch.arange(B), lengths - 1]
+        last = (torch.arange(B, device=tokens.device), (lengths - 1).to(tokens.device))
+        return self.backbone.hidden(idx.view(B, T), cache, select=last).squeeze(1)
 
     def answers(self, shared: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
         """The scores of texts that all begin with `shared` (S,); tokens and lengths are of what follows it."""

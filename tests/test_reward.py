@@ -123,7 +123,16 @@ def test_same_text_same_score_on_an_encoder(kw):
     assert alone[3] == pytest.approx(model.head(hidden[:1]).item(), abs=1e-5)  # read at <s>
 
 
-@pytest.mark.parametrize("kw", [{}, {"position": "rotary"}, {"n_kv_group": 1, "window_size": 5}])
+WIRINGS = [
+    {},
+    {"position": "rotary"},
+    {"n_kv_group": 1, "window_size": 5},
+    {"position": "alibi", "use_parallel_mlp": True, "use_peri_ln": True},
+    {"use_post_ln": True, "use_pre_ln": False, "use_gradient_checkpointing": True},
+]
+
+
+@pytest.mark.parametrize("kw", WIRINGS)
 def test_same_text_same_score(kw):
     model, texts = gpt_scores(**kw), texts_of(1, 64)
     alone = [score(model, [t])[0] for t in texts]
@@ -137,9 +146,12 @@ def test_same_text_same_score(kw):
     assert score(model, [texts[i] for i in order]) == pytest.approx([alone[i] for i in order], abs=1e-5)
 
 
-def test_the_score_is_read_at_the_last_real_token_also_where_it_equals_the_padding():
-    model, text = gpt_scores(), [7, 0, 9, 0, 0]
+@pytest.mark.parametrize("kw", WIRINGS)
+def test_the_score_is_read_at_the_last_real_token_also_where_it_equals_the_padding(kw):
+    """The last layer is computed there only; the whole hidden state says the same."""
+    model, text = gpt_scores(**kw), [7, 0, 9, 0, 0]
     hidden = model.backbone.hidden(torch.tensor([text]))
+    assert hidden.shape == (1, 5, 32)
     assert score(model, [text], 96)[0] == pytest.approx(model.score(hidden[0, 4]).item(), abs=1e-5)
     assert abs(score(model, [text])[0] - score(model, [text[:4]])[0]) > 1e-3
 
@@ -159,9 +171,7 @@ def test_a_questions_keys_and_values_are_reused_without_changing_a_score(use_cac
     texts = [([*start, *g.integers(0, 50, g.integers(1, 30)).tolist()], len(start)) for start in starts]
     texts.append((questions[0] + [3, 4], 30))  # a question cut elsewhere is another one
     seen, hidden = [], model.backbone.hidden
-    monkeypatch.setattr(
-        model.backbone, "hidden", lambda idx, cache=None: seen.append(idx.numel()) or hidden(idx, cache)
-    )
+    monkeypatch.setattr(model.backbone, "hidden", lambda x, *a, **k: seen.append(x.numel()) or hidden(x, *a, **k))
     found = scores.predict(model, texts, 4, torch.device("cpu"), use_cache)
     work = sum(seen)
     assert found == pytest.approx([score(model, [ids])[0] for ids, _ in texts], abs=1e-5)
@@ -379,7 +389,7 @@ def test_overfit_batches_trains_and_evaluates_on_the_first_ones(toy, tmp_path):
 
 def test_on_tpu_pads_to_max_length_and_changes_no_loss(toy, tmp_path, monkeypatch):
     shapes, hidden = set(), GPT.hidden
-    monkeypatch.setattr(GPT, "hidden", lambda m, idx, *a: shapes.add(tuple(idx.shape)) or hidden(m, idx, *a))
+    monkeypatch.setattr(GPT, "hidden", lambda m, idx, *a, **k: shapes.add(tuple(idx.shape)) or hidden(m, idx, *a, **k))
     flags = [
         "--data.batch_size=16",
         "--trainer.params.max_steps=3",
