@@ -11,10 +11,9 @@ An encoder comes from pretrain.py, from an experiment, or from a folder in Huggi
 """
 
 import itertools
-import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -23,14 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from core import checkpoint, config, dist, metrics, optim, preflight, rng, run
+from core import checkpoint, config, dist, files, metrics, optim, preflight, rng, run
 from core.config import Count, Fraction, NonNegative, Positive, Whole, option
+from core.files import Files
 from core.progress import duration, progress
 from core.schedule import lr_at
 from core.scores import write_csv
 from core.tracker import Tracker, peak_memory
 from data import examples, records, tensors, vocab
-from data.pretrained import open_encoder
+from data.pretrained import check_fit, open_encoder
 from model import IGNORE, Classifier, RobertaConfig
 
 
@@ -40,7 +40,6 @@ class Options:
     init_from: str = ""  # run folder, checkpoint, folder in HF format or hub name of an encoder; scratch; resume
     transfer: list[str] = option(["all"])  # parts to take: embed attn mlp norm head all, with layers as in attn:0-3
     out_dir: str = "out_finetune"  # run folder
-    holds: Literal["aside", "refuse", "overwrite"] = "aside"  # what becomes of a run that is in out_dir already
     seed: int = 420  # for all that is drawn at random
     check: bool = False  # look whether all is ready, and stop: data, tokenizer, checkpoint, disk, memory
     replay_step: Whole | None = None  # show this step's batch, its loss and gradient norm, and stop
@@ -85,13 +84,9 @@ class Options:
     label_smoothing: Fraction = 0.0  # share of the target that all labels divide
     max_bad_steps: Count = 10  # steps in a row with loss or gradients not finite before the run stops
 
-    # evaluation and files (below out_dir)
+    # evaluation and files
     eval_interval: Count | None = None  # steps; None: once an epoch
-    ckpt: str = "ckpt.pt"  # the last state
-    best: str = "best.pt"  # the state of the lowest validation loss
-    resolved: str = "config.yaml"  # all options of the run
-    train_csv: str = "train.csv"
-    eval_csv: str = "eval.csv"
+    files: Files = field(default_factory=Files)
 
     # prediction
     predict: str = ""  # label the texts of this file (.csv, .tsv, .jsonl, .parquet, .txt) and stop
@@ -100,9 +95,6 @@ class Options:
 
     # logging
     log_interval: Count = 10  # steps
-    log_eval: bool = True  # a CSV row for each evaluation
-    log_memory: bool = False  # peak memory in the training CSV, MiB
-    csv_log: bool = True  # CSV files and loss.png
     tensorboard_log: bool = False
     wandb_log: bool = False
     wandb_entity: str | None = None
@@ -117,7 +109,8 @@ class Options:
 
 
 # taken from the command at a resume, whatever the stored run says
-FREE = ("init_from", "transfer", "out_dir", "check", "replay_step", "holds", "predict", "text_column", "out", "device", "timeout")
+FREE = ("init_from", "transfer", "out_dir", "check", "replay_step", "predict", "text_column", "out", "device",
+        "timeout", *files.FREE)  # fmt: skip
 FIXED = ("data", "model", "seed")
 
 
@@ -138,34 +131,6 @@ def stand_still(model: Classifier, args: Options) -> list[torch.nn.Parameter]:
     for module in [t] if args.freeze and not args.freeze_epochs else fixed:
         module.requires_grad_(False)
     return [p for p in t.parameters() if p.requires_grad] if args.freeze and args.freeze_epochs else []
-
-
-# -----------------------------------------------------------------------------
-# loss and metrics
-
-
-def class_weights(words: list[str], labels: np.ndarray, n: int) -> torch.Tensor:
-    if words == ["balanced"]:
-        counts = np.bincount(labels, minlength=n)
-        return torch.tensor(len(labels) / (n * np.maximum(counts, 1)) * (counts > 0), dtype=torch.float32)
-    try:
-        weights = [float(w) for w in words] or [1.0] * n
-    except ValueError:
-        weights = []
-    if len(weights) != n or min(weights) < 0:
-        raise ValueError(f"--class_weights takes `balanced` or a number >= 0 for each of {n} labels, got {words}")
-    return torch.tensor(weights)
-
-
-def measure(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
-    """What is logged of an evaluation, and the confusion matrix."""
-    n = logits.shape[1]
-    confusion = metrics.confusion_of(logits.argmax(1), labels, n)
-    loss = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels))
-    out = {"loss": float(loss), "accuracy": metrics.accuracy(confusion), "macro_f1": metrics.macro_f1(confusion)}
-    if n == 2:
-        out["auc"] = metrics.auc(logits[:, 1] - logits[:, 0], labels == 1)
-    return out, confusion
 
 
 # -----------------------------------------------------------------------------
@@ -223,16 +188,18 @@ def main(args: Options) -> None:
     # run directory
 
     folder = run.claim(args.out_dir, d.main)
+    if checkpoint.goes_on(folder, args.files.ckpt):
+        args.init_from = "resume"
     resuming, stored = args.init_from == "resume", None
-    kept = (args.ckpt, args.best)
+    place = args.files
     if resuming:
-        stored, path = checkpoint.newest(folder.path, args.ckpt)
+        stored, path = checkpoint.newest(folder.path, place.ckpt)
         args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE)
         say(f"resuming {path} at step {stored['step']}")
         for name, (old, new) in changes.items():
             say(f"  {name}: {old} -> {new}")
-    elif args.holds == "refuse":
-        run.refuse(folder.path, kept)
+    elif place.second == "refuse":
+        run.refuse(folder.path, (place.ckpt, place.best))
 
     # -----------------------------------------------------------------------------
     # data: after the encoder, whose tokenizer it must be made with
@@ -287,9 +254,7 @@ def main(args: Options) -> None:
     if resuming:
         model.load_state_dict(weights)
     elif weights:
-        lacking = [n for n in model.state_dict() if n.startswith("transformer.") and n not in weights]
-        if lacking and "all" in args.transfer:
-            raise ValueError(f"--init_from {args.init_from} has no {lacking[0]}: that encoder is built otherwise")
+        check_fit(model, weights, args.init_from, args.transfer)
         if weights.get("classifier.out_proj.weight", torch.empty(C)).shape[0] != C:
             weights = {k: w for k, w in weights.items() if not k.startswith("classifier.")}  # a head for other labels
         for part, done, count in checkpoint.transfer(model, weights, args.transfer, args.init_from):
@@ -303,7 +268,7 @@ def main(args: Options) -> None:
     if d.world > 1:  # without find_unused_parameters buckets are rebuilt, and a resumed run sums in another order
         ids = [d.device.index] if d.device.type == "cuda" else None
         net = DistributedDataParallel(net, device_ids=ids, find_unused_parameters=True)
-    share = class_weights(args.class_weights, train.labels, C).to(d.device)
+    share = metrics.class_weights(args.class_weights, train.labels, C).to(d.device)
 
     # -----------------------------------------------------------------------------
     # optimizer
@@ -328,7 +293,10 @@ def main(args: Options) -> None:
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])
         if first_step >= last_step:
-            say(f"this run is finished at step {first_step}; --epochs above {args.epochs} goes on")
+            message = f"this run is finished at step {first_step}: a higher --epochs goes on"
+            if place.second:
+                raise ValueError(message)
+            say(message)
     if replaying:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
     finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
@@ -360,7 +328,7 @@ def main(args: Options) -> None:
                                 loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
                                 meta=meta)  # fmt: skip
         names = [folder.path / name for name in also]
-        checkpoint.save(folder.path / args.ckpt, state, also=names, background=background)
+        checkpoint.save(folder.path / place.ckpt, state, also=names, background=background)
 
     # -----------------------------------------------------------------------------
     # start
@@ -375,12 +343,12 @@ def main(args: Options) -> None:
     if preflight.report(checks, args.check, d.main):
         return folder.finish()
     if not replaying:
-        folder.begin(holds=args.holds, resume=resuming, checkpoints=kept)
+        folder.begin(holds=place.second or "aside", resume=resuming, checkpoints=(place.ckpt, place.best))
     if folder.writes:
-        config.save(args, folder.path / args.resolved)
+        config.save(args, folder.path / place.config)
     about = {"entity": args.wandb_entity, "project": args.wandb_project, "name": args.wandb_run_name}
-    track = Tracker(folder.path, folder.writes, last_step, first_step, names=(args.train_csv, args.eval_csv),
-                    csv_log=args.csv_log, unit="text", tensorboard=args.tensorboard_log, resumes=loop["resumes"],
+    track = Tracker(folder.path, folder.writes, last_step, first_step, names=(place.train_csv, place.eval_csv),
+                    csv_log=place.csv, unit="text", tensorboard=args.tensorboard_log, resumes=loop["resumes"],
                     wandb=about if args.wandb_log else None, options=config.to_dict(args))  # fmt: skip
     count, moving = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False))
     track.say(f"model    {count / 1e6:.2f} M parameters, {moving / 1e6:.2f} M of them train; {cfg.n_layer} layers x"
@@ -401,6 +369,7 @@ def main(args: Options) -> None:
         lr = lr_at(step, args.lr_schedule, lr=args.learning_rate, warmup=warmup, total=last_step,
                    min_lr=args.min_lr_ratio * args.learning_rate)  # fmt: skip
         optim.set_lr(optimizer, lr)
+        model.redraw(step, args.seed)
         for p in waking:
             p.requires_grad_(step >= args.freeze_epochs * epoch_steps)
 
@@ -415,13 +384,13 @@ def main(args: Options) -> None:
                 save(step)
                 checkpoint.wait()
                 return folder.finish(run.STOPPED)
-            values = loop["eval"]["values"] if done else measure(logits, splits["val"].labels)[0]
+            values = loop["eval"]["values"] if done else metrics.measure(logits, splits["val"].labels)[0]
             better = not done and values["loss"] < (float("inf") if best is None else best)  # never so for NaN
             best = values["loss"] if better else best
             loop.update(eval={"step": step, "values": values}, seconds=time.time() - clock)
-            if args.log_eval:
+            if place.evals:
                 track.eval(step, {f"val {k}": v for k, v in values.items()}, "best" if better else "", quiet=bool(done))
-            save(step, *[args.best] * better, background=step < last_step)
+            save(step, *[place.best] * better, background=step < last_step)
             if step == last_step:
                 break
             track.clock(step)
@@ -468,7 +437,7 @@ def main(args: Options) -> None:
         if step % args.log_interval == 0 or step == last_step - 1:
             loss = dist.sums([loss_sum.item()])[0] / d.world
             finite.check(f"data set {args.train}")
-            memory = {"memory_mib": peak_memory(d.device) / 2**20} if args.log_memory else {}
+            memory = {"memory_mib": round(peak_memory(d.device) / 2**20)} if place.memory else {}
             track.train(step, {"loss": loss, "lr": lr, "norm": norm.item(), **memory}, len(which))
         folder.step = step + 1
         if folder.stopping():
@@ -483,16 +452,15 @@ def main(args: Options) -> None:
 
     checkpoint.wait()
     track.close()
-    if (folder.path / args.best).is_file():
-        model.load_state_dict(checkpoint.load(folder.path / args.best)["model"])
+    if (folder.path / place.best).is_file():
+        model.load_state_dict(checkpoint.load(folder.path / place.best)["model"])
     results = {"steps": last_step, "epochs": args.epochs, "seconds": round(loop["seconds"], 1), "labels": names}
     for name in ("val", "test"):
         if name in splits and (logits := evaluate(splits[name])) is not None:
-            values, confusion = measure(logits, splits[name].labels)
+            values, confusion = metrics.measure(logits, splits[name].labels)
             results |= {f"{name}_{k}": v for k, v in values.items()} | {"confusion": confusion.tolist()}
+    track.results(results)
     if d.main:
-        text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-        checkpoint.replace(folder.path / "results.json", lambda f: f.write(text.encode()))
         metrics.draw_confusion(folder.path / "confusion.png", confusion, names, f"{folder.path}, {name}")
     shown = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in results.items() if k.startswith(name + "_"))
     track.say(f"done in {duration(time.time() - started)}: {shown}; best weights by val loss {best:.4f}")

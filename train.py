@@ -5,6 +5,7 @@
     python train.py --init_from=resume --out_dir=out/py                 go on where it stopped
     torchrun --nproc_per_node=2 train.py --dataset=python_stdlib        on two processes
     python train.py configs/train/small_cpu.yaml --max_iters 500        options from a file, then flags
+    python train.py -n NAME -m pretraining                              an experiment: see experiments/README.md
 """
 
 import sys
@@ -336,6 +337,15 @@ def main(args: Options) -> None:
     return None
 
 
+def start(argv: list[str]) -> None:
+    """-n NAME -m MODE opens an experiment, which pretrain.py or finetune.py runs; all else is this script's."""
+    if "-m" in argv:
+        from experiments import translate
+
+        return translate.main(argv)
+    return main(config.parse(Options, argv, doc=__doc__))
+
+
 if __name__ == "__main__":
     with run.guard():
-        main(config.parse(Options, sys.argv[1:], doc=__doc__))
+        start(sys.argv[1:])

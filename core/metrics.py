@@ -1,8 +1,10 @@
-"""How good a classifier is, and its confusion matrix as a picture."""
+"""What weighs how much in a classifier's loss, how good it is, and its confusion matrix as a picture."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from core import checkpoint
 from core.scores import ranks
@@ -28,6 +30,30 @@ def macro_f1(confusion: np.ndarray) -> float:
     """The mean F1 of the labels that occur or are predicted."""
     hits, seen = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
     return float((2 * hits[seen > 0] / seen[seen > 0]).mean())
+
+
+def class_weights(words: list[str], labels: np.ndarray, n: int) -> torch.Tensor:
+    if words == ["balanced"]:
+        counts = np.bincount(labels, minlength=n)
+        return torch.tensor(len(labels) / (n * np.maximum(counts, 1)) * (counts > 0), dtype=torch.float32)
+    try:
+        weights = [float(w) for w in words] or [1.0] * n
+    except ValueError:
+        weights = []
+    if len(weights) != n or min(weights) < 0:
+        raise ValueError(f"--class_weights takes `balanced` or a number >= 0 for each of {n} labels, got {words}")
+    return torch.tensor(weights)
+
+
+def measure(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
+    """What is logged of an evaluation, and the confusion matrix."""
+    n = logits.shape[1]
+    confusion = confusion_of(logits.argmax(1), labels, n)
+    loss = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels))
+    out = {"loss": float(loss), "accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion)}
+    if n == 2:
+        out["auc"] = auc(logits[:, 1] - logits[:, 0], labels == 1)
+    return out, confusion
 
 
 def draw_confusion(path: Path, confusion: np.ndarray, names: list[str], title: str) -> None:

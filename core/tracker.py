@@ -4,6 +4,7 @@ Nothing here may end a run but a full disk: a logger that fails is switched off 
 """
 
 import csv
+import json
 import math
 import os
 import resource
@@ -169,6 +170,14 @@ class Tracker:
         self.drawn = time.time()
         train, evals = (read(t.path) for t in self.tables)
         draw(self.folder / "loss.png", train, evals, self.resumes)
+
+    def results(self, values: dict) -> None:
+        """results.json: what the run came to."""
+        if self.main:
+            path = self.folder / "results.json"
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.replace(path)
 
     def close(self) -> None:
         if self.main:

@@ -1,4 +1,4 @@
-"""Pretrained encoders: what --init_from can name, opened."""
+"""Pretrained encoders: what --init_from can name, opened; and written for transformers."""
 
 import json
 from pathlib import Path
@@ -41,3 +41,33 @@ def open_encoder(source: str, tokenizer: str = "") -> Encoder:
     scores = "classifier.dense.weight" in weights
     head = {"pooling": "cls", "pooler_type": "roberta", "names": names} if scores else {}
     return Encoder(cfg, weights, examples.describe(tokenizer) if tokenizer else qa.tokenizer(folder), head)
+
+
+def check_fit(model, weights: dict, source: str, transfer: list[str], strict: bool = True) -> None:
+    """Where all is to be taken, the encoder has the same weights there and here; not strict: what differs is said."""
+    ours = {n for n in model.state_dict() if n.startswith("transformer.")}
+    theirs = {n for n in weights if n.startswith("transformer.")}
+    for names, what in ((sorted(ours - theirs), "lacks"), (sorted(theirs - ours), "has, and this model has not,")):
+        if names and "all" in transfer:
+            more = f" and {len(names) - 1} more" if names[1:] else ""
+            if strict:
+                raise ValueError(f"{source} {what} {names[0]}{more}: the encoder is built otherwise there")
+            print(f"{source} {what} {names[0]}{more}")
+
+
+def export(folder: Path, state: dict, class_prob: float) -> str:
+    """The tokenizer and, where transformers has such a model, the model in its format; says what it wrote."""
+    cfg, about = state["model_config"], state["meta"]["tokenizer"]
+    tokenizer = examples.load_tokenizer(about)
+    names = {"bos_token": "start", "eos_token": "end", "cls_token": "start", "sep_token": "end", "pad_token": "pad",
+             "mask_token": "mask"}  # fmt: skip
+    words = {k: tokenizer.id_to_token(examples.token_id(tokenizer, v)) for k, v in names.items()}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": cfg["block_size"], **words}
+    for name, text in (("tokenizer.json", about["json"]), ("tokenizer_config.json", json.dumps(settings, indent=2))):
+        checkpoint.replace(folder / name, lambda f, text=text: f.write(text.encode()))
+    ids = {f"{k}_token_id": tokenizer.token_to_id(words[f"{k}_token"]) for k in ("bos", "eos")}
+    try:
+        hf.save(folder, "roberta", cfg, state["model"], classifier_dropout=class_prob, **ids)
+    except ValueError as e:
+        return f"ckpt.pt, tokenizer; no Hugging Face format: {e}"
+    return "ckpt.pt, tokenizer, and the Hugging Face format"

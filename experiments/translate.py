@@ -20,11 +20,11 @@ logging.use_wandb                                   no_wandb                wand
 logging.wandb.entity                                wandb_entity            wandb_entity
 logging.wandb.project                               project_name            wandb_project
 logging.wandb.run_name                              run_name                wandb_run_name
-logging.log_eval_metrics                            log_eval                log_eval
-logging.log_metrics_csv                             csv_log                 csv_log
-logging.log_gpu_memory                              log_memory              log_memory
-logging.csv_train_metrics_path                      train_csv               train_csv
-logging.csv_eval_metrics_path                       eval_csv                eval_csv
+logging.log_eval_metrics                            files.evals             files.evals
+logging.log_metrics_csv                             files.csv               files.csv
+logging.log_gpu_memory                              files.memory            files.memory
+logging.csv_train_metrics_path                      files.train_csv         files.train_csv
+logging.csv_eval_metrics_path                       files.eval_csv          files.eval_csv
 tokenizer.vocab_dir                                 tokenizer               tokenizer
 tokenizer.max_length                                max_size                max_length
 architecture.embedding_dim                          hidden_size             model.n_embd
@@ -72,11 +72,12 @@ data.val.dataset_path                               eval                    val
 data.test.dataset_path                              test                    test
 """
 ROWS = {key: dict(zip(SCRIPTS, names, strict=True)) for key, *names in map(str.split, TABLE.strip().splitlines())}
-VALUES = {  # what is said otherwise there
-    "training.use_amp": {True: "auto", False: "float32"},
-    "training.device": {"gpu": "cuda"},
-    "architecture.attention.kind": {"mha": "exact"},
-    "architecture.pos_encoding": {"learned": "absolute"},
+VALUES = {  # of an option, what is said otherwise there
+    "no_wandb": {True: False, False: True},
+    "dtype": {True: "auto", False: "float32"},
+    "device": {"gpu": "cuda"},
+    "pos_embed": {"learned": "absolute"},
+    "model.position": {"learned": "absolute"},
 }
 
 
@@ -116,18 +117,19 @@ def options(exp, kind: str, folder: Path) -> dict:
         name = ROWS.get(key, {}).get(kind, "-")
         if name != "-":
             value = config.get(exp, key)
-            value = VALUES.get(key, {}).get(value, value)
+            value = VALUES[name].get(value, value) if name in VALUES else value
             value = below(key, value) if name.endswith("_csv") else value
             (out["model"] if name.startswith("model.") else out)[name.removeprefix("model.")] = value
 
     attention = exp.architecture.attention
-    if attention.kind == "mha":
+    if attention.kind == "mha":  # the only kind with another name there
         out["model"]["attention"] = "exact" if attention.mha.use_native_sdpa else "plain"
     elif attention.kind == "favor" and attention.attn_dropout:
         raise ValueError("architecture.attention.attn_dropout must be 0 with kind favor, which has no weights to drop")
     else:
         out["model"]["attention_args"] = config.to_dict(getattr(attention, attention.kind))
-    out["model"]["block_size"] = exp.tokenizer.max_length
+    if kind == "finetuning" and exp.pretrained_experiment.checkpoint is None:
+        out["model"]["block_size"] = exp.tokenizer.max_length
 
     e, wrapper = exp.experiment, exp.tokenizer.wrapper_path
     if wrapper not in (None, "", "data.vocab", "data/vocab.py"):
@@ -139,27 +141,29 @@ def options(exp, kind: str, folder: Path) -> dict:
     for key in ("tokenizer.vocab_dir", "data.train.dataset_path", "data.val.dataset_path"):
         if config.get(exp, key) is None and not (kind == "finetuning" and key == "tokenizer.vocab_dir"):
             raise ValueError(f"{key} is missing")
-    results = {"out_dir": e.output_dir or str(folder), "ckpt": "checkpoints/model.ckpt",
-               "best": "checkpoints/best-model.ckpt", "resolved": "config.resolved.yaml"}  # fmt: skip
-    out = {k: v for k, v in out.items() if v is not None} | results
-    return out | (pretraining if kind == "pretraining" else finetuning)(exp, folder)
+    out = {k: v for k, v in out.items() if v is not None or k == "pooler_type"} | {
+        "files.ckpt": "checkpoints/model.ckpt",
+        "files.best": "checkpoints/best-model.ckpt",
+        "files.config": "config.resolved.yaml",
+    }
+    return out | (pretraining if kind == "pretraining" else finetuning)(exp, folder, e.output_dir or str(folder))
 
 
-def finetuning(exp, folder: Path) -> dict:
+def finetuning(exp, folder: Path, results: str) -> dict:
     p = exp.pretrained_experiment
     if p.checkpoint is None:
-        return {"init_from": "scratch"}
+        return {"init_from": "scratch", "out_dir": results}
     if not (p.path or p.name):
         raise ValueError("pretrained_experiment.name is missing (checkpoint null: no pretraining)")
     parent = Path(p.path) if p.path else folders.find("pretraining", p.name)
     if not (parent / p.checkpoint).is_file():
         raise ValueError(f"pretrained_experiment: {parent / p.checkpoint} does not exist; run"
                          f" python train.py -n {parent.name} -m pretraining first")  # fmt: skip
-    return {"init_from": str(parent / p.checkpoint)}
+    return {"init_from": str(parent / p.checkpoint), "out_dir": results}
 
 
-def pretraining(exp, folder: Path) -> dict:
-    r, out = exp.training.resume, {}
+def pretraining(exp, folder: Path, results: str) -> dict:
+    r, out = exp.training.resume, {"save_path": results, "lr_schedule": "cosine"}
     if not r.is_resume:
         return out
     if not (r.resume_pretraining_name or r.checkpoint_path):
@@ -171,7 +175,7 @@ def pretraining(exp, folder: Path) -> dict:
     found = next((p for p in places if p.is_file()), None)
     if not found:
         raise ValueError(f"training.resume.checkpoint_path {wanted!r}: no such file ({', '.join(map(str, places))})")
-    return {"init_from": str(found)} if r.load_only_model_state else {"ckpt_path": str(found)}
+    return out | {"init_from" if r.load_only_model_state else "ckpt_path": str(found)}
 
 
 # -----------------------------------------------------------------------------
@@ -203,7 +207,7 @@ def main(argv: list[str]) -> None:
     source = folder / "config.yaml"
     exp = read(config.read_yaml(source), kind, str(source))
     values = options(exp, kind, folder)
-    values["holds"] = "overwrite" if args.overwrite else "refuse"
+    values["files.second"] = "overwrite" if args.overwrite else "refuse"
     if args.init_from:
         values["init_from"] = "resume"
         values.pop("ckpt_path", None)

@@ -152,6 +152,53 @@ MUON = replace(
 )
 
 # -----------------------------------------------------------------------------
+# pretrain.py
+
+
+def digits_data(folder: Path) -> None:
+    """Strings of one digit each, as tokens in Arrow files: a hidden one is told by its neighbours."""
+    import numpy as np
+
+    from core import config
+    from data import build_pretrain_data, train_tokenizer
+
+    g = np.random.default_rng(0)
+    lines = [str(a) * n for a, n in g.integers([0, 4], [10, 13], (90, 2))]
+    (folder / "lines.txt").write_text("\n".join(lines))
+    train_tokenizer.build("by-digit", 16, ()).save(str(folder / "tokenizer.json"))
+    argv = [f"--train_dir={folder / 'lines.txt'}", f"--tokenizer={folder / 'tokenizer.json'}", f"--out_dir={folder}",
+            "--max_size=12", "--split_prop=0.1"]  # fmt: skip
+    build_pretrain_data.main(config.parse(build_pretrain_data.Options, argv))
+
+
+def last_folder(out: Path) -> Path:
+    """The newest of the checkpoint-STEP folders."""
+    return max(out.glob("checkpoint-*/ckpt.pt"), key=lambda p: int(p.parent.name.split("-")[1]))
+
+
+def pretrain_flags(data: Path, out: Path) -> list[str]:
+    return [f"--train={data / 'pretrain_train_trunc12'}", f"--eval={data / 'pretrain_eval_trunc12'}",
+            f"--tokenizer={data / 'tokenizer.json'}", f"--save_path={out}", "--hidden_size=32", "--hidden_depth=2",
+            "--attention_heads=2", "--intermed_size=32", "--hidden_prob=0", "--att_prob=0", "--dtype=float32",
+            "--lr=1e-2", "--log_steps=1", "--no_wandb", "--device=cpu"]  # fmt: skip
+
+
+PRETRAIN = Loop(
+    name="pretrain",
+    module="pretrain",
+    data=digits_data,
+    flags=pretrain_flags,
+    steps=lambda n: [f"--max_steps={n}", "--eval_interval=3"],
+    batch=lambda micro, acc, ranks: [f"--per_device={micro}", f"--grad_acc={acc}"],
+    resume=lambda out: ["--init_from=resume"],
+    seed=lambda n: [f"--seed={n}"],
+    last=last_folder,
+    first_loss=2.773,  # ln 16
+    learns=["--max_steps=150", "--eval_interval=150", "--per_device=32"],
+    learnt=0.5,
+)
+
+# -----------------------------------------------------------------------------
 # reward_train.py
 
 
@@ -291,4 +338,4 @@ FROZEN = replace(
     learnt=0.6,
 )  # fmt: skip
 
-LOOPS = [TRAIN, MULTIDATASET, MULTICONTEXT, MUON, REWARD, PROCEDURAL, FINETUNE, FROZEN]
+LOOPS = [TRAIN, MULTIDATASET, MULTICONTEXT, MUON, PRETRAIN, REWARD, PROCEDURAL, FINETUNE, FROZEN]
