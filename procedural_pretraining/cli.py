@@ -20,7 +20,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import procedural_data
-from core import checkpoint, config, dist, optim, preflight, rng, run
+from core import checkpoint, config, dist, hf, optim, preflight, rng, run
 from core.config import Count, Fraction, NonNegative, Positive, Whole, option
 from core.schedule import lr_at
 from core.tracker import Tracker, duration, peak_flops, peak_memory
@@ -95,6 +95,8 @@ class Options:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool | None = None  # torch.compile; None: on CUDA, without a curriculum
     num_workers: Whole = 0  # accepted for older configs: samples are drawn faster than workers could bring them
+    backend: str | None = option(None, choices=("nccl", "gloo"))  # between ranks; None: nccl on CUDA, gloo elsewhere
+    deterministic: bool = False  # bit-exact on GPUs too, slower
     timeout: Positive = 120  # seconds a rank waits for another
 
 
@@ -103,7 +105,7 @@ def main(args: Options) -> None:
     if args.device.isdigit() and not torch.cuda.is_available():
         print(f"device {args.device}: no CUDA here, the CPU is used", file=sys.stderr)
         args.device = "cpu"
-    d = dist.init(args.device, timeout=args.timeout)
+    d = dist.init(args.device, args.backend, timeout=args.timeout, deterministic=args.deterministic)
     say = print if d.main else lambda *a: None
 
     # -----------------------------------------------------------------------------
@@ -114,8 +116,7 @@ def main(args: Options) -> None:
     if args.run_name:
         save_dir = save_dir / config.safe_name(args.run_name, "run_name")
     folder = run.claim(save_dir, d.main)
-    args.resume |= checkpoint.goes_on(folder)
-    resuming, stored, changes = args.resume or args.init_from == "resume", None, {}
+    resuming, stored = args.resume or args.init_from == "resume" or checkpoint.goes_on(folder), None
     if resuming:
         stored, path = checkpoint.newest(save_dir)
         args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE)
@@ -159,9 +160,8 @@ def main(args: Options) -> None:
         model = GPT(GPTConfig(**{**stored["model_config"], "block_size": cfg.block_size}))
         model.load_state_dict(stored["model"])
     elif args.init_from != "scratch":
-        weights = checkpoint.load(checkpoint.find(args.init_from))
-        table = checkpoint.transfer(model, weights["model"], args.transfer, args.init_from)
-        for part, done, count in table:
+        weights, whole = hf.source(args.init_from)["model"], args.transfer == ["all"]
+        for part, done, count in checkpoint.transfer(model, weights, args.transfer, args.init_from, whole):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)
@@ -242,7 +242,7 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # start
 
-    files = 3 + (args.save_total_limit or last_step // args.save_every_steps) - 1
+    files = 2 + (args.save_total_limit or last_step // args.save_every_steps)
     checks = preflight.look(folder.path, d.device, model, optimizer, tokens=micro_batch * T_max, resuming=resuming,
                             files=files, given=len(args.given), steps=(first_step, last_step), task=str(spec),
                             checkpoint=str(path) if resuming else args.init_from)  # fmt: skip
@@ -283,8 +283,7 @@ def main(args: Options) -> None:
             done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
             scores = loop["eval"]["scores"] if done else evaluate()
             if scores is None:
-                save(step)
-                checkpoint.wait()
+                save(step, background=False)
                 return folder.finish(run.STOPPED)
             if not done:
                 better = scores[score] > (-1 if best is None else best)  # never so for NaN
@@ -350,14 +349,13 @@ def main(args: Options) -> None:
             track.train(step, {**values, "length": loop["length"]} if args.use_curriculum else values, B)
         folder.step = step + 1
         if folder.stopping():
-            save(step + 1)
-            checkpoint.wait()
+            save(step + 1, background=False)
             track.close()
             return folder.finish(run.STOPPED)
 
     checkpoint.wait()
     track.close()
-    if d.main:
+    if folder.writes:
         draw_scores(folder.path)
     took, memory = duration(time.time() - started), peak_memory(d.device) / 2**20
     what = f"{score} {scores[score]:.4f} at length {scores['length']}"

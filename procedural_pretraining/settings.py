@@ -9,7 +9,7 @@ DYCK = {"seq_length": 128, "epochs": 1000, "steps_per_epoch": 1000, "max_steps":
         "warmup_steps": 0, "save_every_steps": 100, "patience": None}  # fmt: skip
 FIXED = ("task", "seed", "gpt2_size", "position", "use_qk_norm", "dropout", "use_curriculum")
 FREE = ("save_dir", "run_name", "init_from", "transfer", "resume", "resume_run_id", "check", "replay_step",
-        "device", "timeout")  # fmt: skip
+        "device", "backend", "timeout")  # fmt: skip
 
 
 def preset(argv: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from procedural_data import Spec
 from procedural_pretraining import cli
 from procedural_pretraining.judge import averages, judge, show_sample
 from procedural_pretraining.settings import lengths, preset, settle
-from tests.loops import PROCEDURAL
+from tests.loops import PROCEDURAL, TRAIN
 from tests.test_loops import die, same
 
 CONFIGS = config.Path(cli.__file__).parent / "configs"
@@ -103,7 +103,7 @@ def test_older_configs_are_accepted(tmp_path, capsys):
     (["--use_curriculum", "--curriculum_start=9"], "curriculum_start"),
     (["--vocab_size=1"], "vocab_size"),
     (["--gpt2_size=2_4"], "gpt2_size"), (["--gpt2_size=2_3_16"], "n_head"),
-    (["--eval_lengths", "8"], "rotary"),
+    (["--eval_lengths", "8"], "rotary"), (["--eval_lengths", "8", "--position=learned+rotary"], "rotary"),
     (["--run_name=../../x"], "run_name"),
     (["--resume"], "nothing to resume"),
     (["--init_from=nowhere"], "nowhere"),
@@ -332,3 +332,36 @@ def test_weights_go_on_to_another_task(tmp_path, capsys):
     with pytest.raises(ValueError, match="embed"):
         go(tmp_path / "c", "--task=sort", "--vocab_size=12", f"--init_from={tmp_path / 'a'}")
     run.exits.held.leave(2)
+
+
+def test_weights_go_on_to_language_modelling(tmp_path, capsys):
+    go(tmp_path / "a", "--task=dyck_shuffle", "--max_steps=2", "--position=rotary")
+    TRAIN.data(tmp_path)
+    flags = [*TRAIN.flags(tmp_path, tmp_path / "lm"), *TRAIN.batch(4, 1, 1), "--max_iters=1", "--learning_rate=0"]
+    capsys.readouterr()
+    TRAIN.run([*flags, f"--init_from={tmp_path / 'a'}", "--transfer", "attn,ffn,ln"])
+    out = capsys.readouterr().out
+    a, b = (checkpoint.load(checkpoint.find(tmp_path / n))["model"] for n in ("a", "lm"))
+    taken = {k for k in b if k in a and a[k].shape == b[k].shape and torch.equal(a[k], b[k])}
+    assert taken == {k for k in b if ".h." in k or "ln_f" in k}
+    for part, done in (("attn", "taken"), ("mlp", "taken"), ("norm", "taken"), ("embed", "initialised")):
+        assert any(line.split()[:2] == [part, done] for line in out.splitlines()), out
+
+
+# -----------------------------------------------------------------------------
+# looking without training
+
+
+def test_check_and_replay_leave_the_run_as_it_is(tmp_path, capsys):
+    flags = ["--task=reverse", "--seq_length=8", "--use_curriculum", "--curriculum_mastery_threshold=0",
+             "--max_steps=6", "--save_every_steps=2"]  # fmt: skip
+    go(tmp_path, *flags)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.suffix in (".pt", ".csv")}
+    capsys.readouterr()
+    go(tmp_path, *flags, "--resume", "--check")
+    assert "disk" in capsys.readouterr().out
+    for step, length in ((1, 4), (3, 6)):  # lengths grow at every evaluation
+        go(tmp_path, *flags, "--resume", f"--replay_step={step}")
+        out = capsys.readouterr().out
+        assert f"samples {4 * step} {4 * step + 1}" in out and f"ids (4, {2 * length})" in out, out
+    assert before == {p: p.read_bytes() for p in before}
