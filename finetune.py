@@ -213,8 +213,8 @@ def main(args: Options) -> None:
     longest = min(args.max_length or cfg.block_size, cfg.block_size)
     splits, hash_ = {}, vocab.load(tokenizer).hash
     end = examples.token_id(examples.load_tokenizer(tokenizer), "end")
-    for name in ("train", "val", "test"):
-        if file := getattr(args, name):
+    for name, file in (("train", args.train), ("val", args.val), ("test", args.test)):
+        if file:
             splits[name] = split = tensors.Rows(file, longest, end, cfg.pad_id)
             split.check_tokenizer(hash_, "the encoder")
             split.check_ids(cfg.vocab_size)

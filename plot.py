@@ -21,6 +21,14 @@ HIDDEN = ("out_dir", "output_dir", "run_name", "save_path", "name", "dirpath", "
 
 
 @dataclass
+class Options:
+    runs: list[str] = config.option([])  # run folders: the words before the first option
+    metric: str | None = None  # a column of the evaluations' CSV file; none: val_loss, or the first loss
+    text: bool = False  # the curves in the terminal, no picture
+    out: str = "runs.png"  # the picture
+
+
+@dataclass
 class Run:
     path: Path
     settings: dict  # {dotted name: value}
@@ -32,8 +40,8 @@ class Run:
     def seconds(self) -> float:
         """Of training, over all its resumes."""
         rows = [r for r in self.train if isinstance(r.get("ms"), int | float)]
-        steps = [b["step"] - a["step"] for a, b in zip([{"step": -1}, *rows], rows, strict=False)]
-        return sum(n * r["ms"] for n, r in zip(steps, rows, strict=True)) / 1000
+        steps = [1, *(b["step"] - a["step"] for a, b in zip(rows, rows[1:], strict=False))]
+        return sum(n * r["ms"] for n, r in zip(steps, rows, strict=False)) / 1000
 
     def metrics(self) -> list[str]:
         found = (k for r in self.eval for k, v in r.items() if isinstance(v, int | float))
@@ -160,17 +168,12 @@ def picture(curves: dict[str, list[tuple[int, float]]], metric: str, path: Path)
     temporary.replace(path)
 
 
-def main(argv: list[str]) -> None:
-    p = config.Parser(description=__doc__, formatter_class=config.argparse.RawDescriptionHelpFormatter)
-    p.add_argument("runs", nargs="+", type=Path, help="run folders")
-    p.add_argument("--metric", help="a column of the evaluations' CSV file (default: val_loss, or the first loss)")
-    p.add_argument("--text", action="store_true", help="the curves in the terminal, no picture")
-    p.add_argument("--out", type=Path, default=Path("runs.png"), help="the picture (default: runs.png)")
-    args = p.parse_args(argv)
-
-    opened = [open_run(path) for path in args.runs]
+def main(args: Options) -> None:
+    if not args.runs:
+        raise ValueError("which runs? python plot.py out/a out/b")
+    opened = [open_run(Path(path)) for path in args.runs]
     runs = [r for r in opened if r]
-    if skipped := [str(path) for path, r in zip(args.runs, opened, strict=True) if not r]:
+    if skipped := [path for path, r in zip(args.runs, opened, strict=True) if not r]:
         print(f"no run in {', '.join(skipped)}", file=sys.stderr)
     if not runs:
         raise ValueError(f"none of the {len(args.runs)} folders holds a run (eval.csv or metrics/eval/metrics.csv)")
@@ -184,10 +187,11 @@ def main(argv: list[str]) -> None:
     if args.text:
         print("\n" + "\n".join(terminal(curves, metric, shutil.get_terminal_size((78, 24)).columns)))
     else:
-        picture(curves, metric, args.out)
+        picture(curves, metric, Path(args.out))
         print(f"\n{args.out} shows {metric}")
 
 
 if __name__ == "__main__":
     with exits.guard():
-        main(sys.argv[1:])
+        argv = sys.argv[1:]
+        main(config.parse(Options, ["--runs", *argv] if argv and not argv[0].startswith("-") else argv, doc=__doc__))

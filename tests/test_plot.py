@@ -24,6 +24,10 @@ def make_run(folder, lr, losses, ms=100.0, places=("eval.csv", "train.csv"), con
     return folder
 
 
+def show(*runs, **options):
+    plot.main(plot.Options(runs=list(map(str, runs)), **options))
+
+
 @pytest.fixture
 def runs(tmp_path):
     a = make_run(tmp_path / "a", 0.001, [2.0, 1.5, 1.7], test_accuracy=0.5)
@@ -32,7 +36,7 @@ def runs(tmp_path):
 
 
 def test_the_table_shows_what_differs_the_best_and_the_time(runs, tmp_path, capsys):
-    plot.main([*map(str, runs), "--out", str(tmp_path / "x.png")])
+    show(*runs, out=str(tmp_path / "x.png"))
     head, first, second, *_ = capsys.readouterr().out.splitlines()
     assert head.split() == ["run", "learning_rate", "best", "val_loss", "at", "step", "test_accuracy", "steps", "time"]
     assert first.split() == [str(runs[1]), "0.01", "1.0000", "10", "0.7500", "10", "1s"]  # 10 steps of 100 ms
@@ -41,7 +45,7 @@ def test_the_table_shows_what_differs_the_best_and_the_time(runs, tmp_path, caps
 
 
 def test_a_metric_that_should_grow_is_ranked_by_its_highest(runs, tmp_path, capsys):
-    plot.main([*map(str, runs), "--metric", "val_accuracy", "--text"])
+    show(*runs, metric="val_accuracy", text=True)
     first = capsys.readouterr().out.splitlines()[1]
     assert first.split()[:3] == [str(runs[1]), "0.01", "0.9000"]
     assert not list(tmp_path.glob("*.png"))
@@ -58,9 +62,9 @@ def test_the_terminal_chart_falls_from_left_to_right():
 
 def test_folders_without_a_run_are_passed_over(runs, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    plot.main([str(runs[0]), str(tmp_path / "empty"), "--text"])
+    show(runs[0], tmp_path / "empty", text=True)
     assert "no run in" in capsys.readouterr().err
     with pytest.raises(ValueError, match="none of the 1 folders holds a run"):
-        plot.main([str(tmp_path / "empty")])
+        show(tmp_path / "empty")
     with pytest.raises(ValueError, match="did you mean 'val_accuracy'"):
-        plot.main([str(runs[0]), "--metric", "val_acuracy"])
+        show(runs[0], metric="val_acuracy")
