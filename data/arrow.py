@@ -90,13 +90,16 @@ class Rows:
     """All rows of one or many files, in order; `length` has their lengths, cut to max_size."""
 
     def __init__(self, path: str | Path, max_size: int | None = None, end: int | None = None):
-        self.max_size, self.end = max_size, end
+        self.path, self.max_size, self.end = Path(path), max_size, end
+        self.tokenizer = None  # hash of the one they were made with, where build_pretrain_data.py wrote it
         self.chunks: list[tuple] = []  # (file, its first row here, offsets, ids, mask or None), one a batch
         first, lengths = [0], [np.zeros(0, np.int64)]
         for file in files(path):
             table, begin = open_table(file), first[-1]
             if "input_ids" not in table.column_names:
                 raise ValueError(f"{file} has no column 'input_ids', it has {', '.join(table.column_names) or 'none'}")
+            about = (table.schema.metadata or {}).get(b"tokenizer")
+            self.tokenizer = about.decode() if about else self.tokenizer
             for batch in table.to_batches():
                 if not len(batch):
                     continue
@@ -166,3 +169,9 @@ class Rows:
                 k = int(np.searchsorted(offsets - offsets[0], place, side="right")) - 1
                 row, column = self.first[c] - begin + k, place - (offsets[k] - offsets[0])
                 raise ValueError(f"{file} row {row}, place {column}: id {ids[place]}, the vocabulary has {vocab_size}")
+
+    def check_tokenizer(self, wanted: str, whose: str) -> None:
+        """The files were made with this tokenizer, as far as they tell."""
+        if self.tokenizer not in (None, wanted):
+            raise ValueError(f"{self.path} was made with the tokenizer {self.tokenizer}, {whose} has {wanted}: ids"
+                             " mean different things (data/build_pretrain_data.py makes it anew)")  # fmt: skip

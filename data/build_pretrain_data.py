@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 from core import config, exits, rng
 from core.progress import progress
-from data import examples
+from data import examples, vocab
 
 FILE_SIZE = 1 << 29  # bytes of ids a file: `datasets` cuts its own at 500 MB
 
@@ -46,13 +46,13 @@ class Options:
 class Writer:
     """A folder as `datasets` saves it: streaming Arrow files, state.json, dataset_info.json."""
 
-    def __init__(self, folder: Path, dtype: np.dtype):
+    def __init__(self, folder: Path, dtype: np.dtype, tokenizer: str):
         self.folder, self.name = folder, folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
         self.name.mkdir(parents=True)
         self.type = pa.list_(pa.from_numpy_dtype(dtype))
         item = {"dtype": str(pa.from_numpy_dtype(dtype)), "_type": "Value"}
         self.features = {"input_ids": {"feature": item, "_type": "Sequence"}}
-        about = {"huggingface": json.dumps({"info": {"features": self.features}})}
+        about = {"huggingface": json.dumps({"info": {"features": self.features}}), "tokenizer": tokenizer}
         self.schema = pa.schema([("input_ids", self.type)], metadata=about)
         self.files, self.out, self.size = [], None, 0
         self.rows = self.tokens = 0
@@ -114,7 +114,8 @@ def main(args: Options) -> None:
     for folder in folders:
         if folder.exists() and not (folder / "state.json").is_file():
             raise ValueError(f"{folder} exists and is no data set: it is not replaced")
-    train, held = writers = [Writer(folder, coder.dtype) for folder in folders]
+    hash_ = vocab.load(examples.describe(args.tokenizer)).hash
+    train, held = writers = [Writer(folder, coder.dtype, hash_) for folder in folders]
     total = cut = lost = 0
     try:
         for which, (source, size) in enumerate(zip(sources, sizes, strict=True)):

@@ -1,0 +1,571 @@
+"""Pretrains RoBERTa on sequences of your own: masked language modelling on Arrow files of token ids.
+
+    python pretrain.py --train pretrain/pretrain_train_trunc4500 --eval pretrain/pretrain_eval_trunc4500 \\
+        --tokenizer tokenizer/tokenizer_vocab16_max7619.json --run_name digits --save_path pretrain/checkpoints \\
+        --max_size 4500 --epochs 40 --per_device 4
+    torchrun --nproc_per_node=2 pretrain.py configs/pretrain/small_cpu.yaml
+    python pretrain.py --init_from=roberta-base --train ... --eval ...    go on from published weights
+    python pretrain.py --init_from=out_pretrain --embed texts.txt --out vectors.npy
+
+The same command again continues the run in save_path, at the very step where it was. A checkpoint-STEP folder is
+written with each evaluation; save_path/final gets our checkpoint, the tokenizer and, for absolute positions, the files
+that transformers loads. --train and --eval name Arrow files or folders (data/build_pretrain_data.py, `datasets`), or
+.pt data sets (data/build_tensors.py).
+
+run        run_name, save_path out_pretrain, init_from (continue what save_path holds, else start), transfer all,
+           reset (the last checkpoint's weights, all else anew), save_total_limit 2, seed 42, epochs 5, max_steps,
+           eval_interval (steps; none: an epoch), check (look whether all is ready), replay_step (show one batch)
+data       train, eval, tokenizer, max_size (tokens), shuffle, mask_p 0.15, mask_token_p 0.8, random_token_p 0.1
+model      vocab_size 16, hidden_size 512, hidden_depth 8, attention_heads 8, intermed_size 3072, act_func gelu,
+           hidden_prob 0.1, att_prob 0.1, class_prob 0.1, pos_embed absolute, model (further fields of RobertaConfig)
+optimizer  lr 1e-4, lr_schedule linear, warmup_steps 0, warmup_ratio 0, min_lr_ratio 0, decay 0.1, beta1 0.9,
+           beta2 0.999, grad_clip 1.0, max_bad_steps 10
+batch      per_device 16, grad_acc 1
+vectors    embed, out vectors.npy, pooling mean, column
+logging    log_steps 10, project_name, no_wandb, tensorboard_log
+machine    device auto, dtype auto, fp16, compile, deterministic, timeout 120
+"""
+
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from core import checkpoint, config, dist, files, hf, hub, optim, preflight, rng, run
+from core.config import Count, Fraction, NonNegative, Positive, Whole, option
+from core.files import Files
+from core.progress import duration, progress
+from core.schedule import lr_at
+from core.tracker import Tracker, peak_flops, peak_memory
+from data import arrow, examples, tensors, vocab
+from data.masking import Masking
+from data.pretrained import check_fit, export, open_encoder
+from model import POSITION_KINDS, RobertaConfig, RobertaMLM, starts
+from variants.activations import ACTIVATIONS
+
+
+@dataclass
+class Options:
+    # run
+    run_name: str = ""  # shown in wandb
+    save_path: str = "out_pretrain"  # run folder
+    init_from: str = ""  # empty: continue what save_path holds, else start; resume; scratch; or weights to start from
+    transfer: list[str] = option(["all"])  # parts to take: embed attn mlp norm head all, with layers as in attn:0-3
+    reset: bool = False  # start again from the last checkpoint's weights, with new arguments
+    epochs: Count = 5
+    max_steps: Count | None = None  # optimizer steps, in place of epochs
+    eval_interval: Count | None = None  # steps between evaluations, each with a checkpoint; None: an epoch
+    save_total_limit: Whole = 2  # checkpoint-STEP folders to keep; 0: all
+    ckpt_path: str = ""  # a checkpoint elsewhere to go on from in full
+    strict: bool = True  # the weights to start from must be all that the model has; false: what differs is listed
+    files: Files = field(default_factory=Files)
+    seed: int = 42  # for all that is drawn at random
+    check: bool = False  # look whether all is ready, and stop: data, tokenizer, checkpoint, disk, memory
+    replay_step: Whole | None = None  # show this step's batch, its loss and gradient norm, and stop
+
+    # data
+    train: str = ""  # Arrow file, folder of them, or .pt file
+    eval: str = ""  # the same, for evaluation
+    test: str = ""  # the same, evaluated once, at the end, with the best weights
+    tokenizer: str = ""  # tokenizers JSON; none: that of --init_from
+    max_size: Count | None = None  # tokens a sequence, longer ones are cut; None: the longest of all
+    shuffle: bool = True  # a new order each epoch
+    mask_p: Fraction = 0.15  # share of the ordinary tokens to guess
+    mask_token_p: Fraction = 0.8  # share of these that become <mask>
+    random_token_p: Fraction = 0.1  # share that becomes another token; the rest stays
+
+    # model
+    vocab_size: Count = 16  # not given: the tokenizer's
+    hidden_size: Count = 512
+    hidden_depth: Count = 8  # layers
+    attention_heads: Count = 8
+    intermed_size: Count = 3072  # hidden width of the MLPs
+    act_func: str = option("gelu", choices=[*ACTIVATIONS, *sorted({*hf.ACTIVATIONS.values()} - {*ACTIVATIONS})])
+    hidden_prob: Fraction = 0.1  # dropout after embedding, attention and MLP
+    att_prob: Fraction = 0.1  # dropout on attention weights
+    class_prob: Fraction = 0.1  # a classifier's dropout, for the exported config.json
+    pos_embed: str = option("absolute", choices=POSITION_KINDS)  # how tokens know their places
+    model: dict = option({})  # further fields of RobertaConfig, as tie=false
+
+    # optimizer
+    lr: NonNegative = 1e-4
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: Whole = 0
+    warmup_ratio: Fraction = 0.0  # share of all steps, where warmup_steps is 0
+    min_lr_ratio: Fraction = 0.0  # the last learning rate as a share of lr
+    decay: NonNegative = 0.1  # weight decay
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    grad_clip: NonNegative = 1.0  # norm of all gradients; 0: no clipping
+    max_bad_steps: Count = 10  # steps in a row with loss or gradients not finite before the run stops
+
+    # batch
+    per_device: Count = 16  # sequences a micro-step and rank
+    grad_acc: Count = 1  # micro-steps an optimizer step
+
+    # vectors
+    embed: str = ""  # write a vector for each text of this file or folder, and stop
+    out: str = "vectors.npy"
+    pooling: Literal["mean", "cls"] = "mean"  # over a text's tokens, or its <s>
+    column: str = ""  # where texts are in CSV, JSONL and Parquet; none: `text`, or the only column
+
+    # logging
+    log_steps: Count = 10
+    project_name: str = "pretrain"  # in wandb
+    wandb_entity: str | None = None
+    no_wandb: bool = False  # wandb is on otherwise; without a key or a network it is off with one line
+    tensorboard_log: bool = False
+
+    # machine
+    device: str = "auto"  # cpu, cuda, cuda:N, mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    fp16: bool = False  # dtype float16; on a CPU, where that crawls, auto
+    compile: bool | None = None  # None: on GPUs
+    deterministic: bool = False  # bit-exact on GPUs too, slower
+    timeout: Positive = 120  # seconds a rank waits for another
+
+
+# taken from the command at a resume, whatever the stored run says
+FREE = ("save_path", "init_from", "transfer", "reset", "check", "replay_step", "embed", "out", "pooling", "column",
+        "device", "timeout",
+        "no_wandb", "ckpt_path", "strict", "test", *files.FREE)  # fmt: skip
+FIXED = ("data", "model", "seed")
+SHAPE = {"vocab_size": "vocab_size", "hidden_size": "n_embd", "hidden_depth": "n_layer", "attention_heads": "n_head",
+         "intermed_size": "mlp_size", "act_func": "activation", "pos_embed": "position"}  # fmt: skip
+
+
+# -----------------------------------------------------------------------------
+# model and tokenizer
+
+
+def open_source(args: Options) -> tuple[dict, dict, dict | None]:
+    """(config, weights, tokenizer's description) of what --init_from names, or of --reset's last checkpoint."""
+    if args.reset:
+        state, path = checkpoint.newest(args.save_path)
+        source = {"config": state["model_config"], "model": state["model"], "meta": state["meta"], "kind": "roberta"}
+    else:
+        path, source = args.init_from, hf.source(args.init_from)
+    about = source["meta"].get("tokenizer")
+    if about is None and hub.is_folder(path):
+        about = open_encoder(path, args.tokenizer).tokenizer
+    whole = "all" in args.transfer
+    if args.tokenizer and about and (whole or {"embed", "head"} & set(args.transfer)):
+        given, own = (vocab.load(t).hash for t in (examples.describe(args.tokenizer), about))
+        if given != own:
+            raise ValueError(f"--tokenizer {args.tokenizer} is {given}, {path} was trained with {own}: leave it out,"
+                             " or --transfer attn mlp norm")  # fmt: skip
+    if source["kind"] not in ("roberta", "classifier") and whole:
+        raise ValueError(f"--init_from {path} is a {source['kind']!r} model: name parts, --transfer attn mlp")
+    shape = {k: v for k, v in source["config"].items() if k in RobertaConfig.__dataclass_fields__}
+    return shape if whole else {}, source["model"], about
+
+
+def model_config(args: Options, source: dict, n_tokens: int, longest: int) -> RobertaConfig:
+    """The source's shape, if there is one, with what the user gave; else the options."""
+    given = {ours: getattr(args, name) for name, ours in SHAPE.items() if not source or name in args.given}
+    given |= {"hidden_dropout": args.hidden_prob, "attn_dropout": args.att_prob}
+    if given.get("activation", "gelu") not in ACTIVATIONS:
+        given["activation"] = hf.activation(given["activation"])
+    for name, ours in SHAPE.items():
+        if ours in source and given.get(ours, source[ours]) != source[ours]:
+            raise ValueError(f"--{name} is {source[ours]!r} in the weights to start from and cannot become"
+                             f" {given[ours]!r}: leave it out, or name the parts to take with --transfer")  # fmt: skip
+    if "vocab_size" not in args.given:
+        given["vocab_size"] = source.get("vocab_size", n_tokens)
+    cfg = config.from_dict(RobertaConfig, {"block_size": longest, **source, **given, **args.model}, "--model")
+    if n_tokens > cfg.vocab_size:
+        raise ValueError(f"--vocab_size {cfg.vocab_size} is less than the tokenizer's {n_tokens}")
+    if longest > cfg.block_size:
+        raise ValueError(f"sequences have up to {longest} tokens, the model reads {cfg.block_size}: --max_size"
+                         f" {cfg.block_size} cuts them")  # fmt: skip
+    return RobertaConfig(**config.to_dict(cfg))
+
+
+def open_rows(path: str, option: str, max_size: int | None, end: int, pad: int):
+    if not path:
+        raise ValueError(f"--{option} is missing: a folder of Arrow files, by data/build_pretrain_data.py")
+    rows = tensors.Rows(path, max_size, end, pad) if path.endswith(".pt") else arrow.Rows(path, max_size, end)
+    if rows.longest > 1 << 20:
+        raise ValueError(f"{path} has a sequence of {rows.longest:,} tokens: --max_size cuts it")
+    return rows
+
+
+# -----------------------------------------------------------------------------
+# vectors
+
+
+@torch.no_grad()
+def embed(args: Options) -> None:
+    """One row a text, in the file's order, float32."""
+    cfg, weights, about, _ = open_encoder(args.init_from or args.save_path, args.tokenizer)
+    device = dist.pick_device(args.device, 0)
+    model = RobertaMLM(RobertaConfig(**cfg))
+    model.load_state_dict({k: weights.get(k, v) for k, v in model.state_dict().items()})
+    model.to(device).eval()
+    autocast = dist.autocast(device, dist.precision(args.dtype, device)[0])
+    coder = examples.Encoder(about, min(args.max_size or sys.maxsize, model.config.block_size))
+    n, cut, done = sum(map(len, examples.read(args.embed, args.column))), 0, 0
+    if not n:
+        raise ValueError(f"--embed {args.embed} holds no text")
+    path = Path(args.out)
+    draft = path.with_name(f".{path.name}.tmp.npy")
+    vectors = np.lib.format.open_memmap(draft, "w+", np.float32, (n, model.config.n_embd))
+    for texts in progress(examples.read(args.embed, args.column), "embedding"):
+        for i in range(0, len(texts), 64):
+            coded = coder(texts[i : i + 64])
+            ids = torch.from_numpy(coded.ids.astype(np.int64)).to(device)
+            with autocast:
+                if args.pooling == "cls":
+                    x = model.encode(ids, coded.lengths, starts(coded.lengths, "cpu")).float()
+                else:
+                    x = model.encode(ids, coded.lengths).float().split(coded.lengths.tolist())
+                    x = torch.stack([part.mean(0) for part in x])
+            vectors[done : done + len(x)] = x.cpu().numpy()
+            done, cut = done + len(x), cut + coded.cut
+    vectors.flush()
+    draft.replace(path)
+    print(f"{path}: {n:,} vectors of {model.config.n_embd}, {cut:,} texts cut to {coder.max_size} tokens")
+
+
+# -----------------------------------------------------------------------------
+# training
+
+
+def main(args: Options) -> None:
+    if args.embed:
+        return embed(args)
+    started, replaying = time.time(), args.replay_step is not None
+    d = dist.init(args.device, timeout=args.timeout, deterministic=args.deterministic)
+    say = print if d.main else lambda *a: None
+
+    # -----------------------------------------------------------------------------
+    # run directory
+
+    folder = run.claim(args.save_path, d.main)
+    place, stored, changes = args.files, None, {}
+    if checkpoint.goes_on(folder, place.ckpt):
+        args.init_from, args.reset = "resume", False
+    has_run = bool(checkpoint.candidates(folder.path, place.ckpt)) and not place.second
+    own = args.init_from == "resume" or (has_run and args.init_from != "scratch" and not args.reset)
+    elsewhere = Path(args.ckpt_path) if args.ckpt_path and not own else None
+    resuming = own or bool(elsewhere)
+    if place.second == "refuse" and not own:
+        run.refuse(folder.path, (place.ckpt, place.best))
+    if resuming:
+        found = (checkpoint.load(elsewhere), elsewhere) if elsewhere else checkpoint.newest(folder.path, place.ckpt)
+        stored, path = found
+        args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE)
+        B = stored["loop"]["batch"]  # of all ranks together, whatever their number is now
+        if {"per_device", "grad_acc"} & set(changes) and args.per_device * args.grad_acc * d.world != B:
+            raise ValueError(f"--per_device x --grad_acc x ranks is {B} in the run to resume and cannot become"
+                             f" {args.per_device * args.grad_acc * d.world}: another --save_path starts anew")
+        say(f"resuming {path} at step {stored['step']}")
+        for name, (old, new) in changes.items():
+            say(f"  {name}: {old} -> {new}")
+    else:
+        B = args.per_device * args.grad_acc * d.world
+    if args.fp16 and "dtype" not in args.given:
+        args.dtype = "float16" if d.device.type != "cpu" else "auto"
+        say(*["--fp16: on this CPU float16 crawls, dtype is auto"] * (args.dtype == "auto"))
+
+    # -----------------------------------------------------------------------------
+    # data
+
+    source, weights, about = ({}, {}, None)
+    if resuming:
+        source, weights, about = stored["model_config"], stored["model"], stored["meta"]["tokenizer"]
+        if args.tokenizer and (now := vocab.load(examples.describe(args.tokenizer)).hash) != vocab.load(about).hash:
+            raise ValueError(f"--tokenizer {args.tokenizer} is {now}, {path} was trained with {vocab.load(about).hash}")
+    elif args.reset or args.init_from not in ("", "scratch"):
+        source, weights, about = open_source(args)
+    if not args.tokenizer and not about:
+        raise ValueError("--tokenizer is missing: a tokenizers JSON, by data/train_tokenizer.py")
+    about = examples.describe(args.tokenizer) if args.tokenizer else about
+    tokens, tokenizer = vocab.load(about), examples.load_tokenizer(about)
+    pad, end, mask_id = (examples.token_id(tokenizer, name) for name in ("pad", "end", "mask"))
+    names = ("train", "eval", *["test"] * bool(args.test))
+    splits = {name: open_rows(getattr(args, name), name, args.max_size, end, pad) for name in names}
+    longest = args.max_size or max(split.longest for split in splits.values())
+    if resuming:
+        cfg = RobertaConfig(**source)
+    else:
+        cfg = model_config(args, {"pad_id": pad, **source}, tokens.vocab_size, longest)
+    for split in splits.values():
+        split.check_tokenizer(tokens.hash, "--tokenizer" if args.tokenizer else "the model")
+        split.check_ids(cfg.vocab_size, d.rank, d.world)
+    special = [i for i in tokenizer.get_added_tokens_decoder() if i < cfg.vocab_size]
+    hide = Masking(mask_id, special, tokens.vocab_size, args.mask_p, args.mask_token_p, args.random_token_p)
+    micro_steps, micro_batch = dist.split(B, args.per_device, d.world)
+    train, counts = splits["train"], {name: [len(splits[name]), splits[name].tokens] for name in ("train", "eval")}
+    epoch_steps = -(-len(train) // B)
+
+    def batch(step: int) -> np.ndarray:
+        """The step's global batch, all ranks': an epoch's last may be smaller."""
+        epoch, place = divmod(step, epoch_steps)
+        i = np.arange(place * B, min(len(train), (place + 1) * B))
+        return rng.permute(i, len(train), args.seed, "order", epoch) if args.shuffle else i
+
+    def masked(split, which: np.ndarray, epoch: int | str):
+        """ids (N,), lengths, where (M,) there is something to guess, targets (M,)."""
+        ids, lengths = split.rows(which)
+        ids, where, targets = hide(ids, lengths, which, args.seed, epoch)
+        return torch.from_numpy(ids), lengths, where, torch.from_numpy(targets)
+
+    # -----------------------------------------------------------------------------
+    # model
+
+    rng.seed_torch(args.seed, "init")
+    model = RobertaMLM(cfg)
+    if resuming:
+        model.load_state_dict(weights)
+    elif weights:
+        where = "the last checkpoint" if args.reset else args.init_from
+        check_fit(model, weights, where, args.transfer, args.strict)
+        for part, done, count in checkpoint.transfer(model, weights, args.transfer, where):
+            say(f"  {part:<6}{done:<12}{count:>13,} parameters")
+    model.to(d.device)
+    dtype, precision = dist.precision(args.dtype, d.device)
+    autocast = dist.autocast(d.device, dtype)
+    scaler = torch.amp.GradScaler(d.device.type, enabled=dtype == torch.float16)
+    compiling = d.device.type == "cuda" if args.compile is None else args.compile
+    if compiling:
+        model.compile_blocks()
+    net = model
+    if d.world > 1:  # without find_unused_parameters buckets are rebuilt, and a resumed run sums in another order
+        ids = [d.device.index] if d.device.type == "cuda" else None
+        net = DistributedDataParallel(net, device_ids=ids, find_unused_parameters=True)
+
+    # -----------------------------------------------------------------------------
+    # optimizer
+
+    groups = optim.groups(model, args.decay)
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), fused=optim.fused(d.device))
+
+    # -----------------------------------------------------------------------------
+    # resume
+
+    first_step, last_step, best = 0, args.max_steps or args.epochs * epoch_steps, None
+    warmup, every = args.warmup_steps or round(args.warmup_ratio * last_step), args.eval_interval or epoch_steps
+    loop = {"eval": None, "resumes": [], "bad_steps": 0, "empty": 0, "scaler": None, "batch": B, "counts": counts}
+    if resuming:
+        first_step, best = stored["step"], stored["best"]
+        loop.update(stored["loop"])
+        if loop["counts"] != counts:
+            raise ValueError(f"--train or --eval changed: {loop['counts']} sequences and tokens then, {counts} now")
+        loop["resumes"] = [*loop["resumes"], first_step]
+        optim.load(optimizer, stored["optimizer"])
+        if loop["scaler"]:
+            scaler.load_state_dict(loop["scaler"])
+        if first_step >= last_step:
+            message = f"this run is finished at step {first_step}: a higher --epochs goes on"
+            if place.second:
+                raise ValueError(message)
+            say(f"{message}, --reset starts again")
+    if replaying:
+        first_step = preflight.step_to_replay(args.replay_step, last_step)
+    finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
+    stored = weights = None  # a copy of the model that nobody needs any more
+
+    # -----------------------------------------------------------------------------
+    # evaluation, saving
+
+    @torch.no_grad()
+    def evaluate(name: str = "eval") -> dict | None:
+        """Loss and accuracy over all of a split under the same masks each time; None where a signal came in between."""
+        model.eval()
+        rows, total = splits[name], np.zeros(3)  # loss, right guesses, guesses
+        for i in range(0, len(rows), args.per_device * d.world):
+            mine = np.arange(len(rows))[i + d.rank * args.per_device :][: args.per_device]
+            if len(mine):
+                ids, lengths, where, targets = masked(rows, mine, "eval")
+                with autocast:
+                    logits = model(ids.to(d.device), lengths, where).float()
+                targets = targets.to(d.device)
+                loss = F.cross_entropy(logits, targets, reduction="sum") if len(targets) else torch.zeros(())
+                total += [loss.item(), (logits.argmax(1) == targets).sum().item(), len(targets)]
+            if folder.stopping():
+                return None
+        model.train()
+        loss, right, n = dist.sums(total.tolist())
+        loss = loss / n if n else math.nan
+        values = {"loss": loss, "accuracy": right / max(1, n), "perplexity": math.exp(min(loss, 700))}
+        return {f"{name} {k}": v for k, v in values.items()}
+
+    def save(step: int, *also: Path, background: bool = True) -> dict | None:
+        if not folder.writes:
+            return None
+        loop.update(bad_steps=finite.total, scaler=scaler.state_dict())
+        state = checkpoint.pack(kind="roberta", model=model, model_config=asdict(cfg), optimizer=optimizer,
+                                loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
+                                meta=meta)  # fmt: skip
+        checkpoint.wait()
+        checkpoint.prune(folder.path, args.save_total_limit or -1)  # those before this one: all are on disk
+        path = folder.path / f"checkpoint-{step}" / place.ckpt if a_step_a_folder else folder.path / place.ckpt
+        checkpoint.save(path, state, also=also, keep=not a_step_a_folder, background=background)
+        return state
+
+    # -----------------------------------------------------------------------------
+    # start
+
+    meta = {"tokenizer": about, "tokenizer_hash": tokens.hash}
+    aside = "aside" if args.reset or args.init_from == "scratch" else "continue"
+    kept = 1 + (args.save_total_limit or last_step // every)  # with best.pt
+    checks = preflight.look(folder.path, d.device, model, optimizer, tokens=micro_batch * longest, files=kept,
+                            resuming=own, given=len(args.given), steps=(first_step, last_step),
+                            data=", ".join(f"{name} {len(split):,} sequences" for name, split in splits.items()),
+                            tokenizer=vocab.summary(about) if args.check else "",
+                            checkpoint=str(path) if resuming else args.init_from or "scratch")  # fmt: skip
+    if preflight.report(checks, args.check, d.main):
+        return folder.finish()
+    if not replaying:
+        folder.begin(holds=place.second or aside, resume=own,
+                     checkpoints=("checkpoint-*/ckpt.pt", place.ckpt, place.best))  # fmt: skip
+    a_step_a_folder, best_path = Path(place.ckpt).name == place.ckpt, folder.path / place.best
+    if folder.writes:
+        config.save(args, folder.path / place.config)
+        if elsewhere and (theirs := elsewhere.with_name(best_path.name)).is_file():
+            checkpoint.link(theirs, best_path)  # until there is a better one
+    wandb = {"entity": args.wandb_entity, "project": args.project_name, "name": args.run_name}
+    track = Tracker(folder.path, folder.writes, last_step, first_step, tensorboard=args.tensorboard_log,
+                    wandb=None if args.no_wandb else wandb, names=(place.train_csv, place.eval_csv), csv_log=place.csv,
+                    flops=model.flops_per_token(round(train.tokens / len(train))), peak=peak_flops(d.device),
+                    resumes=loop["resumes"], options=config.to_dict(args))  # fmt: skip
+    count, kernel = sum(p.numel() for p in model.parameters()) / 1e6, "on" if compiling else "off"
+    track.say(f"model    {count:.2f} M parameters, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.position} positions")
+    for name, split in splits.items():
+        track.say(f"{name:<8} {split.path}: {len(split):,} sequences, {split.tokens:,} tokens; {split.cut:,} cut to"
+                  f" {longest:,} tokens ({split.lost:,} left out)")  # fmt: skip
+    track.say(f"batch    {B} sequences a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
+    track.say(f"machine  {d.device}, {precision}, compile {kernel}, {torch.get_num_threads()} threads")
+    track.say(f"run      {folder.path}, steps {first_step} to {last_step}, {epoch_steps} an epoch, evaluated every"
+              f" {every}, ready after {time.time() - started:.1f} s")  # fmt: skip
+    seen, at = 0.0, first_step  # tokens since the last log line, and its step
+
+    for step in range(first_step, last_step + 1):
+        # -----------------------------------------------------------------------------
+        # learning rate
+
+        lr = lr_at(step, args.lr_schedule, lr=args.lr, warmup=warmup, total=last_step,
+                   min_lr=args.min_lr_ratio * args.lr)  # fmt: skip
+        optim.set_lr(optimizer, lr)
+        model.redraw(step, args.seed)
+
+        # -----------------------------------------------------------------------------
+        # evaluate, save; once more after the last step
+
+        folder.step = step
+        if not replaying and (step % every == 0 or step == last_step):
+            done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
+            values = loop["eval"]["values"] if done else evaluate()
+            if values is None:
+                save(step)
+                checkpoint.wait()
+                return folder.finish(run.STOPPED)
+            better = not done and values["eval loss"] < (math.inf if best is None else best)  # never so for NaN
+            best = values["eval loss"] if better else best
+            loop["eval"] = {"step": step, "values": values}
+            if place.evals:
+                track.eval(step, values, "best" if better else "", quiet=bool(done))
+            if step and step < last_step:
+                save(step, *[best_path] * better)
+            if step == last_step:
+                break
+            track.clock(step)
+            seen, at = 0.0, step
+
+        # -----------------------------------------------------------------------------
+        # micro-steps
+
+        which, epoch = batch(step), step // epoch_steps
+        micros = []
+        for micro in range(micro_steps):
+            i = (micro * d.world + d.rank) * micro_batch
+            micros.append(masked(train, which[i : i + micro_batch], epoch) if i < len(which) else None)
+        guesses, real = dist.sums([sum(len(m[n]) for m in micros if m) for n in (3, 0)])  # of the whole global batch
+        loss_sum = torch.zeros((), device=d.device)
+        for micro, data in enumerate(micros):
+            if data is None:  # every rank takes every micro-step
+                ids, lengths, _, targets = masked(train, which[:1], epoch)
+                data = ids, lengths, np.zeros(0, np.int64), targets[:0]
+            ids, lengths, where, targets = data
+            if replaying:
+                i = (micro * d.world + d.rank) * micro_batch
+                text = vocab.readable(about, ids[: lengths[0]].tolist())
+                print(preflight.part(d.rank, micro, which[i : i + micro_batch], ids, text))
+            rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
+            if d.world > 1:
+                net.require_backward_grad_sync = micro == micro_steps - 1
+            with autocast:  # DDP averages over ranks; guesses counts the whole global batch
+                loss = net(ids.to(d.device), lengths, where, targets.to(d.device)) * d.world / max(1, guesses)
+            scaler.scale(loss).backward()
+            loss_sum += loss.detach()
+        seen += real
+
+        # -----------------------------------------------------------------------------
+        # clip, step
+
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip or float("inf"))
+        if replaying:
+            say(preflight.result(step, dist.sums([loss_sum.item()])[0] / d.world, norm))
+            return folder.finish()
+        loop["empty"] += not guesses  # a batch without a hidden token trains nothing
+        if finite.ok(norm, step, f"sequences {which[:4].tolist()} ..., seed {args.seed}") and guesses:
+            scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+        # -----------------------------------------------------------------------------
+        # log
+
+        if step % args.log_steps == 0 or step == last_step - 1:
+            loss = dist.sums([loss_sum.item()])[0] / d.world
+            finite.check(f"data set {args.train}")
+            values = {"loss": loss, "lr": lr, "norm": norm.item(), "epoch": round((step + 1) / epoch_steps, 3)}
+            values |= {"memory_mib": round(peak_memory(d.device) / 2**20)} if place.memory else {}
+            track.train(step, values, seen / (step + 1 - at))
+            seen, at = 0.0, step + 1
+        folder.step = step + 1
+        if folder.stopping():
+            save(step + 1)
+            checkpoint.wait()
+            track.close()
+            return folder.finish(run.STOPPED)
+
+    # -----------------------------------------------------------------------------
+    # the final model
+
+    final = folder.path / "final"
+    if d.main:
+        also = [final / "ckpt.pt"] * a_step_a_folder
+        final.mkdir(exist_ok=True) if also else None
+        state = save(last_step, *also, *[best_path] * better, background=False)
+        checkpoint.prune(folder.path, args.save_total_limit or -1)
+        say(f"{final}: {export(final, state, args.class_prob)}") if also else None
+    results = {"steps": last_step, "epochs": args.epochs, "seconds": round(time.time() - started, 1), **values}
+    dist.barrier()
+    if args.test:
+        if best_path.is_file():
+            model.load_state_dict(checkpoint.load(best_path)["model"])
+        results |= evaluate("test") or {}
+    track.results({k.replace(" ", "_"): v for k, v in results.items()} | {"best_eval_loss": best})
+    track.close()
+    took, memory = duration(time.time() - started), peak_memory(d.device) / 2**20
+    if loop["empty"]:
+        track.say(f"{loop['empty']:,} batches had no hidden token and trained nothing")
+    track.say(f"done in {took}: eval loss {values['eval loss']:.4f}, best {best:.4f}; peak memory {memory:,.0f} MiB")
+    track.say(f"next: python sample.py --init_from={folder.path} --start='...<mask>...'")
+    folder.finish()
+    return None
+
+
+if __name__ == "__main__":
+    with run.guard():
+        main(config.parse(Options, sys.argv[1:], doc=__doc__))
