@@ -11,6 +11,7 @@ An encoder comes from pretrain.py, from an experiment, or from a folder in Huggi
 """
 
 import itertools
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -195,6 +196,10 @@ def main(args: Options) -> None:
     if resuming:
         stored, path = checkpoint.newest(folder.path, place.ckpt)
         args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE)
+        before, now = stored["loop"]["batch"], args.batch_size * args.gradient_accumulation_steps * d.world
+        if {"batch_size", "gradient_accumulation_steps"} & set(changes) and now != before:
+            raise ValueError(f"--batch_size x --gradient_accumulation_steps x ranks is {before} in the run to resume"
+                             f" and cannot become {now}")  # fmt: skip
         say(f"resuming {path} at step {stored['step']}")
         for name, (old, new) in changes.items():
             say(f"  {name}: {old} -> {new}")
@@ -456,14 +461,17 @@ def main(args: Options) -> None:
         model.load_state_dict(checkpoint.load(folder.path / place.best)["model"])
     results = {"steps": last_step, "epochs": args.epochs, "seconds": round(loop["seconds"], 1), "labels": names}
     for name in ("val", "test"):
-        if name in splits and (logits := evaluate(splits[name])) is not None:
+        if name in splits:
+            if (logits := evaluate(splits[name])) is None:
+                return folder.finish(run.STOPPED)  # a resume comes here again
             values, confusion = metrics.measure(logits, splits[name].labels)
             results |= {f"{name}_{k}": v for k, v in values.items()} | {"confusion": confusion.tolist()}
     track.results(results)
     if d.main:
         metrics.draw_confusion(folder.path / "confusion.png", confusion, names, f"{folder.path}, {name}")
     shown = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in results.items() if k.startswith(name + "_"))
-    track.say(f"done in {duration(time.time() - started)}: {shown}; best weights by val loss {best:.4f}")
+    took, lowest = duration(time.time() - started), math.nan if best is None else best
+    track.say(f"done in {took}: {shown}; best weights by val loss {lowest:.4f}")
     track.say(f"next: python finetune.py --init_from={folder.path} --predict FILE")
     folder.finish()
     return None

@@ -560,7 +560,8 @@ def main(args: Options) -> None:
     took, memory = duration(time.time() - started), peak_memory(d.device) / 2**20
     if loop["empty"]:
         track.say(f"{loop['empty']:,} batches had no hidden token and trained nothing")
-    track.say(f"done in {took}: eval loss {values['eval loss']:.4f}, best {best:.4f}; peak memory {memory:,.0f} MiB")
+    lowest = math.nan if best is None else best
+    track.say(f"done in {took}: eval loss {values['eval loss']:.4f}, best {lowest:.4f}; peak memory {memory:,.0f} MiB")
     track.say(f"next: python sample.py --init_from={folder.path} --start='...<mask>...'")
     folder.finish()
     return None
