@@ -1,12 +1,12 @@
-"""A GPT or a reward model as a folder that transformers loads.
+"""A GPT, a reward model or a classifier as a folder that transformers loads.
 
     python export_hf.py --init_from=out --out=exported
 
     >>> from transformers import AutoModelForCausalLM, AutoTokenizer
     >>> model, tokenizer = AutoModelForCausalLM.from_pretrained("exported"), AutoTokenizer.from_pretrained("exported")
 
-A reward model loads with AutoModelForSequenceClassification; score_mean + score_std * logit, both in its config.json,
-is the score of "Question: Q\\nAnswer: A" and the end of text.
+A classifier and a reward model load with AutoModelForSequenceClassification. A reward model's config.json has a mean
+and a std: score_mean + score_std * logit is the score of "Question: Q\\nAnswer: A" and the end of text.
 """
 
 import json
@@ -19,7 +19,7 @@ import torch
 
 from core import checkpoint, config, hf, run
 from data import vocab
-from model import GPT, GPTConfig, Roberta, RobertaConfig, ScoreModel
+from model import GPT, Classifier, GPTConfig, Roberta, RobertaConfig, ScoreModel
 
 
 @dataclass
@@ -130,7 +130,25 @@ def export_scores(state: dict, out: Path) -> tuple[str, float]:
     return words, (a - b).abs().max().item()
 
 
-EXPORTS = {"gpt": export_gpt, "reward": export_scores}
+def export_classifier(state: dict, out: Path) -> tuple[str, float]:
+    cfg, about, head = state["model_config"], state["meta"]["tokenizer"], state["meta"]["head"]
+    if head["pooling"] != "cls" or not head["pooler_type"]:
+        raise ValueError(f"pooling {head['pooling']} with pooler {head['pooler_type']} has no counterpart in"
+                         " transformers (only cls with a pooler has)")  # fmt: skip
+    names = dict(enumerate(head["names"]))
+    hf.save(out, "roberta", cfg, state["model"], architectures=["RobertaForSequenceClassification"], id2label=names,
+            label2id={name: i for i, name in names.items()},
+            classifier_dropout=state["options"]["classifier_dropout"])  # fmt: skip
+    words = write_tokenizer(out, about, cfg["block_size"])
+    _, again, weights = hf.load(out)
+    lengths = torch.tensor([1, cfg["block_size"], cfg["block_size"] // 2 + 1])
+    ids = torch.randint(0, cfg["vocab_size"], (int(lengths.sum()),), generator=torch.Generator().manual_seed(0))
+    a, b = (load(Classifier(RobertaConfig(**c), len(names)), w)(ids, lengths)
+            for c, w in ((cfg, state["model"]), (again, weights)))  # fmt: skip
+    return words, (a - b).abs().max().item()
+
+
+EXPORTS = {"gpt": export_gpt, "reward": export_scores, "classifier": export_classifier}
 
 
 @torch.no_grad()

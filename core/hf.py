@@ -142,7 +142,10 @@ def roberta_config(theirs: dict) -> dict:
 
 
 def roberta_config_back(ours: dict) -> dict:
-    demand("RoBERTa", {"position": "absolute"}, ours)
+    ours = {**ours, "attention": {"plain": "exact"}.get(ours.get("attention"), ours.get("attention", "exact"))}
+    demand("RoBERTa", {"position": "absolute", "attention": "exact", "attn_bias": True}, ours)
+    if ours.get("attn_size") not in (None, ours["n_embd"]):
+        raise ValueError(f"attn_size {ours['attn_size']} has no counterpart in RoBERTa (only n_embd has)")
     if ours["activation"] not in ACTIVATIONS:
         raise ValueError(f"activation {ours['activation']!r} has no counterpart in transformers")
     return {

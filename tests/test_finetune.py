@@ -1,0 +1,367 @@
+"""finetune.py and the classifier: against transformers, hand arithmetic, and what a user can get wrong."""
+
+import csv
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import export_hf
+import finetune
+from core import checkpoint, config, hf, rng, tracker
+from data import tensors, vocab
+from model import Classifier, RobertaConfig, pack
+from tests.loops import classes
+
+WORDS = ["seven", "eight", "nine"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classes")
+    classes(folder)
+    return folder
+
+
+def tune(data, out, *flags):
+    splits = [f"--{s}={data / s}.pt" for s in ("train", "val", "test")]
+    argv = [f"--init_from={data / 'encoder.pt'}", f"--out_dir={out}", *splits, "--device=cpu", "--dtype=float32",
+            "--epochs=1", "--log_interval=1", *flags]  # fmt: skip
+    finetune.main(config.parse(finetune.Options, argv, doc=""))
+    return checkpoint.load(out / "ckpt.pt")
+
+
+def at_the_start(data) -> dict:
+    """The weights of a run before its first step: the encoder's, and a head drawn by the seed."""
+    encoder = checkpoint.load(data / "encoder.pt")
+    rng.seed_torch(420, "init")
+    fresh = Classifier(RobertaConfig(**encoder["model_config"]), 3).state_dict()
+    return {**fresh, **{k: v for k, v in encoder["model"].items() if k in fresh}}
+
+
+def rebuilt(state):
+    head = state["meta"]["head"]
+    model = Classifier(RobertaConfig(**state["model_config"]), len(head["names"]), head["pooling"], head["pooler_type"])
+    model.load_state_dict(state["model"])
+    return model.eval()
+
+
+def logits_of(model, path):
+    rows = tensors.Rows(path)
+    ids, lengths = rows.rows(np.arange(len(rows)))
+    with torch.no_grad():
+        return model(torch.from_numpy(ids), lengths), torch.from_numpy(rows.labels)
+
+
+# -----------------------------------------------------------------------------
+# the model
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """A RobertaForSequenceClassification of transformers, saved, with our tokenizer beside it."""
+    transformers = pytest.importorskip("transformers")
+    cfg = transformers.RobertaConfig(
+        vocab_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=18, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+        id2label=dict(enumerate(WORDS)), attn_implementation="eager")  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.RobertaForSequenceClassification(cfg).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    folder = tmp_path_factory.mktemp("theirs")
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def test_the_classifier_is_transformers_classifier(theirs):
+    model, folder = theirs
+    kind, cfg, weights = hf.load(folder)
+    ours = Classifier(RobertaConfig(**cfg), 3, "cls", "roberta").eval()
+    ours.load_state_dict(weights)
+    ids = torch.randint(3, 16, (4, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(9) < torch.tensor([[9], [4], [7], [1]])
+    with torch.no_grad():
+        expected = model(torch.where(mask, ids, 1), attention_mask=mask).logits
+        torch.testing.assert_close(ours(*pack(ids, mask)), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "min"])
+@pytest.mark.parametrize("pooler", ["bert", "roberta", None])
+def test_pooling_sees_a_texts_own_tokens_and_no_others(pooling, pooler):
+    torch.manual_seed(0)
+    cfg = RobertaConfig(vocab_size=16, block_size=12, n_layer=1, n_head=2, n_embd=8, mlp_size=16)
+    model = Classifier(cfg, 3, pooling, pooler).eval()
+    tokens, lengths = torch.randint(3, 16, (16,)), [5, 1, 10]
+    with torch.no_grad():
+        together = model(tokens, lengths)
+        for row, (a, n) in enumerate([(0, 5), (5, 1), (6, 10)]):
+            x = model.encode(tokens[a : a + n], [n])
+            x = {"cls": x[0], "mean": x.mean(0), "max": x.amax(0), "min": x.amin(0)}[pooling]
+            if pooler:
+                x = torch.tanh(model.classifier.dense(x))
+            torch.testing.assert_close(together[row], model.classifier.out_proj(x), atol=1e-6, rtol=1e-5)
+
+
+def test_dropout_stands_where_the_pooler_says():
+    cfg = RobertaConfig(vocab_size=16, block_size=12, n_layer=1, n_head=2, n_embd=8, mlp_size=16, hidden_dropout=0.0,
+                        attn_dropout=0.0)  # fmt: skip
+    x = torch.ones(4000, 8)
+    for pooler, share in (("bert", 0.0), ("roberta", 0.5), (None, 0.5)):
+        head = Classifier(cfg, 3, "cls", pooler, 0.5).classifier
+        seen = []
+        (head.dense or head.out_proj).register_forward_pre_hook(lambda m, a: seen.append(a[0]))  # noqa: B023
+        head(x)
+        assert (seen[0] == 0).float().mean().item() == pytest.approx(share, abs=0.02)
+        seen.clear()
+        head.eval()(x)
+        assert (seen[0] == 0).sum() == 0
+
+
+def test_exported_it_is_read_by_transformers(data, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    state = tune(data, tmp_path / "run", "--pooler_type=roberta")
+    export_hf.main(export_hf.Options(init_from=str(tmp_path / "run" / "ckpt.pt"), out=str(tmp_path / "hf")))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    assert model.config.id2label == dict(enumerate(WORDS))
+    ours, _ = logits_of(rebuilt(state), data / "test.pt")
+    table = torch.load(data / "test.pt", weights_only=True)
+    with torch.no_grad():
+        expected = model(table["input_ids"], attention_mask=table["attention_mask"]).logits
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="pooling mean"):
+        tune(data, tmp_path / "mean", "--pooling=mean")
+        export_hf.main(export_hf.Options(init_from=str(tmp_path / "mean"), out=str(tmp_path / "no")))
+
+
+# -----------------------------------------------------------------------------
+# the loss
+
+
+@pytest.mark.parametrize("weights", ["", "--class_weights=0.5 2 1", "--class_weights=balanced"])
+def test_the_first_logged_loss_is_torchs(data, tmp_path, weights):
+    """Class weights and smoothing as F.cross_entropy has them over the whole batch, however it is cut."""
+    flags = [weights] * bool(weights) + ["--label_smoothing=0.2", "--classifier_dropout=0", "--max_steps=1"]
+    tune(data, tmp_path / "a", *flags, "--batch_size=24")
+    tune(data, tmp_path / "b", *flags, "--batch_size=6", "--gradient_accumulation_steps=4")
+    losses = [tracker.read(tmp_path / run / "train.csv")[0]["loss"] for run in "ab"]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+    rows = tensors.Rows(data / "train.pt")
+    which = rng.permute(np.arange(24), len(rows), 420, "order", 0)
+    state = checkpoint.load(tmp_path / "a" / "best.pt")  # of step 0
+    assert state["step"] in (0, 1)
+    model = Classifier(RobertaConfig(**state["model_config"]), 3)
+    model.load_state_dict(at_the_start(data))
+    ids, lengths = rows.rows(which)
+    labels = torch.from_numpy(rows.labels[which])
+    counts = torch.bincount(torch.from_numpy(rows.labels), minlength=3)
+    w = {"": None, "--class_weights=balanced": len(rows) / (3 * counts)}.get(weights, torch.tensor([0.5, 2.0, 1.0]))
+    expected = F.cross_entropy(model.eval()(torch.from_numpy(ids), lengths), labels, w, label_smoothing=0.2)
+    assert losses[0] == pytest.approx(expected.item(), abs=1e-5)
+
+
+# -----------------------------------------------------------------------------
+# what trains
+
+
+def moved(before, after) -> set[str]:
+    return {name for name in after if name not in before or not torch.equal(before[name], after[name])}
+
+
+def part(name):
+    return re.sub(r"^transformer\.(h\.\d+|\w+)\..*", r"\1", name).split(".dense")[0].split(".out_proj")[0]
+
+
+@pytest.mark.parametrize(("flags", "still"), [
+    ([], set()),
+    (["--freeze"], {"wte", "wpe", "ln_emb", "h.0", "h.1"}),
+    (["--freeze_n_layers=1"], {"h.0"}),
+    (["--freeze_embeddings"], {"wte", "wpe", "ln_emb"}),
+    (["--freeze", "--freeze_epochs=1"], {"wte", "wpe", "ln_emb", "h.0", "h.1"}),
+    (["--freeze", "--freeze_epochs=1", "--epochs=2"], set()),
+    (["--freeze", "--freeze_epochs=1", "--epochs=2", "--freeze_n_layers=1"], {"h.0"}),
+    (["--backbone_lr_mult=0"], {"wte", "wpe", "ln_emb", "h.0", "h.1"}),
+    (["--head_lr_mult=0"], {"classifier"}),
+])  # fmt: skip
+def test_what_is_frozen_stands_still_and_all_else_moves(data, tmp_path, flags, still):
+    before = at_the_start(data)
+    after = tune(data, tmp_path / "a", *flags)["model"]
+    parts = {part(name) for name in after}
+    assert parts == {"wte", "wpe", "ln_emb", "h.0", "h.1", "classifier"}
+    assert parts - {part(name) for name in moved(before, after)} == still
+
+
+def test_rates_are_multiples_of_the_schedule(data, tmp_path):
+    state = tune(data, tmp_path / "a", "--head_lr_mult=3", "--backbone_lr_mult=0.1", "--lr_schedule=none")
+    rates = sorted({round(g["lr"] / 2e-4, 6) for g in state["optimizer"]["param_groups"]})
+    assert rates == [0.1, 3.0]
+
+
+# -----------------------------------------------------------------------------
+# results and predictions
+
+
+def test_the_test_split_is_scored_with_the_best_weights(data, tmp_path):
+    pytest.importorskip("sklearn")
+    from sklearn.metrics import f1_score
+
+    out = tmp_path / "run"
+    tune(data, out, "--epochs=8", "--learning_rate=0.1", "--lr_schedule=none")  # so the last weights are not the best
+    results = json.loads((out / "results.json").read_text())
+    evals = [row["val_loss"] for row in tracker.read(out / "eval.csv")]
+    assert results["val_loss"] == pytest.approx(min(evals)) and min(evals) < evals[-1]
+    logits, labels = logits_of(rebuilt(checkpoint.load(out / "best.pt")), data / "test.pt")
+    assert results["test_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-6)
+    assert results["test_accuracy"] == (logits.argmax(1) == labels).float().mean().item()
+    assert results["test_macro_f1"] == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"))
+    assert np.array(results["confusion"]).sum() == len(labels) and results["labels"] == WORDS
+    assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "loss.png").exists()
+
+
+def test_two_labels_have_an_auc(data, tmp_path):
+    for split in ("train", "val", "test"):
+        rows = tensors.Rows(data / f"{split}.pt")
+        ids, lengths = rows.rows(np.arange(len(rows)))
+        tensors.save(tmp_path / f"{split}.pt", ids, lengths, 1, np.minimum(rows.labels, 1))
+    (tmp_path / "encoder.pt").write_bytes((data / "encoder.pt").read_bytes())
+    tune(tmp_path, tmp_path / "run")
+    assert 0 <= json.loads((tmp_path / "run" / "results.json").read_text())["test_auc"] <= 1
+
+
+def predict(**options):
+    finetune.main(finetune.Options(device="cpu", dtype="float32", **options))
+
+
+def test_predictions_are_the_models_a_row_a_text(data, tmp_path):
+    state = tune(data, tmp_path / "run")
+    tokenizer = vocab.load(state["meta"]["tokenizer"]).tokenizer
+    texts = ["0 1 2 7", "8", "1 2 3 4 5 6 9", "", "9" * 40]  # the last is longer than the encoder reads
+    (tmp_path / "new.csv").write_text("id,text\n" + "".join(f"{i},{t}\n" for i, t in enumerate(texts)))
+    predict(init_from=str(tmp_path / "run"), predict=str(tmp_path / "new.csv"), out=str(tmp_path / "out.csv"))
+    with open(tmp_path / "out.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert [r["text"] for r in rows] == texts and list(rows[0]) == ["text", "label", "p_seven", "p_eight", "p_nine"]
+    model = rebuilt(checkpoint.load(tmp_path / "run" / "best.pt"))
+    for text, row in zip(texts, rows, strict=True):
+        ids = tokenizer.encode(text).ids
+        ids = ids if len(ids) <= 16 else [*ids[:15], 2]
+        with torch.no_grad():
+            p = model(torch.tensor(ids), [len(ids)]).softmax(1)[0]
+        assert [float(row[f"p_{w}"]) for w in WORDS] == pytest.approx(p.tolist(), abs=2e-6)
+        assert row["label"] == WORDS[p.argmax()]
+
+
+def test_a_published_classifier_predicts_and_trains_on(theirs, data, tmp_path):
+    model, folder = theirs
+    tokenizer = checkpoint.load(data / "encoder.pt")["meta"]["tokenizer"]
+    (folder / "tokenizer.json").write_text(tokenizer["json"])
+    (tmp_path / "new.txt").write_text("0 1 7\n")
+    predict(init_from=str(folder), predict=str(tmp_path / "new.txt"), out=str(tmp_path / "out.csv"))
+    with open(tmp_path / "out.csv", newline="") as f:
+        row = next(csv.DictReader(f))
+    with torch.no_grad():
+        p = model(torch.tensor([[0, 6, 7, 13, 2]])).logits.softmax(1)[0]
+    assert [float(row[f"p_{w}"]) for w in WORDS] == pytest.approx(p.tolist(), abs=1e-5)
+    for source, out in ((folder, tmp_path / "a"), (tmp_path / "a", tmp_path / "b")):
+        state = tune(data, out, f"--init_from={source}", "--pooler_type=roberta", "--learning_rate=0")
+        assert torch.equal(state["model"]["classifier.out_proj.weight"], model.classifier.out_proj.weight)
+
+
+def test_from_scratch_the_shape_comes_from_options(data, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(checkpoint.load(data / "encoder.pt")["meta"]["tokenizer"]["json"])
+    state = tune(data, tmp_path / "run", "--init_from=scratch", f"--tokenizer={tmp_path}", "--model", "n_embd=24",
+                 "n_layer=1", "n_head=2", "mlp_size=32", "block_size=16", "position=rope")  # fmt: skip
+    assert state["model_config"]["n_embd"] == 24 and state["model_config"]["position"] == "rope"
+    assert state["model_config"]["vocab_size"] == 16 and state["model_config"]["pad_id"] == 1
+
+
+# -----------------------------------------------------------------------------
+# what a user can get wrong
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def wrong(data, tmp_path, case):
+    """(flags, what the message says) of one mistake."""
+    rows = tensors.Rows(data / "val.pt")
+    ids, lengths = rows.rows(np.arange(len(rows)))
+    new = tmp_path / "new.pt"
+    if case == "no labels":
+        tensors.save(new, ids, lengths, 1)
+        return [f"--val={new}"], "has no labels"
+    if case == "label out of range":
+        tensors.save(new, ids, lengths, 1, rows.labels + 1)
+        return [f"--val={new}"], r"row \d+ has the label 3, but there are 3"
+    if case == "other names":
+        tensors.save(new, ids, lengths, 1, rows.labels, ["a", "b", "c"])
+        return [f"--val={new}"], r"numbers its labels \['a', 'b', 'c'\]"
+    if case == "other tokenizer":
+        tensors.save(new, ids, lengths, 1, rows.labels, WORDS, "0123")
+        return [f"--val={new}"], "was made with the tokenizer 0123, the encoder has"
+    if case == "id out of range":
+        tensors.save(new, np.where(ids == 9, 99, ids), lengths, 1, rows.labels)
+        return [f"--val={new}"], "id 99, but the vocabulary has 16"
+    if case == "other pad":
+        tensors.save(new, ids, lengths, 3, rows.labels)
+        return [f"--val={new}"], "padding is 1"
+    if case == "malicious":
+        torch.save({"model": Evil()}, new)
+        return [f"--init_from={new}"], "damaged|code"
+    if case == "too few labels":
+        return ["--num_labels=2"], "has the label 2, but there are 2"
+    if case == "too many labels":
+        return ["--num_labels=4"], "--num_labels is 4, .* has the 3 labels seven, eight, nine"
+    return {
+        "no val": (["--val="], "--val is missing"),
+        "no source": (["--init_from="], "--init_from is missing"),
+        "weights": (["--class_weights=1 2"], "a number >= 0 for each of 3 labels"),
+        "layers": (["--freeze_n_layers=3"], "--freeze_n_layers is 3, the encoder has 2 layers"),
+        "another shape": (["--model", "n_layer=1"], "has, and this model has not, transformer.h.1"),
+        "other positions": (["--model", "position=rope"], "has, and this model has not, transformer.wpe"),
+        "unknown field": (["--model", "n_layers=1"], "did you mean 'n_layer'"),
+        "not there": (["--init_from=nowhere/x.pt"], "nowhere"),
+        "nothing to resume": (["--init_from=resume"], "nothing to resume"),
+    }[case]
+
+
+CASES = ["no labels", "label out of range", "other names", "other tokenizer", "id out of range", "other pad",
+         "malicious", "too few labels", "too many labels", "no val", "no source", "weights", "layers", "another shape",
+         "other positions", "unknown field", "not there", "nothing to resume"]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mistakes_are_named_and_nothing_is_written(data, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    flags, message = wrong(data, tmp_path, case)
+    with pytest.raises(ValueError, match=message):
+        tune(data, tmp_path / "run", *flags)
+    from core import exits
+
+    if exits.held:
+        exits.held.leave(2)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "executed").exists()
+
+
+def test_prediction_needs_a_classifier(data, tmp_path):
+    (tmp_path / "new.txt").write_text("1\n")
+    with pytest.raises(ValueError, match="without a classifier"):
+        predict(init_from=str(data / "encoder.pt"), predict=str(tmp_path / "new.txt"))
+
+
+def test_a_changed_rate_acts_on_resume_and_changed_data_is_refused(data, tmp_path):
+    tune(data, tmp_path / "run", "--max_steps=3")
+    again = ("--init_from=resume", "--max_steps=5", "--learning_rate=0.5", "--lr_schedule=none")
+    state = tune(data, tmp_path / "run", *again)
+    assert state["step"] == 5 and max(g["lr"] for g in state["optimizer"]["param_groups"]) == 0.5
+    with pytest.raises(ValueError, match="--shuffle is True in the run to resume and cannot become False"):
+        tune(data, tmp_path / "run", "--init_from=resume", "--no-shuffle")
