@@ -431,7 +431,7 @@ def main(args: Options) -> None:
         if replaying:
             say(preflight.result(step, dist.sums([loss_sum.item()])[0] / d.world, norm))
             return folder.finish()
-        if finite.ok(norm, step, f"texts {which[:4].tolist()} ..., seed {args.seed}"):
+        if finite.ok(norm, step, f"texts {which[:4].tolist()} ..., seed {args.seed}") and weight:
             scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
