@@ -185,7 +185,7 @@ def pretraining(exp, folder: Path, results: str) -> dict:
 @contextmanager
 def spelling(kind: str) -> Iterator[None]:
     """Errors name keys of config.yaml, not the options they became."""
-    keys = {names[kind].removeprefix("model."): key for key, names in ROWS.items() if names[kind] != "-"}
+    keys = {names[k].removeprefix("model."): key for k in (*SCRIPTS, kind) for key, names in ROWS.items()}
     try:
         yield
     except ValueError as e:

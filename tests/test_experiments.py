@@ -1,16 +1,23 @@
 """experiments/: generators, the translation table, and runs of their config.yaml."""
 
 import contextlib
+import csv
 import io
+import json
+import os
+import subprocess
+import sys
 import typing
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from core import config
+from core import checkpoint, config, exits, run
 from experiments import folders, generate_finetuning_experiment, generate_pretraining_experiment, translate
 from experiments.sections import KINDS
+from tests.loops import classes
 
 
 @pytest.fixture(autouse=True)
@@ -193,3 +200,293 @@ def test_every_key_reaches_an_option(kind, minimal):
         of = name.split(".")[2] if name.startswith("architecture.attention.") and name.count(".") == 3 else "mha"
         base = {"architecture.attention.kind": of}
         assert translated(base) != translated({**base, name: other(spec)}), f"{name} reaches no option"
+
+
+# -----------------------------------------------------------------------------
+# runs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classes")
+    classes(folder)
+    (folder / "tokenizer.json").write_text(checkpoint.load(folder / "encoder.pt")["meta"]["tokenizer"]["json"])
+    return folder
+
+
+def sets(**values) -> list[str]:
+    return [word for key, value in values.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
+
+
+def new_pre(data, name, *argv, **values):
+    values = {"tokenizer__vocab_dir": data, "tokenizer__max_length": 16, "architecture__embedding_dim": 16,
+              "architecture__attention__num_heads": 2, "training__epochs": 2, "training__learning_rate": 1e-2,
+              **{f"data__{s}__dataset_path": data / f"{s}.pt" for s in ("train", "val", "test")}, **values}  # fmt: skip
+    pre("-p", name, *sets(**values), *argv)
+    return Path("experiments/pretraining", name)
+
+
+def new_fin(data, name, parent, **values):
+    paths = {f"data__{s}__dataset_path": data / f"{s}.pt" for s in ("train", "val", "test")}
+    fin("-f", name, "-p", parent, *sets(classification_head__num_labels=3, **paths, **values))
+    return Path("experiments/finetuning", name)
+
+
+def start(name, kind="pretraining", *flags):
+    try:
+        translate.main(["-n", name, "-m", kind, *flags])
+    finally:
+        if exits.held:  # what guard() does for a script
+            exits.held.leave(2)
+
+
+def rows(path, without=("ms", "tok_per_s", "text_per_s")):
+    with open(path, newline="") as f:
+        return [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(f)]
+
+
+def weights(folder, name="model.ckpt"):
+    return checkpoint.load(folder / "checkpoints" / name)["model"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def killed_at(monkeypatch, step):
+    """Ends a run after so many steps as SIGKILL would."""
+    real = run.Run.stopping
+
+    class Killed(BaseException):
+        pass
+
+    def stopping(self):
+        if self.step == step:
+            raise Killed
+        return real(self)
+
+    monkeypatch.setattr(run.Run, "stopping", stopping)
+    return pytest.raises(Killed)
+
+
+def test_from_pretraining_to_a_test_score_everything_lies_where_it_should(data):
+    one = new_pre(data, "one")
+    start("one")
+    two = new_fin(data, "two", "one", training__epochs=3)
+    start("two", "finetuning")
+    for folder in (one, two):
+        for name in ("config.yaml", "config.resolved.yaml", "checkpoints/model.ckpt", "checkpoints/best-model.ckpt",
+                     "metrics/train/metrics.csv", "metrics/eval/metrics.csv", "loss.png", "results.json"):  # fmt: skip
+            assert (folder / name).is_file(), name
+    steps = [int(row["step"]) for row in rows(two / "metrics/eval/metrics.csv")]
+    assert steps == [0, 5, 10, 15]  # 72 texts, 16 at once: five steps an epoch, evaluated at each
+    results = json.loads((two / "results.json").read_text())
+    assert 0 <= results["test_accuracy"] <= 1 and results["labels"] == ["seven", "eight", "nine"]
+    assert "test_loss" in json.loads((one / "results.json").read_text())
+    began = checkpoint.load(two / "checkpoints/model.ckpt")
+    assert began["options"]["init_from"] == "experiments/pretraining/one/checkpoints/best-model.ckpt"
+
+
+def test_two_runs_of_one_config_write_the_same_metrics(data):
+    for name in ("a", "b"):
+        new_pre(data, name)
+        start(name)
+        new_fin(data, name, name)
+        start(name, "finetuning")
+    new_pre(data, "c", experiment__seed=1)
+    start("c")
+    for kind in KINDS:
+        for part in ("train", "eval"):
+            a, b = (rows(Path("experiments", kind, n, "metrics", part, "metrics.csv")) for n in "ab")
+            assert a == b and len(a) > 1
+    a, c = (rows(Path("experiments/pretraining", n, "metrics/eval/metrics.csv")) for n in "ac")
+    assert a != c
+
+
+@pytest.mark.parametrize("values", [
+    {}, {"architecture__attention__kind": "favor", "architecture__attention__favor__redraw_interval": 4},
+    {"architecture__attention__kind": "lsh", "architecture__attention__lsh__chunk_size": 4},
+])  # fmt: skip
+def test_a_clone_goes_on_to_what_the_uninterrupted_run_becomes(data, monkeypatch, values):
+    whole = new_pre(data, "whole", training__epochs=3, **values)
+    start("whole")
+    new_pre(data, "old", training__epochs=3, **values)
+    with monkeypatch.context() as m, killed_at(m, 9):
+        start("old")
+    checkpoint.wait()
+    pre("-p", "new", "-rp", "old")
+    start("new")
+    new = Path("experiments/pretraining/new")
+    assert checkpoint.load(new / "checkpoints/model.ckpt")["loop"]["resumes"] == [5]
+    assert all(same(weights(whole, name), weights(new, name)) for name in ("model.ckpt", "best-model.ckpt"))
+    for part, first in (("train", 1), ("eval", 1)):  # from step 5 on: the evaluation there is in the checkpoint
+        tail = rows(whole / f"metrics/{part}/metrics.csv")[first:]
+        assert rows(new / f"metrics/{part}/metrics.csv") == tail and tail
+    assert "is_resume: true" in (new / "config.yaml").read_text()  # never rewritten
+
+
+def test_an_interrupted_run_goes_on_in_its_own_folder(data, monkeypatch):
+    whole = new_pre(data, "whole")
+    start("whole")
+    new_fin(data, "whole", "whole", training__freeze="true", training__freeze_epochs=1)
+    start("whole", "finetuning")
+    for kind, name in (("pretraining", "old"), ("finetuning", "old")):
+        folder = new_pre(data, name) if kind == "pretraining" else new_fin(
+            data, name, "whole", training__freeze="true", training__freeze_epochs=1)  # fmt: skip
+        with monkeypatch.context() as m, killed_at(m, 7):
+            start(name, kind)
+        checkpoint.wait()
+        start(name, kind, "--init_from=resume")
+        twin = whole if kind == "pretraining" else Path("experiments/finetuning/whole")
+        assert same(weights(folder), weights(twin))
+        assert rows(folder / "metrics/train/metrics.csv") == rows(twin / "metrics/train/metrics.csv")
+
+
+def test_weights_only_when_asked(data):
+    old = new_pre(data, "old")
+    start("old")
+    pre("-p", "new", "-rp", "old", *sets(training__resume__load_only_model_state="true", training__learning_rate=0))
+    start("new")
+    state = checkpoint.load(Path("experiments/pretraining/new/checkpoints/model.ckpt"))
+    assert same(weights(old), state["model"]) and state["step"] == 10 and state["loop"]["resumes"] == []
+
+
+def test_strict_weights_or_what_differs_is_said(data, capsys):
+    new_pre(data, "old", architecture__pos_encoding="learned")
+    start("old")
+    resume = {"training__resume__load_only_model_state": "true", "architecture__pos_encoding": "sinusoidal"}
+    pre("-p", "new", "-rp", "old", *sets(**resume))
+    with pytest.raises(ValueError, match="architecture.pos_encoding is 'absolute' in the weights to start from"):
+        start("new")
+
+
+def test_a_finished_run_is_not_resumed_in_full_and_a_second_run_is_refused(data):
+    folder = new_pre(data, "old")
+    start("old")
+    pre("-p", "new", "-rp", "old")
+    for name, flags in (("new", []), ("old", ["--init_from=resume"])):
+        with pytest.raises(ValueError, match="finished at step 10: a higher training.epochs goes on"):
+            start(name, "pretraining", *flags)
+    before = (folder / "checkpoints/model.ckpt").read_bytes()
+    with pytest.raises(ValueError, match="holds a run already: --init_from=resume .* --overwrite"):
+        start("old")
+    assert (folder / "checkpoints/model.ckpt").read_bytes() == before
+    config_file = folder / "config.yaml"
+    config_file.write_text(config_file.read_text().replace("seed: 420", "seed: 7"))
+    start("old", "pretraining", "--overwrite")
+    assert (folder / "checkpoints/model.ckpt").read_bytes() != before
+    assert [int(r["step"]) for r in rows(folder / "metrics/eval/metrics.csv")] == [0, 5, 10]
+    pre("-p", "more", "-rp", "old", *sets(training__epochs=3))
+    start("more")
+    assert checkpoint.load(Path("experiments/pretraining/more/checkpoints/model.ckpt"))["step"] == 15
+
+
+FAVOR = {"architecture__attention__kind": "favor"}
+WRONG = [
+    ({"architecture__attention__num_heads": 3}, "attention.num_heads must divide architecture.embedding_dim"),
+    ({**FAVOR, "architecture__attention__attn_dropout": 0.1}, "architecture.attention.attn_dropout must be 0"),
+    ({"tokenizer__wrapper_path": "evil.py"}, "wrapper_path 'evil.py': .* tokenizer.vocab_dir"),
+    ({"logging__csv_eval_metrics_path": "../x.csv"}, "csv_eval_metrics_path must lie below output_dir"),
+    ({"tokenizer__vocab_dir": "nowhere"}, "nowhere"),
+    ({"tokenizer__vocab_dir": "null"}, "tokenizer.vocab_dir is missing"),
+    ({"data__val__dataset_path": "null"}, "data.val.dataset_path is missing"),
+    ({"data__val__dataset_path": "nowhere.pt"}, "data set nowhere.pt does not exist"),
+    ({"experiment__name": "other"}, "experiment.name is 'other', but this is the pretraining experiment 'one'"),
+    ({"training__device": "gpu"}, "training.device cuda: this machine"),
+    ({"training__resume__is_resume": "true"}, "needs resume_pretraining_name or checkpoint_path"),
+    ({"training__resume__is_resume": "true", "training__resume__checkpoint_path": "x"}, "'x': no such file"),
+    ({"training__resume__resume_pretrainig_name": "x"}, "no such key"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG, ids=lambda x: next(iter(x)) if isinstance(x, dict) else "")
+def test_errors_are_in_the_spelling_of_the_config(data, values, message):
+    if "gpu" in values.values() and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=message):
+        folder = new_pre(data, "one", **values)
+        start("one")
+    if "no such key" not in message:
+        folder = Path("experiments/pretraining/one")
+        assert not [p for p in folder.iterdir() if p.name not in ("config.yaml", ".lock")]
+
+
+def test_a_config_edited_by_hand_resumes_too_misspelt_key_and_all(data):
+    new_pre(data, "old")
+    start("old")
+    folder = new_pre(data, "new", training__epochs=3)
+    edited = folders.fill((folder / "config.yaml").read_text(), {
+        "training.resume": {"is_resume": True, "resume_pretrainig_name": "old",
+                            "checkpoint_path": "checkpoints/model.ckpt"}})  # fmt: skip
+    (folder / "config.yaml").write_text(edited)
+    start("new")  # the path is relative to the resumed experiment's folder
+    assert checkpoint.load(folder / "checkpoints/model.ckpt")["loop"]["resumes"] == [10]
+
+
+def test_a_malicious_checkpoint_or_data_set_executes_nothing(data):
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch executed",)
+
+    old = new_pre(data, "old")
+    (old / "checkpoints").mkdir()
+    torch.save({"model": Evil()}, old / "checkpoints/best-model.ckpt")
+    torch.save({"input_ids": Evil()}, "evil.pt")
+    new_fin(data, "fin", "old")
+    with pytest.raises(ValueError, match="damaged"):
+        start("fin", "finetuning")
+    with pytest.raises(ValueError, match="evil.pt holds code"):
+        new_pre(data, "new", data__val__dataset_path="evil.pt")
+        start("new")
+    assert not Path("executed").exists()
+
+
+def test_without_pretraining_the_same_architecture_starts_from_random_weights(data):
+    new_pre(data, "base", architecture__num_layers=1)
+    with pytest.raises(ValueError, match="does not exist; run python train.py -n base -m pretraining first"):
+        new_fin(data, "early", "base")
+        start("early", "finetuning")
+    folder = new_fin(data, "scratch", "base", pretrained_experiment__checkpoint="null")
+    start("scratch", "finetuning")
+    about = checkpoint.load(folder / "checkpoints/model.ckpt")
+    assert about["model_config"]["n_layer"] == 1 and about["model_config"]["n_embd"] == 16
+
+
+def test_switches_of_logging_act(data):
+    folder = new_pre(data, "one", logging__log_eval_metrics="false", logging__log_gpu_memory="true")
+    start("one")
+    assert float(rows(folder / "metrics/train/metrics.csv")[0]["memory_mib"])
+    assert not (folder / "metrics/eval/metrics.csv").exists()
+    quiet = new_pre(data, "two", logging__log_metrics_csv="false")
+    start("two")
+    assert not (quiet / "metrics").exists() and (quiet / "results.json").exists()
+    places = {"experiment__output_dir": "results/three", "logging__csv_train_metrics_path": "a/b.csv"}
+    elsewhere = new_pre(data, "three", **places)
+    start("three")
+    assert Path("results/three/a/b.csv").is_file() and [p.name for p in elsewhere.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.full
+def test_train_py_opens_experiments_also_under_torchrun(data, tmp_path):
+    from tests.loops import ROOT, port
+
+    def launch(*command):
+        return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300)
+
+    generator = ROOT / "experiments" / "generate_pretraining_experiment.py"
+    paths = {f"data__{s}__dataset_path": data / f"{s}.pt" for s in ("train", "val")}
+    values = sets(tokenizer__vocab_dir=data, tokenizer__max_length=16, training__epochs=1, **paths)
+    for name in ("one", "two"):
+        assert launch(generator, "-p", name, *values).returncode == 0
+    done = launch(ROOT / "train.py", "-n", "one", "-m", "pretraining")
+    assert done.returncode == 0, done.stderr
+    ranks = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port", port())
+    done = launch(*ranks, ROOT / "train.py", "-n", "two", "-m", "pretraining")
+    assert done.returncode == 0, done.stderr
+    assert len(rows("experiments/pretraining/two/metrics/eval/metrics.csv")) == 2
+    for words, code in ((["-n", "none", "-m", "pretraining"], 2), (["-n", "one", "-m", "training"], 2),
+                        (["-n", "one", "-m", "pretraining"], 2)):  # fmt: skip
+        done = launch(ROOT / "train.py", *words)
+        assert done.returncode == code and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    done = launch(generator, "-p", "../x")
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1

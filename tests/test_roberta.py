@@ -302,3 +302,9 @@ def test_long_sequences_fit(kind):
     p = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert p.returncode == 0, p.stderr
     assert int(p.stdout) < 600, f"{p.stdout} MiB"
+
+
+def test_a_batch_in_which_nothing_is_hidden_trains_nothing():
+    model = make()
+    loss = model(*batch([5, 9])[:2], np.zeros(0, np.int64), torch.zeros(0, dtype=torch.long))
+    assert all(g.abs().sum() == 0 for g in gradients(model, loss).values()) and loss == 0

@@ -181,7 +181,7 @@ def stripe(q, k, v, low, rows: slice, bias, table, p: float) -> Tensor:
         scores = torch.baddbmm(added, flat[0], flat[1].transpose(1, 2)) * scale
         scores = scores if low is None else scores + low.repeat_interleave(H, 0)
     weights = dropout(torch.softmax(scores, -1).to(v.dtype), p)
-    return torch.bmm(weights, flat[2]).view(b, H, R, -1)
+    return torch.bmm(weights, flat[2]).view(b, H, R, v.shape[-1])  # R may be 0
 
 
 def exact(q, k, v, real: Tensor | None, p: float, bias: Callable | None = None, table: Tensor | None = None,
