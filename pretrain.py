@@ -13,16 +13,17 @@ that transformers loads. --train and --eval name Arrow files or folders (data/bu
 .pt data sets (data/build_tensors.py).
 
 run        run_name, save_path out_pretrain, init_from (continue what save_path holds, else start), transfer all,
-           reset (the last checkpoint's weights, all else anew), save_total_limit 2, seed 42, epochs 5, max_steps,
+           strict, reset (the last checkpoint's weights, all else anew), ckpt_path (a checkpoint elsewhere to go on from),
+           files (names of what a run leaves), save_total_limit 2, seed 42, epochs 5, max_steps,
            eval_interval (steps; none: an epoch), check (look whether all is ready), replay_step (show one batch)
-data       train, eval, tokenizer, max_size (tokens), shuffle, mask_p 0.15, mask_token_p 0.8, random_token_p 0.1
+data       train, eval, test, tokenizer, max_size (tokens), shuffle, mask_p 0.15, mask_token_p 0.8, random_token_p 0.1
 model      vocab_size 16, hidden_size 512, hidden_depth 8, attention_heads 8, intermed_size 3072, act_func gelu,
            hidden_prob 0.1, att_prob 0.1, class_prob 0.1, pos_embed absolute, model (further fields of RobertaConfig)
 optimizer  lr 1e-4, lr_schedule linear, warmup_steps 0, warmup_ratio 0, min_lr_ratio 0, decay 0.1, beta1 0.9,
            beta2 0.999, grad_clip 1.0, max_bad_steps 10
 batch      per_device 16, grad_acc 1
 vectors    embed, out vectors.npy, pooling mean, column
-logging    log_steps 10, project_name, no_wandb, tensorboard_log
+logging    log_steps 10, project_name, wandb_entity, no_wandb, tensorboard_log
 machine    device auto, dtype auto, fp16, compile, deterministic, timeout 120
 """
 
@@ -134,8 +135,7 @@ class Options:
 
 # taken from the command at a resume, whatever the stored run says
 FREE = ("save_path", "init_from", "transfer", "reset", "check", "replay_step", "embed", "out", "pooling", "column",
-        "device", "timeout",
-        "no_wandb", "ckpt_path", "strict", "test", *files.FREE)  # fmt: skip
+        "device", "timeout", "no_wandb", "ckpt_path", "strict", "test", "tokenizer", *files.FREE)  # fmt: skip
 FIXED = ("data", "model", "seed")
 SHAPE = {"vocab_size": "vocab_size", "hidden_size": "n_embd", "hidden_depth": "n_layer", "attention_heads": "n_head",
          "intermed_size": "mlp_size", "act_func": "activation", "pos_embed": "position"}  # fmt: skip

@@ -3,6 +3,7 @@
     python sample.py --init_from=out --start="Once upon" --num_samples=3
     python sample.py --init_from=out --start=FILE:prompt.txt --temperature=0.7 --top_p=0.9
     python sample.py --init_from=out --perplexity=novel.txt           how surprising a text is to the model
+    python sample.py --init_from=out_pretrain --start="12<mask>45"    what an encoder puts in a mask's place
     python sample.py --init_from=out --start="To be||Ul-ll"           aligned streams: a start for each
 """
 
@@ -19,8 +20,8 @@ from core import checkpoint, config, dist, run
 from core.config import Count, Fraction, NonNegative, Whole
 from core.generate import stream
 from core.progress import progress
-from data import vocab
-from model import IGNORE, GPTConfig, build_gpt
+from data import examples, vocab
+from model import IGNORE, GPTConfig, RobertaConfig, RobertaMLM, build_gpt
 
 
 @dataclass
@@ -100,10 +101,33 @@ def beginnings(text: str, tokens: list) -> list[list[int]]:
     return parts
 
 
+@torch.no_grad()
+def fill(args: Options, state: dict, device: torch.device) -> None:
+    """An encoder's guesses for each mask in the start, and the text with the first of them."""
+    tokenizer = examples.load_tokenizer(state["meta"]["tokenizer"])
+    mask, model = examples.token_id(tokenizer, "mask"), RobertaMLM(RobertaConfig(**state["model_config"]))
+    ids = torch.tensor(tokenizer.encode(prompt(args.start)).ids)
+    where = (ids == mask).nonzero().flatten()
+    if not len(where):
+        raise ValueError(f"--start needs a {tokenizer.id_to_token(mask)} for an encoder to fill in, got {args.start!r}")
+    model.load_state_dict(state["model"])
+    model.to(device).eval()
+    shares = model(ids.to(device), [len(ids)], where).float().softmax(1).cpu()
+    best = shares.topk(min(args.top_k or 5, 5, tokenizer.get_vocab_size()), dim=1)
+    for n, (p, guesses) in enumerate(zip(*best, strict=True)):
+        words = [tokenizer.decode([i], skip_special_tokens=False) for i in guesses.tolist()]
+        print(f"mask {n + 1}:", *(f"{word!r} {x:.1%}" for word, x in zip(words, p, strict=True)))
+    ids[where] = best.indices[:, 0]
+    print(tokenizer.decode(ids.tolist()))
+
+
 def main(args: Options) -> None:
     d = dist.init(args.device)
     path = checkpoint.find(args.init_from)
     state = checkpoint.load(path)
+    if state["kind"] == "roberta":
+        fill(args, state, d.device)
+        return
     if state["kind"] != "gpt":
         raise ValueError(f"{path} holds a {state['kind']} model: sample.py goes on with texts of GPT models")
     streams, which = pick(args, state["meta"], state["model_config"].get("vocab_sizes"))

@@ -266,7 +266,7 @@ def prune(folder: str | Path, keep: int) -> None:
     damaged = {p.parent for p in _bad}
     found = [p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdigit() and p not in damaged]
     found.sort(key=lambda p: int(p.name.split("-")[1]))
-    for old in found[: len(found) - keep] if keep >= 0 else []:
+    for old in found[: max(0, len(found) - keep)] if keep >= 0 else []:
         shutil.rmtree(old)
 
 

@@ -1,0 +1,444 @@
+"""pretrain.py beyond the contract of all loops (tests/test_loops.py)."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import pretrain
+import sample
+from core import checkpoint, config, tracker
+from data import arrow, examples, masking, vocab
+from model import RobertaConfig, RobertaMLM
+from tests import loops
+
+SHAPE = ["--hidden_size=16", "--hidden_depth=1", "--attention_heads=2", "--intermed_size=16"]
+FLAGS = ["--hidden_prob=0", "--att_prob=0", "--dtype=float32", "--log_steps=1", "--no_wandb", "--device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    loops.digits_data(folder)  # 81 and 9 sequences of up to 12 tokens
+    return folder
+
+
+@pytest.fixture
+def run(data, tmp_path, capsys):
+    def go(*argv, out="run", shape=True) -> str:
+        flags = [f"--train={data / 'pretrain_train_trunc12'}", f"--eval={data / 'pretrain_eval_trunc12'}",
+                 f"--tokenizer={data / 'tokenizer.json'}", f"--save_path={tmp_path / out}"]  # fmt: skip
+        capsys.readouterr()
+        argv = [*flags, *(SHAPE if shape else []), *FLAGS, *map(str, argv)]
+        pretrain.main(config.parse(pretrain.Options, argv, doc=""))
+        return capsys.readouterr().out
+
+    return go
+
+
+def steps_of(folder) -> list[int]:
+    return sorted(int(p.name.split("-")[1]) for p in folder.glob("checkpoint-*"))
+
+
+def rows(folder, name="train") -> list[dict]:
+    return tracker.read(folder / f"{name}.csv")
+
+
+# -----------------------------------------------------------------------------
+# the interface
+
+
+def test_the_docstring_lists_every_option():
+    words = pretrain.__doc__.replace(",", " ").replace("(", " ").replace(";", " ").split()
+    assert not [name for name in config.specs(pretrain.Options) if name.split(".")[0] not in words]
+
+
+def test_documented_defaults():
+    o = pretrain.Options()
+    assert (o.vocab_size, o.hidden_size, o.hidden_depth, o.attention_heads, o.intermed_size) == (16, 512, 8, 8, 3072)
+    assert (o.act_func, o.hidden_prob, o.att_prob, o.class_prob, o.pos_embed) == ("gelu", 0.1, 0.1, 0.1, "absolute")
+    assert (o.epochs, o.lr, o.lr_schedule, o.warmup_steps, o.decay) == (5, 1e-4, "linear", 0, 0.1)
+    assert (o.beta1, o.beta2, o.grad_clip, o.per_device, o.grad_acc) == (0.9, 0.999, 1.0, 16, 1)
+    assert (o.log_steps, o.save_total_limit, o.seed, o.fp16, o.reset, o.no_wandb) == (10, 2, 42, False, False, False)
+
+
+def test_what_a_run_leaves(run, tmp_path):
+    out = run("--epochs=3", "--per_device=8", "--class_prob=0.25")
+    folder = tmp_path / "run"
+    assert steps_of(folder) == [22, 33]  # 81 sequences are 11 steps an epoch, two folders are kept
+    assert {r["step"] for r in rows(folder, "eval")} == {0, 11, 22, 33}
+    assert len(rows(folder)) == 33 and (folder / "loss.png").is_file() and (folder / "best.pt").is_file()
+    assert rows(folder)[-1]["lr"] == pytest.approx(1e-4 / 33)  # linear, to 0 at the end
+    assert "peak memory" in out and "0 cut to 12 tokens" in out
+    final = sorted(p.name for p in (folder / "final").iterdir())
+    assert final == ["ckpt.pt", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert json.loads((folder / "final" / "config.json").read_text())["classifier_dropout"] == 0.25
+    state, last = (checkpoint.load(folder / name / "ckpt.pt") for name in ("final", "checkpoint-33"))
+    assert all(torch.equal(state["model"][k], last["model"][k]) for k in last["model"])
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, [2, 4, 6, 8]), (1, [8]), (3, [4, 6, 8])])
+def test_save_total_limit(run, tmp_path, limit, kept):
+    run("--max_steps=8", "--eval_interval=2", f"--save_total_limit={limit}")
+    assert steps_of(tmp_path / "run") == kept
+
+
+def test_wandb_is_on_and_its_absence_stops_nothing(run, monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    argv = [f for f in FLAGS if f != "--no_wandb"]
+    monkeypatch.setattr("tests.test_pretrain.FLAGS", argv)
+    run("--max_steps=1")
+    assert steps_of(tmp_path / "run") == [1]
+
+
+def test_fp16_on_a_cpu_becomes_auto(data, tmp_path, capsys):
+    flags = [f for f in FLAGS if "dtype" not in f]
+    argv = [f"--train={data / 'pretrain_train_trunc12'}", f"--eval={data / 'pretrain_eval_trunc12'}", "--fp16",
+            f"--tokenizer={data / 'tokenizer.json'}", f"--save_path={tmp_path / 'r'}", "--max_steps=1"]  # fmt: skip
+    pretrain.main(config.parse(pretrain.Options, [*argv, *SHAPE, *flags], doc=""))
+    assert "float16 crawls" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["relative_key", "relative_key_query", "rope", "alibi"])
+def test_other_positions_train_and_are_not_exported(run, tmp_path, kind):
+    out = run("--max_steps=2", f"--pos_embed={kind}")
+    assert kind in out and "no Hugging Face format" in out
+    assert not (tmp_path / "run" / "final" / "config.json").exists()
+    assert (tmp_path / "run" / "final" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("option", [
+    "--act_func=relu", "--model", "--shuffle=false", "--mask_p=0.4", "--mask_token_p=0.1", "--random_token_p=0.2",
+    "--decay=0.9", "--beta1=0.5", "--beta2=0.5", "--grad_clip=0.01", "--warmup_steps=3", "--warmup_ratio=0.9",
+    "--min_lr_ratio=0.9", "--lr_schedule=cosine", "--max_size=6", "--att_prob=0.5", "--hidden_prob=0.5", "--lr=1e-2",
+])  # fmt: skip
+def test_options_act(run, tmp_path, option, plain={}):  # noqa: B006 - kept between the cases
+    if not plain:
+        run("--max_steps=4", out="plain")
+        plain["loss"] = [r["loss"] for r in rows(tmp_path / "plain")]
+    run("--max_steps=4", *([option, "tie=false"] if option == "--model" else [option]))
+    assert [r["loss"] for r in rows(tmp_path / "run")] != plain["loss"]
+
+
+# -----------------------------------------------------------------------------
+# epochs, masks
+
+
+def test_epochs_see_each_sequence_once_in_new_orders_under_new_masks(run, monkeypatch):
+    seen, hidden = [], []
+    real_rows, real_mask = arrow.Rows.rows, masking.Masking.__call__
+
+    def rows(self, which):
+        if len(self) == 81:
+            seen.append(np.array(which))
+        return real_rows(self, which)
+
+    def mask(self, ids, lengths, which, seed, epoch):
+        out = real_mask(self, ids, lengths, which, seed, epoch)
+        hidden.append((epoch, tuple(which), out[0].tolist()))
+        return out
+
+    monkeypatch.setattr(arrow.Rows, "rows", rows)
+    monkeypatch.setattr(masking.Masking, "__call__", mask)
+    run("--epochs=2", "--per_device=8")
+    orders = np.concatenate(seen).reshape(2, 81)
+    assert [len(s) for s in seen] == ([8] * 10 + [1]) * 2
+    assert (np.sort(orders) == np.arange(81)).all() and (orders[0] != orders[1]).any()
+    evals = [h for h in hidden if h[0] == "eval"]
+    n = len(evals) // 3
+    assert evals[:n] == evals[n : 2 * n] == evals[2 * n :]  # fixed
+    texts = [{}, {}]
+    for (epoch, which, ids), lengths in zip([h for h in hidden if h[0] != "eval"], seen, strict=True):
+        assert tuple(lengths) == which
+        texts[epoch][which] = ids
+    first = {w[0]: ids for w, ids in texts[0].items() if len(w) == 1}
+    assert first and hidden  # one sequence alone: its masks in both epochs
+    run("--epochs=2", "--per_device=81", out="whole")
+    a, b = [h[2] for h in hidden if len(h[1]) == 81]
+    assert sorted(a) != sorted(b)
+
+
+def test_a_batch_without_a_hidden_token_trains_nothing(run, tmp_path):
+    out = run("--max_steps=3", "--mask_p=0", "--log_steps=1")
+    assert "3 batches had no hidden token" in out
+    state = checkpoint.load(tmp_path / "run" / "final" / "ckpt.pt")
+    torch.manual_seed(0)
+    assert state["best"] is None and not (tmp_path / "run" / "best.pt").exists()  # NaN is never the best
+    assert not state["optimizer"]["state"]
+
+
+def test_longer_sequences_are_cut_and_counted(run, data):
+    out = run("--max_steps=1", "--max_size=7")
+    n = int((arrow.Rows(data / "pretrain_train_trunc12").length > 7).sum())
+    assert n and f"{n} cut to 7 tokens" in out
+
+
+# -----------------------------------------------------------------------------
+# a second start
+
+
+def test_the_same_command_continues(run, tmp_path):
+    run("--max_steps=4", "--eval_interval=2")
+    out = run("--max_steps=8", "--eval_interval=2")
+    assert "resuming" in out and "max_steps: 4 -> 8" in out
+    assert [r["step"] for r in rows(tmp_path / "run")] == list(range(8))
+    assert "finished at step 8" in run("--max_steps=8", "--eval_interval=2")
+
+
+def test_a_damaged_checkpoint_is_passed_over(run, tmp_path, capsys):
+    run("--max_steps=4", "--eval_interval=2")
+    path = tmp_path / "run" / "checkpoint-4" / "ckpt.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "at step 2" in run("--max_steps=4", "--eval_interval=2")
+
+
+@pytest.mark.parametrize(("change", "word"), [
+    ("--hidden_size=32", "hidden_size"), ("--seed=1", "seed"), ("--per_device=4", "per_device"),
+    ("--mask_p=0.3", "mask_p"), ("--max_size=9", "max_size"),
+])  # fmt: skip
+def test_a_changed_run_is_not_continued(run, change, word):
+    run("--max_steps=2", "--per_device=8", "--max_size=12")
+    with pytest.raises(ValueError, match=word):
+        run("--max_steps=4", "--per_device=8", "--max_size=12", change)
+
+
+def test_changed_data_is_not_continued(run, data, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(data / "pretrain_train_trunc12", copy)
+    run("--max_steps=2", f"--train={copy}")
+    shutil.rmtree(copy)
+    shutil.copytree(data / "pretrain_eval_trunc12", copy)
+    with pytest.raises(ValueError, match="changed"):
+        run("--max_steps=4", f"--train={copy}")
+
+
+def test_resume_needs_a_run(run):
+    with pytest.raises(ValueError, match="nothing to resume"):
+        run("--init_from=resume")
+
+
+def test_reset_takes_the_weights_and_new_arguments(run, tmp_path):
+    run("--max_steps=30", "--lr=1e-2", "--per_device=27")
+    before = checkpoint.load(tmp_path / "run" / "final" / "ckpt.pt")["model"]
+    run("--reset", "--max_steps=1", "--lr=0", "--decay=0", "--per_device=4")
+    after = checkpoint.load(tmp_path / "run" / "final" / "ckpt.pt")
+    assert after["step"] == 1 and all(torch.equal(before[k], w) for k, w in after["model"].items())
+    assert steps_of(tmp_path / "run.1") == [3, 6, 9, 12, 15, 18, 21, 24, 27, 30][-2:]  # moved aside
+    with pytest.raises(ValueError, match="hidden_size"):
+        run("--reset", "--hidden_size=32")
+
+
+# -----------------------------------------------------------------------------
+# other people's weights, and ours with them
+
+
+@pytest.fixture
+def published(tmp_path, data):
+    """A RoBERTa as transformers saves it, with the digits' tokenizer, of more positions than the data needs."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(3)
+    cfg = transformers.RobertaConfig(vocab_size=16, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
+                                     intermediate_size=40, max_position_embeddings=32, type_vocab_size=1,
+                                     layer_norm_eps=1e-5, pad_token_id=1)  # fmt: skip
+    model = transformers.RobertaForMaskedLM(cfg).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    model.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").write_text((data / "tokenizer.json").read_text())
+    return tmp_path / "hf", model
+
+
+def test_published_weights_go_on_from_their_own_loss(run, published, data, tmp_path):
+    folder, theirs = published
+    run(f"--init_from={folder}", "--max_steps=1", shape=False)
+    rows_ = arrow.Rows(data / "pretrain_eval_trunc12")
+    ids, lengths = rows_.rows(np.arange(len(rows_)))
+    shown, where, targets = masking.Masking(4, np.arange(6), 16)(ids, lengths, np.arange(len(rows_)), 42, "eval")
+    labels = np.full(len(ids), -100)
+    labels[where] = targets
+    total = 0.0
+    for a, n in zip(np.cumsum(lengths) - lengths, lengths, strict=True):
+        part = torch.tensor(labels[a : a + n])[None]
+        if (part != -100).any():
+            out = theirs(input_ids=torch.tensor(shown[a : a + n])[None], labels=part)
+            total += out.loss.item() * int((part != -100).sum())
+    assert rows(tmp_path / "run", "eval")[0]["eval_loss"] == pytest.approx(total / len(where), abs=1e-4)
+    cfg = checkpoint.load(tmp_path / "run" / "final" / "ckpt.pt")["model_config"]
+    assert (cfg["block_size"], cfg["n_embd"], cfg["norm_eps"]) == (30, 24, 1e-5)
+    with pytest.raises(ValueError, match="hidden_size"):
+        run(f"--init_from={folder}", "--hidden_size=32", out="other", shape=False)
+
+
+def test_the_export_equals_ours_in_transformers(run, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    run("--max_steps=20", "--lr=1e-2", "--act_func=gelu_new")
+    final = tmp_path / "run" / "final"
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(final).eval()
+    state = checkpoint.load(final / "ckpt.pt")
+    ours = RobertaMLM(RobertaConfig(**state["model_config"])).eval()
+    ours.load_state_dict(state["model"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(final)
+    texts = ["3141592653", "27", "<mask>718"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    logits = theirs(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    coded = examples.Encoder(state["meta"]["tokenizer"], None)(texts)
+    got = ours(torch.from_numpy(coded.ids.astype(np.int64)), coded.lengths, np.arange(len(coded.ids)))
+    torch.testing.assert_close(got, logits[batch["attention_mask"].bool()], atol=1e-4, rtol=1e-4)
+
+
+def test_our_checkpoints_start_other_runs(run, tmp_path):
+    run("--max_steps=3", "--lr=1e-2")
+    run(f"--init_from={tmp_path / 'run'}", "--max_steps=1", "--lr=0", "--decay=0", out="all", shape=False)
+    old, new = (checkpoint.load(tmp_path / p)["model"] for p in ("run/best.pt", "all/final/ckpt.pt"))
+    assert all(torch.equal(old[k], new[k]) for k in old)
+    run(f"--init_from={tmp_path / 'run'}", "--transfer", "attn", "mlp", "--max_steps=1", "--lr=0", "--decay=0",
+        "--pos_embed=rope", out="part")  # fmt: skip
+    part = checkpoint.load(tmp_path / "part" / "final" / "ckpt.pt")["model"]
+    assert torch.equal(part["transformer.h.0.attn.c_attn.weight"], old["transformer.h.0.attn.c_attn.weight"])
+    assert not torch.equal(part["transformer.wte.weight"], old["transformer.wte.weight"])
+
+
+def test_another_tokenizer_is_refused_with_both_hashes(run, data, tmp_path):
+    about = json.loads((data / "tokenizer.json").read_text())
+    words = about["model"]["vocab"]
+    words["0"], words["1"] = words["1"], words["0"]
+    (tmp_path / "other.json").write_text(json.dumps(about))
+    both = (data / "tokenizer.json", tmp_path / "other.json")
+    hashes = {vocab.load(examples.describe(p)).hash for p in both}
+    run("--max_steps=1")
+    for argv in (["--max_steps=2"], [f"--init_from={tmp_path / 'run'}"], ["--init_from=scratch"]):
+        where = {"out": "new"} if "run" in argv[0] else {}
+        with pytest.raises(ValueError) as e:
+            run(*argv, f"--tokenizer={tmp_path / 'other.json'}", shape=not where, **where)
+        assert all(h in str(e.value) for h in hashes), e.value
+
+
+# -----------------------------------------------------------------------------
+# what is refused
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    (["--train="], ["--train", "missing"]), (["--tokenizer="], ["--tokenizer", "missing"]),
+    (["--vocab_size=12"], ["--vocab_size 12", "16"]), (["--attention_heads=3"], ["n_head", "3"]),
+    (["--mask_token_p=0.9", "--random_token_p=0.2"], ["mask_token_p"]), (["--train=/nowhere"], ["/nowhere"]),
+    (["--init_from=/nowhere"], ["/nowhere"]), (["--model", "tied=1"], ["tied", "'tie'"]),
+    (["--device=x"], ["--device"]),
+])  # fmt: skip
+def test_bad_options_are_one_line_and_leave_nothing(run, tmp_path, argv, words):
+    with pytest.raises(ValueError) as e:
+        run(*argv)
+    assert all(w in str(e.value) for w in words), e.value
+
+
+def test_ids_outside_the_vocabulary_are_found_before_the_first_step(run, data, tmp_path):
+    import pyarrow as pa
+
+    table = pa.table({"input_ids": [[0, 7, 2], [0, 16, 2]]})
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as out:
+        out.write_table(table)
+    with pytest.raises(ValueError, match="row 1, place 1: id 16"):
+        run(f"--eval={tmp_path / 'a.arrow'}")
+
+
+# -----------------------------------------------------------------------------
+# vectors and masks filled in
+
+
+def test_vectors_do_not_depend_on_their_batch(run, tmp_path):
+    run("--max_steps=5", "--lr=1e-2")
+    texts = ["123", "7", *[str(n) * (n % 9 + 1) for n in range(100)]]
+    (tmp_path / "t.txt").write_text("\n".join(texts))
+    for pooling in ("mean", "cls"):
+        out = tmp_path / f"{pooling}.npy"
+        run(f"--init_from={tmp_path / 'run'}", f"--embed={tmp_path / 't.txt'}", f"--out={out}", f"--pooling={pooling}")
+        vectors = np.load(out)
+        assert vectors.shape == (len(texts), 16) and vectors.dtype == np.float32
+        state = checkpoint.load(tmp_path / "run" / "best.pt")
+        model = RobertaMLM(RobertaConfig(**state["model_config"])).eval()
+        model.load_state_dict(state["model"])
+        coder = examples.Encoder(state["meta"]["tokenizer"], 12)
+        for i in (0, 1, 50, 101):
+            coded = coder([texts[i]])
+            x = model.encode(torch.from_numpy(coded.ids.astype(np.int64)), coded.lengths)
+            want = x[0] if pooling == "cls" else x.mean(0)
+            assert np.abs(vectors[i] - want.detach().numpy()).max() < 1e-5
+
+
+def test_masks_are_filled_in(run, tmp_path, capsys):
+    run("--max_steps=150", "--lr=1e-2", "--per_device=32")
+    sample.main(config.parse(sample.Options, [f"--init_from={tmp_path / 'run'}", "--start=77<mask>777<mask>"], doc=""))
+    out = capsys.readouterr().out
+    assert "mask 1: '7' " in out and "mask 2: '7' " in out and out.splitlines()[-1] == "7777777"
+    with pytest.raises(ValueError, match="<mask>"):
+        sample.main(config.parse(sample.Options, [f"--init_from={tmp_path / 'run'}", "--start=77"], doc=""))
+
+
+# -----------------------------------------------------------------------------
+# a language with a known bound
+
+
+def bayes_loss(chain: np.ndarray, rows, coords, mask) -> float:
+    """The least possible loss on these masks: the exact posterior of a Markov chain seen through the masking noise."""
+    V, total, count = len(chain), 0.0, 0
+    values, vectors = np.linalg.eig(chain.T)
+    start = np.real(vectors[:, np.argmax(np.real(values))])
+    start = start / start.sum()
+    clean = 0.85 * np.eye(V) + 0.15 * (0.1 * np.eye(V) + 0.1 / V)  # what a shown token says of the true one
+    for i in range(len(rows)):
+        ids, lengths = rows.rows([i])
+        shown, where, targets = mask(ids, lengths, np.array([i]), *coords)
+        seen = shown[1:-1] - 6
+        says = np.stack([np.ones(V) if s < 0 else clean[:, s] for s in seen])
+        n = len(seen)
+        left, right = np.zeros((n, V)), np.ones((n, V))
+        left[0] = start
+        for t in range(1, n):
+            a = (left[t - 1] * says[t - 1]) @ chain
+            left[t] = a / a.sum()
+        for t in range(n - 2, -1, -1):
+            a = chain @ (right[t + 1] * says[t + 1])
+            right[t] = a / a.sum()
+        for w, target in zip(where, targets, strict=True):
+            t, s = w - 1, seen[w - 1]
+            own = np.ones(V) if s < 0 else 0.5 * np.eye(V)[s] + 0.5 / V  # chosen, but shown: kept or random
+            p = left[t] * own * right[t]
+            total -= np.log(p[target - 6] / p.sum())
+            count += 1
+    return total / count
+
+
+@pytest.mark.full
+def test_a_markov_chain_is_learnt_to_its_bound(tmp_path, capsys):
+    from data import build_pretrain_data, train_tokenizer
+
+    g = np.random.default_rng(0)
+    chain = g.dirichlet(np.full(10, 0.25), 10)
+    lines = []
+    for _ in range(3000):
+        x = [int(g.integers(10))]
+        for _ in range(int(g.integers(15, 60))):
+            x.append(int(g.choice(10, p=chain[x[-1]])))
+        lines.append("".join(map(str, x[1:])))
+    (tmp_path / "t.txt").write_text("\n".join(lines))
+    train_tokenizer.build("by-digit", 16, ()).save(str(tmp_path / "tokenizer.json"))
+    build_pretrain_data.main(config.parse(build_pretrain_data.Options, [
+        f"--train_dir={tmp_path / 't.txt'}", f"--tokenizer={tmp_path / 'tokenizer.json'}", f"--out_dir={tmp_path}",
+        "--max_size=64", "--split_prop=0.1"]))  # fmt: skip
+    pretrain.main(config.parse(pretrain.Options, [
+        f"--train={tmp_path / 'pretrain_train_trunc64'}", f"--eval={tmp_path / 'pretrain_eval_trunc64'}",
+        f"--tokenizer={tmp_path / 'tokenizer.json'}", f"--save_path={tmp_path / 'run'}", "--hidden_size=64",
+        "--hidden_depth=2", "--attention_heads=4", "--intermed_size=128", "--hidden_prob=0", "--att_prob=0",
+        "--pos_embed=rope", "--lr=3e-3", "--warmup_ratio=0.1", "--per_device=32", "--epochs=14", "--no_wandb",
+        "--device=cpu"], doc=""))  # fmt: skip
+    held = arrow.Rows(tmp_path / "pretrain_eval_trunc64")
+    bound = bayes_loss(chain, held, (42, "eval"), masking.Masking(4, np.arange(6), 16))
+    loss = checkpoint.load(tmp_path / "run" / "best.pt")["best"]
+    print(f"loss {loss:.4f}, bound {bound:.4f}")
+    assert bound < 1.7 and 0.98 * bound < loss < 1.05 * bound
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 10_000
