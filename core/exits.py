@@ -45,6 +45,8 @@ def verdict(e: BaseException) -> tuple[int, str]:
         return BAD_INPUT, str(e)
     if ranks() and isinstance(e, RuntimeError) and "imed out" in str(e):
         return BUG, f"rank {ranks().get_rank()} waited in vain for another rank: {str(e).splitlines()[0]}"
+    if ranks() and isinstance(e, RuntimeError) and ("reset by peer" in str(e) or "closed by peer" in str(e)):
+        return BUG, f"rank {ranks().get_rank()} lost another rank, which ended or was killed"
     return BUG, f"{type(e).__name__}: {e}"
 
 
@@ -59,7 +61,7 @@ def guard():
         code = e.code if isinstance(e.code, int) else OK if e.code is None else BUG
     except BaseException as e:
         code, message = verdict(e)
-        if code == BUG:
+        if code == BUG and "another rank" not in message:
             traceback.print_exc()
         who = f"[rank {ranks().get_rank()}] " if ranks() else ""
         print(f"{who}error: {message}", file=sys.stderr)

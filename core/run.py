@@ -124,7 +124,7 @@ class Run:
     @property
     def restarted(self) -> bool:
         """torchrun --max-restarts started the ranks again, and what is here is the same launch's run."""
-        if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        if not dist.restarts():
             return False
         before = read_status(self.path)
         ours = (before.get("launch"), before.get("host")) == (os.getppid(), socket.gethostname())
