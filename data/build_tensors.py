@@ -36,7 +36,8 @@ class Options:
     label_column: str = ""  # none: no labels
     labels: str = ""  # a labels.json whose numbers are to be used again
     max_length: config.Count = 512  # tokens an example, <s> and </s> counted; longer ones are cut, and counted
-    splits: dict = config.option({"train": 0.8, "val": 0.1, "test": 0.1})  # names and shares of the files to write
+    # a smaller share of the last one leaves the others as they are
+    splits: dict = config.option({"val": 0.1, "test": 0.1, "train": 0.8})  # names and shares of the files to write
     layout: Literal["dict", "tensordataset"] = "dict"  # of the .pt files; only a dict holds the label names
     seed: int = 42  # which example goes where
 
