@@ -92,7 +92,7 @@ def export_gpt(state: dict, out: Path) -> tuple[str, float]:
     cfg, about = vars(GPTConfig(**state["model_config"])), state["meta"].get("tokenizer")
     if cfg["vocab_sizes"]:
         raise ValueError(f"this model has several vocabularies, {cfg['vocab_sizes']}: transformers' GPT-2 has one")
-    hf.save(out, "gpt2", cfg, state["model"])
+    hf.save(out, "llama" if cfg["position"] == "rotary" else "gpt2", cfg, state["model"])
     words = write_tokenizer(out, about, cfg["block_size"])
     _, again, weights = hf.load(out)
     ids = torch.randint(0, cfg["vocab_size"], (2, cfg["block_size"]), generator=torch.Generator().manual_seed(0))

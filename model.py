@@ -47,7 +47,9 @@ class GPTConfig:
     wte_weight_tying: bool = True
     window_size: int | None = None  # a token sees itself and the window_size - 1 before it
     position: str = "learned"  # kinds in variants/positions.py, joined by +
+    rope_base: float = 10000.0  # rotary positions turn by base ** -(0 .. 1)
     use_qk_norm: bool = False
+    norm_eps: float = 1e-5
     norm_variant_attn: str = "layernorm"  # inside blocks
     norm_variant_output: str = "layernorm"  # after the last
     activation_variant: str = "gelu"
@@ -173,7 +175,7 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv) * self.head_size, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         norm = NORMS["rmsnorm"] if config.use_qk_norm else NORMS["none"]  # 2302.05442
-        self.q_norm, self.k_norm = norm(self.head_size), norm(self.head_size)
+        self.q_norm, self.k_norm = (norm(self.head_size, eps=config.norm_eps) for _ in range(2))
         self.attend = ATTENTIONS[config.attention_variant]
         self.options = {"softcap": config.attn_logit_softcapping, "softmax": config.softmax_variant_attn}
         self.dropout = config.dropout
@@ -207,7 +209,8 @@ class Block(nn.Module):
         super().__init__()
 
         def norm(wanted: bool) -> nn.Module:
-            return NORMS[config.norm_variant_attn if wanted else "none"](config.n_embd, bias=config.bias)
+            kind = NORMS[config.norm_variant_attn if wanted else "none"]
+            return kind(config.n_embd, bias=config.bias, eps=config.norm_eps)
 
         self.ln_1, self.ln_2 = norm(config.use_pre_ln), norm(config.use_pre_ln)
         self.ln_peri_1, self.ln_peri_2 = norm(config.use_peri_ln), norm(config.use_peri_ln)
@@ -256,12 +259,13 @@ class GPT(nn.Module):
             "wte": nn.Embedding(config.vocab_size, config.n_embd),
             "drop": nn.Dropout(config.dropout),
             "h": nn.ModuleList([block(config, i) for i in range(config.n_layer)]),
-            "ln_f": NORMS[config.norm_variant_output](config.n_embd, bias=config.bias),
+            "ln_f": NORMS[config.norm_variant_output](config.n_embd, bias=config.bias, eps=config.norm_eps),
         })  # fmt: skip
         for kind in config.position.split("+"):
             # the module that is learnt is nanoGPT's wpe; the others hold no weights
             name = "wpe" if kind == "learned" else f"pos_{kind}"
-            self.transformer[name] = POSITIONS[kind](config.block_size, config.n_embd, config.n_head)
+            make = POSITIONS[kind]
+            self.transformer[name] = make(config.block_size, config.n_embd, config.n_head, config.rope_base)
         self.positions = [m for name, m in self.transformer.items() if name == "wpe" or name.startswith("pos_")]
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         init_weights(self, config.n_layer)

@@ -1,4 +1,4 @@
-"""Between our models and Hugging Face's: names, shapes and configs of GPT-2 and RoBERTa, and their folders on disk.
+"""Between our models and Hugging Face's: names, shapes and configs of GPT-2, Llama and RoBERTa, and their folders.
 
     kind, config, weights = hf.load("gpt2")          a folder, or a name on the hub: ours, ready for GPTConfig(**config)
     hf.save(folder, kind, config, weights)           and back: what transformers.AutoModel... loads
@@ -13,37 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core import checkpoint, hub
+from core import checkpoint, hf_llama, hub
+from core.hf_terms import activation, activation_back, demand
 
 Weights = dict[str, Tensor]
-
-# ours -> theirs
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu", "tanh": "tanh", "mish": "mish",
-               "squared_relu": "relu2", "quick_gelu": "quick_gelu", "relu6": "relu6", "identity": "linear",
-               "sigmoid": "sigmoid", "leaky_relu": "leaky_relu"}  # fmt: skip
-OTHER_SPELLINGS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "swish": "silu"}
-
-
-def activation(theirs: str) -> str:
-    ours = {v: k for k, v in ACTIVATIONS.items()} | OTHER_SPELLINGS
-    if theirs not in ours:
-        raise ValueError(f"the activation {theirs!r} has no counterpart here; known are {', '.join(sorted(ours))}")
-    return ours[theirs]
-
-
-def demand(model: str, wanted: dict, config: dict) -> None:
-    """Refuses a config that their architecture cannot express, or ours, naming the key."""
-    for key, value in wanted.items():
-        if config.get(key, value) != value:
-            raise ValueError(f"{key} {config[key]!r} has no counterpart in {model} (only {value!r} has)")
-
 
 # -----------------------------------------------------------------------------
 # GPT-2: the names are the same; their Conv1D holds (in, out) where a Linear holds (out, in)
 
 CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
-GPT2_THEIRS = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
-               "layer_norm_epsilon": 1e-5}  # fmt: skip
+GPT2_THEIRS = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 GPT2_OURS = {"position": "learned", "norm_variant_attn": "layernorm", "norm_variant_output": "layernorm",
              "mlp_variant": "mlp", "attention_variant": "causal", "softmax_variant_attn": "softmax",
              "use_qk_norm": False, "use_parallel_mlp": False, "use_pre_ln": True, "use_peri_ln": False,
@@ -58,7 +37,8 @@ def gpt2_config(theirs: dict) -> dict:
         "n_layer": theirs.get("n_layer", 12), "n_head": theirs.get("n_head", 12), "n_embd": width,
         "mlp_size": theirs.get("n_inner") or 4 * width, "bias": True, "dropout": theirs.get("resid_pdrop", 0.1),
         "activation_variant": activation(theirs.get("activation_function", "gelu_new")),
-        "wte_weight_tying": theirs.get("tie_word_embeddings", True), **GPT2_OURS,
+        "wte_weight_tying": theirs.get("tie_word_embeddings", True),
+        "norm_eps": theirs.get("layer_norm_epsilon", 1e-5), **GPT2_OURS,
     }  # fmt: skip
 
 
@@ -68,16 +48,13 @@ def gpt2_config_back(ours: dict) -> dict:
         raise ValueError(f"n_kv_group {ours['n_kv_group']} has no counterpart in GPT-2 (only n_head has)")
     if (ours.get("window_size") or ours["block_size"]) < ours["block_size"]:
         raise ValueError(f"window_size {ours['window_size']} has no counterpart in GPT-2 (only None has)")
-    name = ours["activation_variant"]
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation_variant {name!r} has no counterpart in transformers")
     hidden = ours.get("mlp_size") or int(ours["mlp_expansion_factor"] * ours["n_embd"])
     return {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": ours["vocab_size"],
         "n_positions": ours["block_size"], "n_embd": ours["n_embd"], "n_layer": ours["n_layer"],
-        "n_head": ours["n_head"], "n_inner": hidden, "activation_function": ACTIVATIONS[name],
+        "n_head": ours["n_head"], "n_inner": hidden, "activation_function": activation_back(ours["activation_variant"]),
         "resid_pdrop": ours["dropout"], "embd_pdrop": ours["dropout"], "attn_pdrop": ours["dropout"],
-        "layer_norm_epsilon": 1e-5, "tie_word_embeddings": ours["wte_weight_tying"],
+        "layer_norm_epsilon": ours.get("norm_eps", 1e-5), "tie_word_embeddings": ours["wte_weight_tying"],
         "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
 
@@ -146,13 +123,11 @@ def roberta_config_back(ours: dict) -> dict:
     demand("RoBERTa", {"position": "absolute", "attention": "exact", "attn_bias": True}, ours)
     if ours.get("attn_size") not in (None, ours["n_embd"]):
         raise ValueError(f"attn_size {ours['attn_size']} has no counterpart in RoBERTa (only n_embd has)")
-    if ours["activation"] not in ACTIVATIONS:
-        raise ValueError(f"activation {ours['activation']!r} has no counterpart in transformers")
     return {
         "model_type": "roberta", "architectures": ["RobertaForMaskedLM"], "vocab_size": ours["vocab_size"],
         "max_position_embeddings": ours["block_size"] + ours["pad_id"] + 1, "pad_token_id": ours["pad_id"],
         "num_hidden_layers": ours["n_layer"], "num_attention_heads": ours["n_head"], "hidden_size": ours["n_embd"],
-        "intermediate_size": ours["mlp_size"], "hidden_act": ACTIVATIONS[ours["activation"]],
+        "intermediate_size": ours["mlp_size"], "hidden_act": activation_back(ours["activation"]),
         "hidden_dropout_prob": ours["hidden_dropout"], "attention_probs_dropout_prob": ours["attn_dropout"],
         "layer_norm_eps": ours["norm_eps"], "tie_word_embeddings": ours["tie"], "type_vocab_size": 1,
         "bos_token_id": 0, "eos_token_id": 2,
@@ -205,7 +180,9 @@ def roberta_weights_back(ours: Weights, config: dict) -> Weights:
 
 
 FROM = {"gpt2": (gpt2_config, gpt2_weights), "roberta": (roberta_config, roberta_weights)}
-BACK = {"gpt2": (gpt2_config_back, gpt2_weights_back), "roberta": (roberta_config_back, roberta_weights_back)}
+FROM |= dict.fromkeys(hf_llama.TYPES, (hf_llama.config, hf_llama.weights))
+BACK = {"gpt2": (gpt2_config_back, gpt2_weights_back), "roberta": (roberta_config_back, roberta_weights_back),
+        "llama": (hf_llama.config_back, hf_llama.weights_back)}  # fmt: skip
 
 
 def nanogpt(state: dict, source: str) -> tuple[dict, Weights]:
@@ -224,7 +201,7 @@ def nanogpt(state: dict, source: str) -> tuple[dict, Weights]:
 
 
 def load(where: str | Path) -> tuple[str, dict, Weights]:
-    """(gpt2 | roberta, config, weights) in our terms, from a folder or the hub."""
+    """(model_type, config, weights) in our terms, from a folder or the hub."""
     folder = Path(where) if hub.is_folder(where) else hub.download(str(where))
     config, weights = hub.read_folder(folder)
     kind = config.get("model_type")
@@ -278,4 +255,4 @@ def source(where: str | Path) -> dict:
     if not path.is_dir() and (path.suffix in (".pt", ".ckpt") or path.is_absolute()):
         raise ValueError(f"{where} does not exist: a checkpoint, a run folder or a model's name is wanted")
     kind, config, weights = load(where)
-    return {"kind": {"gpt2": "gpt"}.get(kind, kind), "config": config, "model": weights, "meta": {}}
+    return {"kind": kind if kind == "roberta" else "gpt", "config": config, "model": weights, "meta": {}}

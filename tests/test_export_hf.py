@@ -77,11 +77,11 @@ def test_transformers_loads_it(tokenizer, tmp_path, capsys):
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_written(tmp_path):
-    train(tmp_path / "rotary", None, position="rotary")
-    with pytest.raises(ValueError, match="position 'rotary' has no counterpart in GPT-2"):
-        export("--init_from", tmp_path / "rotary", "--out", tmp_path / "hf")
+    train(tmp_path / "alibi", None, position="alibi")
+    with pytest.raises(ValueError, match="position 'alibi' has no counterpart in GPT-2"):
+        export("--init_from", tmp_path / "alibi", "--out", tmp_path / "hf")
     with pytest.raises(ValueError, match="--out must name"):
-        export("--init_from", tmp_path / "rotary")
+        export("--init_from", tmp_path / "alibi")
     with pytest.raises(ValueError, match="does not exist"):
         export("--init_from", tmp_path / "nowhere", "--out", tmp_path / "hf")
     assert not (tmp_path / "hf").exists()

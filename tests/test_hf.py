@@ -45,7 +45,7 @@ def same_logits(a, b, V, T=32):
     [
         {},
         {"n_inner": 48, "activation_function": "relu"},
-        {"tie_word_embeddings": False},
+        {"tie_word_embeddings": False, "layer_norm_epsilon": 0.1},
         {"n_layer": 24, "n_head": 16, "n_embd": 64},  # GPT-2-medium's proportions
         pytest.param({"n_layer": 24, "n_head": 16, "n_embd": 1024, "initializer_range": 0.02}, marks=pytest.mark.full),
     ],
@@ -127,14 +127,66 @@ def test_what_gpt2_cannot_express_is_refused(changes, named):
         hf.gpt2_config_back(config)
 
 
-@pytest.mark.parametrize("key, value", [("scale_attn_weights", False), ("layer_norm_epsilon", 1e-6),
-                                        ("activation_function", "xielu"), ("model_type", "llama")])  # fmt: skip
+@pytest.mark.parametrize("key, value", [("scale_attn_weights", False), ("activation_function", "xielu"),
+                                        ("model_type", "gemma")])  # fmt: skip
 def test_what_we_cannot_express_is_refused(key, value, tmp_path):
     theirs().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(ValueError, match=f"{value}"):
         hf.load(tmp_path)
+
+
+LLAMAS = {
+    "llama": {"n_kv_group": 2, "mlp_variant": "swiglu"},
+    "llama, geglu, untied, biased": {"mlp_variant": "geglu", "wte_weight_tying": False, "bias": True, "mlp_size": 40},
+    "mistral": {"mlp_variant": "swiglu", "window_size": 3},
+    "qwen3": {"mlp_variant": "swiglu", "use_qk_norm": True, "n_kv_group": 1, "rope_base": 100.0, "norm_eps": 0.1},
+    "qwen3, window": {"mlp_variant": "swiglu", "use_qk_norm": True, "window_size": 5},
+    "arcee": {"activation_variant": "squared_relu", "bias": True},
+}
+
+
+@pytest.mark.parametrize("name", LLAMAS)
+def test_llama_and_its_relatives_go_and_come_back(name, tmp_path):
+    torch.manual_seed(0)
+    same = {"position": "rotary", "norm_variant_attn": "rmsnorm", "norm_variant_output": "rmsnorm"}
+    config = GPTConfig(vocab_size=61, block_size=16, n_layer=2, n_head=4, n_embd=32, **same, **LLAMAS[name])
+    model = GPT(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    hf.save(tmp_path, "llama", vars(config), model.state_dict())
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert again.config.model_type == name.split(",")[0]
+    same_logits(model, again, 61, T=16)
+    kind, back, weights = hf.load(tmp_path)
+    assert hf.source(tmp_path)["kind"] == "gpt"
+    same_logits(model, ours(back, weights), 61, T=16)
+    again.save_pretrained(tmp_path / "theirs")
+    _, back, weights = hf.load(tmp_path / "theirs")
+    same_logits(model, ours(back, weights), 61, T=16)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"norm_variant_attn": "layernorm"}, "norm_variant_attn 'layernorm' has no counterpart in Llama"),
+    ({"use_qk_norm": True}, "mlp_variant 'mlp' has no counterpart"),
+    ({"use_qk_norm": True, "mlp_variant": "swiglu", "bias": True}, "bias True has no counterpart"),
+    ({"attn_logit_softcapping": 5.0}, "attn_logit_softcapping 5.0 has no counterpart"),
+])  # fmt: skip
+def test_what_llama_cannot_express_is_refused(changes, message):
+    same = {"position": "rotary", "norm_variant_attn": "rmsnorm", "norm_variant_output": "rmsnorm"}
+    with pytest.raises(ValueError, match=message):
+        hf.BACK["llama"][0](vars(GPTConfig(**(same | changes))))
+
+
+@pytest.mark.parametrize("key, value", [("rope_parameters", {"rope_type": "linear", "factor": 2.0}), ("head_dim", 4),
+                                        ("hidden_act", "relu"), ("mlp_bias", True)])  # fmt: skip
+def test_what_of_llama_we_cannot_express_is_refused(key, value):
+    small = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1}
+    theirs = transformers.LlamaConfig(**small, num_attention_heads=4).to_dict()
+    with pytest.raises(ValueError, match="has no counterpart in our GPT"):
+        hf.FROM["llama"][0](theirs | {key: value})
 
 
 def test_roberta_goes_and_comes_back(tmp_path):

@@ -39,7 +39,7 @@ ACTS = {
     "n_layer": 1, "n_head": 4, "n_kv_group": 1, "n_embd": 8, "dropout": 0.2, "bias": True, "mlp_expansion_factor": 2,
     "mlp_size": 20, "wte_weight_tying": False, "window_size": 2, "use_qk_norm": True, "use_rotary_embeddings": True,
     "use_abs_pos_embeddings": False, "position": "sinusoidal", "norm_variant_attn": "rmsnorm",
-    "norm_variant_output": "none", "activation_variant": "tanh", "mlp_variant": "geglu",
+    "norm_variant_output": "none", "norm_eps": 0.1, "activation_variant": "tanh", "mlp_variant": "geglu",
     "softmax_variant_attn": "relumax", "use_parallel_mlp": True, "use_pre_ln": False, "use_peri_ln": True,
     "use_post_ln": True, "attn_logit_softcapping": 0.1, "final_logit_softcapping": 0.1, "optimizer": "adam",
     "learning_rate": 2e-2, "weight_decay": 0.5, "beta1": 0.5, "beta2": 0.5, "grad_clip": 0.01, "warmup_iters": 5,
@@ -51,6 +51,15 @@ ACTS = {
 def test_an_option_changes_what_is_learnt(name, data, plain, tmp_path):
     run(dataset=data / "toy", out_dir=tmp_path, **(BASE | {name: ACTS[name]}))
     assert not equal(weights(tmp_path / "ckpt.pt"), plain)
+
+
+def test_rope_base_changes_rotary_positions_alone(data, plain, tmp_path):
+    ends = []
+    for position, base in (("rotary", 1e4), ("rotary", 50), ("learned", 50)):
+        out = tmp_path / f"{position}{base}"
+        run(dataset=data / "toy", out_dir=out, position=position, rope_base=base, **BASE)
+        ends.append(weights(out / "ckpt.pt"))
+    assert not equal(ends[0], ends[1]) and equal(ends[2], plain)
 
 
 @pytest.mark.parametrize("options", [{"use_gradient_checkpointing": True}, {"deterministic": True}, {"log_interval": 2},

@@ -38,6 +38,7 @@ WIRINGS = {
     "bias": {"bias": True, "norm_variant_attn": "rmsnorm"},
     "learned and rotary": {"position": "learned+rotary"},
     "mlp size": {"mlp_size": 20},
+    "rope base and norm eps": {"position": "rotary", "rope_base": 50.0, "norm_eps": 0.1},
     "everything": {"n_kv_group": 2, "window_size": 7, "use_qk_norm": True, "position": "rotary", "use_peri_ln": True,
                    "mlp_variant": "swiglu", "norm_variant_attn": "rmsnorm", "norm_variant_output": "rmsnorm",
                    "attn_logit_softcapping": 20.0, "final_logit_softcapping": 20.0, "wte_weight_tying": False},
@@ -186,6 +187,18 @@ def test_streams_are_causal_and_each_reads_the_others():
     torch.testing.assert_close(losses, torch.stack(expected))
     options = {"temperature": 0, "n": 2 * T}
     assert torch.equal(generate(model, x[..., :3], **options), generate(model, x[..., :3], use_cache=False, **options))
+
+
+def test_streams_compile():
+    config = {"vocab_size": V, "vocab_sizes": [V, 5], "block_size": T, "n_layer": 1, "n_head": 2, "n_embd": 8}
+    model, (x, y) = MultiGPT(GPTConfig(**config)), batch()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    both = torch.stack([x, x % 5])
+    torch.testing.assert_close(compiled(both, both), model(both, both))
+    for stream in (0, 1):
+        ids = both[stream]
+        torch.testing.assert_close(compiled(ids, ids, stream=stream), model(ids, ids, stream=stream))
 
 
 def test_one_stream_leaves_the_others_alone():
