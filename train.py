@@ -269,6 +269,8 @@ def main(args: Options) -> None:
                 best = val if better else best
                 loop["waited"] = 0 if better else loop["waited"] + 1
                 plateau.update(val)
+                lr = lr_at(step, **rates[k], plateau=plateau.state["scale"])  # as a resume from here would set it
+                optim.set_lr(optimizer, lr)
                 loop["eval"] = {"step": step, "losses": losses}
             track.eval(step, losses, "best" if better else "", quiet=bool(done))
             last = step == last_step or (args.patience is not None and loop["waited"] >= args.patience)

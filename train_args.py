@@ -73,8 +73,10 @@ class Options:
     use_rotary_embeddings: bool = False  # rotary positions
     use_abs_pos_embeddings: bool = True  # learned absolute positions
     position: str | None = None  # kinds joined by +, in place of the two switches: learned sinusoidal rotary alibi none
+    rope_base: Positive = 10000.0  # rotary positions: the slowest pair turns by 1 / base a token
     norm_variant_attn: str = option("layernorm", choices=NORMS)  # inside blocks
     norm_variant_output: str = option("layernorm", choices=NORMS)  # before the head
+    norm_eps: Positive = 1e-5  # added to variances
     activation_variant: str = option("gelu", choices=ACTIVATIONS)
     mlp_variant: str = option("mlp", choices=MLPS)
     softmax_variant_attn: str = option("softmax", choices=SOFTMAXES)

@@ -191,7 +191,7 @@ def test_streams_are_causal_and_each_reads_the_others():
 
 def test_streams_compile():
     config = {"vocab_size": V, "vocab_sizes": [V, 5], "block_size": T, "n_layer": 1, "n_head": 2, "n_embd": 8}
-    model, (x, y) = MultiGPT(GPTConfig(**config)), batch()
+    model, (x, _) = MultiGPT(GPTConfig(**config)), batch()
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager")
     both = torch.stack([x, x % 5])
