@@ -89,7 +89,7 @@ class Options:
     final_logit_softcapping: Positive | None = None  # logits stay within +- this
     use_gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
 
-    # optimizer
+    # optimization
     optimizer: str = option("adamw", choices=OPTIMIZERS)
     optimizer_args: dict = option({})  # its own arguments: momentum=0.9 nesterov=true; muon_lr=0.02 for hidden matrices
     sgd_momentum: Fraction = 0.9  # of sgd
@@ -155,7 +155,7 @@ class Options:
 # taken from the command at a resume, whatever the stored run says
 FREE = ("out_dir", "init_from", "gpt2_type", "prev_run_ckpt", "init_from_ckpt", "transfer", "eval_only", "sample_only",
         "check", "replay_step", "device", "backend", "timeout", "list")  # fmt: skip
-FIXED = ("data", "model", "seed")
+FIXED = ("data", "model", "seed", "optimizer")
 
 
 def catalogue(what: str) -> str:

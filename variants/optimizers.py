@@ -161,6 +161,8 @@ def build(
         raise ValueError(f"optimizer {name} has no argument {unknown[0]!r}; it takes {', '.join(own)}")
 
     muon_lr = extra.pop("muon_lr", 0.02)
+    if not isinstance(muon_lr, int | float):
+        raise ValueError(f"--optimizer_args muon_lr must be a number, got {muon_lr!r}")
     for group in groups:
         group["lr_mult"] = muon_lr / lr if name in TWO_RATES and group.get("use_muon") and lr else 1.0
         group["lr"] = lr * group["lr_mult"]
