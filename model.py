@@ -111,23 +111,23 @@ class LinearCrossEntropy(torch.autograd.Function):
         rows = max(1, CHUNK // w.shape[0])
         for i in range(0, x.shape[0], rows):
             part, y = x16[i : i + rows], targets[i : i + rows]
-            valid = (y != IGNORE)[:, None]
-            y = y.clamp(min=0)[:, None]
-            z = F.linear(part, w16, None if b is None else b.to(dtype)).float()  # (rows, V)
+            z = F.linear(part, w16, None if b is None else b.to(dtype))  # (rows, V)
             if softcap is not None:
-                z = softcap * torch.tanh(z / softcap)
-            lse = torch.logsumexp(z, dim=1, keepdim=True)
-            total = total + ((lse - z.gather(1, y)) * valid).sum()
+                z = softcap * torch.tanh(z.float() / softcap)
+            p = torch.log_softmax(z, 1, dtype=torch.float32)
+            total += F.nll_loss(p, y, ignore_index=IGNORE, reduction="sum")
             if grads:
-                dz = (z - lse).exp_()
-                dz.scatter_add_(1, y, torch.full_like(y, -1, dtype=dz.dtype)).mul_(valid)
+                valid = (y != IGNORE)[:, None]
+                dz = p.exp_()
+                dz.scatter_add_(1, y.clamp(min=0)[:, None], dz.new_full((len(y), 1), -1.0))
                 if softcap is not None:
                     dz = dz * (1 - (z / softcap).square())
                 d16 = dz.to(dtype)
                 torch.mm(d16, w16, out=dx[i : i + rows])
-                dw += d16.t() @ part
+                dx[i : i + rows] *= valid  # here and not on dz: C columns are fewer than V
+                dw += d16.t() @ (part * valid)
                 if db is not None:
-                    db += dz.sum(0)
+                    db += (dz * valid).sum(0)
         ctx.save_for_backward(dx, dw, db)
         ctx.types = x.dtype, w.dtype
         return total

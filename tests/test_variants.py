@@ -362,6 +362,21 @@ def test_sliding_window_limits_the_reach():
         assert changed.nonzero().flatten().tolist() == list(range(2, 2 + window))
 
 
+@pytest.mark.parametrize(("T", "window"), [(5, None), (128, None), (300, None), (600, None), (300, 40), (600, 300)])
+def test_attention_in_16_bit_has_the_gradients_of_float32(T, window):
+    """On CPUs that is another path, with a backward of its own, over stripes of 128 or 256 queries."""
+    torch.manual_seed(0)
+    x = [torch.randn(2, 2, T, 16) for _ in range(4)]
+    grads = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v, g = (t.to(dtype).requires_grad_() for t in x)
+        y = attend(q, k, v, causal=True, window=window)
+        grads[dtype] = [y.detach(), *torch.autograd.grad(y, (q, k, v), g)]
+    for exact, found in zip(*grads.values(), strict=True):
+        assert found.dtype == torch.bfloat16
+        assert (found.float() - exact).norm() < 0.02 * exact.norm()
+
+
 def test_dropout_acts_in_training_alone():
     for dtype in (torch.float32, torch.bfloat16):  # the fused path and the plain one
         q = torch.randn(1, 2, 64, 8, dtype=dtype)

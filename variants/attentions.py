@@ -1,5 +1,7 @@
 """Attentions: ATTENTIONS[name](q, k, v, *, causal, ...) -> (B, H, T_q, D). A new one: a function and a table line."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,6 +42,58 @@ def plain(q, k, v, scale, *, seen=None, bias=None, dropout=0.0, softcap=None, so
     return F.dropout(weights, dropout) @ v if dropout else weights @ v
 
 
+def stripes(T: int, window: int | None) -> list[tuple[slice, slice]]:
+    """Queries, and the keys that they may see: half of the square is never computed."""
+    width = 128 if T <= 256 else 256
+    rows = [slice(start, min(start + width, T)) for start in range(0, T, width)]
+    return [(r, slice(0 if window is None else max(0, r.start - window + 1), r.stop)) for r in rows]
+
+
+@lru_cache(maxsize=64)
+def low(T_q: int, T_k: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to the scores: 0, or the lowest number where a query may not look."""
+    with torch.inference_mode(False):  # it is kept, and a tensor of that mode would be no use in training
+        mask = torch.zeros(T_q, T_k, dtype=dtype, device=device)
+        return mask.masked_fill_(~visible(T_q, T_k, True, window, device), torch.finfo(dtype).min)
+
+
+class Striped(torch.autograd.Function):
+    """Plain causal attention, a stripe of queries at a time; one node with its backward written out, in place of forty.
+
+    q, k, v (B, H, T, D) of one 16-bit type. The slices of keys that autograd would pad with zeros are added in place.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+        ctx.shape, ctx.scale, ctx.stripes = q.shape, scale, stripes(q.shape[2], window)
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (B * H, T, D)
+        weights, y = [], []
+        for rows, cols in ctx.stripes:
+            mask = low(rows.stop - rows.start, cols.stop - cols.start, window, q.dtype, q.device)
+            scores = torch.baddbmm(mask, q[:, rows], k[:, cols].transpose(1, 2), alpha=scale)
+            weights.append(torch.softmax(scores, -1))
+            y.append(torch.bmm(weights[-1], v[:, cols]))
+        ctx.save_for_backward(q, k, v, *weights)
+        return (torch.cat(y, 1) if len(y) > 1 else y[0]).view(ctx.shape)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        q, k, v, *weights = ctx.saved_tensors
+        g, dq, dk, dv = g.flatten(0, 1), [], None, None
+        for (rows, cols), w in zip(ctx.stripes, weights, strict=True):
+            part = g[:, rows]
+            ds = torch._softmax_backward_data(torch.bmm(part, v[:, cols].transpose(1, 2)), w, -1, w.dtype)
+            dq.append(torch.bmm(ds, k[:, cols]))
+            if len(weights) == 1:
+                dk, dv = torch.bmm(ds.transpose(1, 2), q), torch.bmm(w.transpose(1, 2), part)
+            else:
+                dk, dv = (torch.zeros_like(k), torch.zeros_like(v)) if dk is None else (dk, dv)
+                dk[:, cols].baddbmm_(ds.transpose(1, 2), q[:, rows])
+                dv[:, cols].baddbmm_(w.transpose(1, 2), part)
+        dq = torch.cat(dq, 1) if len(dq) > 1 else dq[0]
+        return *(x.view(ctx.shape) for x in (dq.mul_(ctx.scale), dk.mul_(ctx.scale), dv)), None, None
+
+
 def attend(
     q: Tensor,  # (B, H, T_q, D)
     k: Tensor,  # (B, H_kv, T_k, D), H_kv divides H: grouped-query attention (2305.13245)
@@ -70,6 +124,10 @@ def attend(
     if fused and causal and T_q == T_k and window is None and mask is None and bias is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale)
 
+    square = causal and 1 < T_q == T_k and mask is None
+    if slow_kernel and square and bias is None and not dropout and softcap is None and softmax == "softmax":
+        return Striped.apply(q, k, v, scale, window)
+
     seen = mask
     if window is not None or (causal and T_q > 1):
         seen = visible(T_q, T_k, causal, window, q.device)
@@ -81,16 +139,13 @@ def attend(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scale)
 
     options = {"dropout": dropout, "softcap": softcap, "softmax": softmax}
-    if not (causal and 1 < T_q == T_k and mask is None):
+    if not square:
         return plain(q, k, v, scale, seen=seen, bias=bias, **options)
-    stripes = []  # of queries, each with the keys it may see: half of the square is never computed
-    width = 128 if T_q <= 256 else 256
-    for start in range(0, T_q, width):
-        rows = slice(start, min(start + width, T_q))
-        cols = slice(0 if window is None else max(0, start - window + 1), rows.stop)
+    parts = []
+    for rows, cols in stripes(T_q, window):
         near = {"seen": seen[rows, cols], "bias": None if bias is None else bias[..., rows, cols]}
-        stripes.append(plain(q[:, :, rows], k[:, :, cols], v[:, :, cols], scale, **near, **options))
-    return torch.cat(stripes, dim=2) if len(stripes) > 1 else stripes[0]
+        parts.append(plain(q[:, :, rows], k[:, :, cols], v[:, :, cols], scale, **near, **options))
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
 ATTENTIONS = {"causal": attend}
