@@ -333,7 +333,9 @@ def describe(spec: Spec) -> str:
 
 
 def parser(cls: type, doc: str, config_flags: tuple[str, ...] = ("--config",)) -> Parser:
-    name = Path(sys.argv[0]).name
+    name, spec = Path(sys.argv[0]).name, getattr(sys.modules["__main__"], "__spec__", None)
+    if spec and spec.name.endswith(f".{name.removesuffix('.py')}"):
+        name = f"-m {spec.name}"
 
     def formatter(prog):
         return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=88)
