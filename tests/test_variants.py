@@ -189,6 +189,7 @@ def test_streams_are_causal_and_each_reads_the_others():
     assert torch.equal(generate(model, x[..., :3], **options), generate(model, x[..., :3], use_cache=False, **options))
 
 
+@pytest.mark.full
 def test_streams_compile():
     config = {"vocab_size": V, "vocab_sizes": [V, 5], "block_size": T, "n_layer": 1, "n_head": 2, "n_embd": 8}
     model, (x, _) = MultiGPT(GPTConfig(**config)), batch()
