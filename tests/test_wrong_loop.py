@@ -1,4 +1,4 @@
-"""The contract of tests/test_loops.py catches what it should: a right loop passes it, and each of five wrong ones fails."""
+"""The contract of tests/test_loops.py catches what it should: a right loop passes, and five wrong ones fail."""
 
 import os
 import traceback
