@@ -12,7 +12,6 @@
 
 import functools
 import math
-import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -24,15 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from core import checkpoint, config, dist, hf, hub, optim, preflight, rng, run
+from core import checkpoint, config, dist, optim, preflight, rng, run
 from core.config import Count, Fraction, NonNegative, Positive, Whole, option
 from core.progress import duration, progress
 from core.schedule import lr_at
-from core.scores import draw, pearson, predict, spearman, write_csv
+from core.scores import draw, pearson, spearman
 from core.tracker import Tracker, peak_memory
-from data import examples, qa, vocab
-from model import GPT, GPTConfig, Roberta, RobertaConfig, ScoreModel
+from data import qa, vocab
+from data.scorer import Scorer, make_template, open_model, reopen, score_file
 
+load = Scorer  # score = reward_train.load(RUN); score(question, answer)
 METRICS = ("val_loss", "val_accuracy", "val_mse", "val_mae", "val_spearman", "val_pearson", "train_loss")
 
 
@@ -151,92 +151,6 @@ def some(text: str, name: str, whole: int) -> int:
 
 
 # -----------------------------------------------------------------------------
-# the model
-
-
-def build(kind: str, cfg: dict, dropout: float, source: str) -> ScoreModel:
-    """An untrained backbone and its score head; the backbone's own dropout gives way to ours."""
-    if kind in ("gpt", "gpt2") and not cfg.get("vocab_sizes"):
-        return ScoreModel(GPT(GPTConfig(**{**cfg, "dropout": dropout})))
-    if kind in ("roberta", "classifier"):
-        rates = dict.fromkeys(("hidden_dropout", "attn_dropout", "embedding_dropout", "attn_out_dropout"), dropout)
-        return ScoreModel(Roberta(RobertaConfig(**{**cfg, **rates})))
-    raise ValueError(f"model_name {source} is a {kind!r}: a score head goes on gpt (train.py, GPT-2) and on roberta"
-                     " (pretrain.py, RoBERTa)")  # fmt: skip
-
-
-def open_model(name: str, dropout: float) -> tuple[ScoreModel, dict]:
-    """A pretrained backbone with a score head, the head's weights where they come along, and the tokenizer."""
-    if Path(name).suffix in (".pt", ".ckpt") or Path(name).exists() and not hub.is_folder(name):
-        state = checkpoint.load(checkpoint.find(name))
-        cfg, weights, tokenizer = dict(state["model_config"]), state["model"], state["meta"].get("tokenizer")
-        kind = cfg.pop("backbone", state["kind"])
-        if not tokenizer:
-            raise ValueError(f"model_name {name}: this checkpoint holds no tokenizer to encode texts with")
-    else:
-        folder = Path(name) if hub.is_folder(name) else hub.download(name)
-        kind, cfg, weights = hf.load(folder)
-        tokenizer = qa.tokenizer(folder)
-        weights = {re.sub(r"^classifier\.", "score.", k): w for k, w in weights.items()}
-    model = build(kind, cfg, dropout, name)
-    ours = model.state_dict()
-    scored = all(k in weights and weights[k].shape == w.shape for k, w in ours.items() if k.startswith("score."))
-    taken = {k: weights.get(k) for k in ours if scored or not k.startswith("score.")}
-    if wrong := [k for k, w in taken.items() if w is None or w.shape != ours[k].shape]:
-        raise ValueError(f"model_name {name}: the weights do not fit the config, beginning with {wrong[0]}")
-    model.load_state_dict({**ours, **taken})
-    return model, tokenizer
-
-
-def reopen(state: dict, source: Path, dropout: float = 0.0) -> ScoreModel:
-    """The model of a checkpoint of this script."""
-    if state["kind"] != "reward":
-        raise ValueError(f"{source} is a {state['kind']!r}, no reward model; --model_name {source} trains one from it")
-    cfg = dict(state["model_config"])
-    model = build(cfg.pop("backbone"), cfg, dropout, str(source))
-    model.load_state_dict(state["model"])
-    return model
-
-
-def make_template(description: dict, model: ScoreModel, args: Data) -> qa.Template:
-    """Questions and answers as tokens; a tokenizer that has no end of text gets one behind its own tokens."""
-    tokenizer, start = vocab.load(description), []
-    wte, n, end = model.transformer.wte, tokenizer.vocab_size, tokenizer.eot
-    if not model.causal:
-        start, end = [examples.token_id(tokenizer.tokenizer, "start")], examples.token_id(tokenizer.tokenizer, "end")
-    if end is None:
-        end, n = n, n + 1
-        if len(wte.weight) == end:
-            row = torch.empty(1, wte.embedding_dim).normal_(std=0.02)
-            wte.weight = torch.nn.Parameter(torch.cat((wte.weight.detach(), row)))
-            wte.num_embeddings = model.config.vocab_size = n
-    if n > len(wte.weight):
-        raise ValueError(f"the tokenizer has {n} tokens and the model {len(wte.weight)}: they do not belong together")
-    limit = min(args.max_length, model.config.block_size)
-    return qa.Template(lambda text: tokenizer.ids(text).tolist(), start, [end], limit, args.max_prompt_length,
-                       args.truncate_promt)  # fmt: skip
-
-
-def freeze(model: ScoreModel, p: ModelParams) -> list[str]:
-    """Freezes by kind of weight, but for the layers that are to train; returns the table of what trains."""
-    names = {"embed": "emb", "norm": "ln", "attn": "attn", "mlp": "ff"}
-    last = len(model.transformer.h) - 1
-    spared = {i + last + 1 if i < 0 else i for i in p.layers_not_to_freeze}
-    on = any(getattr(p, f"freeze_{n}") for n in (*names.values(), "other")) if p.do_freeze is None else p.do_freeze
-    table = {n: [0, 0] for n in (*names.values(), "other", "score head")}
-    for name, w in model.named_parameters():
-        part = "score head" if name.startswith("score.") else names.get(checkpoint.group_of(name), "other")
-        layer = re.match(r"transformer\.h\.(\d+)\.", name)
-        if on and part != "score head" and getattr(p, f"freeze_{part}") and not (layer and int(layer[1]) in spared):
-            w.requires_grad = False
-        table[part][not w.requires_grad] += w.numel()
-    rows = [f"{n:<12}{a:>14,}{b:>14,}" for n, (a, b) in table.items() if a + b]
-    if beyond := sorted(i for i in spared if not 0 <= i <= last):
-        rows.append(f"layers_not_to_freeze: {beyond} is not among this model's layers, 0 to {last}")
-    return [f"{'part':<12}{'trains':>14}{'frozen':>14}", *rows]
-
-
-# -----------------------------------------------------------------------------
 # loss and metrics
 
 
@@ -273,65 +187,6 @@ def measure(p: ModelParams, kind: str, scores: np.ndarray, data: qa.QA, mean: fl
 
 
 # -----------------------------------------------------------------------------
-# scoring
-
-
-class Scorer:
-    """score(question, answer) in the label's scale: the same alone, in any batch, at any padding."""
-
-    def __init__(self, path: str | Path, device: str = "auto", dtype: str = "float32", use_cache: bool = False):
-        self.path, self.use_cache = checkpoint.find(path), use_cache
-        state = checkpoint.load(self.path)
-        self.device, self.meta = dist.pick_device(device, 0), state["meta"]
-        model = reopen(state, self.path)
-        self.template = make_template(self.meta["tokenizer"], model, Data(**self.meta["template"]))
-        self.model = model.to(self.device).eval()
-        self.dtype, self.precision = dist.precision(dtype, self.device)
-
-    def many(self, rows: list[tuple[str, str]], batch: int = 16) -> np.ndarray:
-        texts = [self.template(question, answer) for question, answer in rows]
-        with dist.autocast(self.device, self.dtype):
-            scores = predict(self.model, texts, batch, self.device, self.use_cache and self.model.causal)
-        return scores * self.meta["std"] + self.meta["mean"]
-
-    def __call__(self, question: str, answer: str) -> float:
-        return float(self.many([(question, answer)])[0])
-
-
-load = Scorer
-
-
-def score_file(args: Options, device: str, dtype: str) -> None:
-    """--score: a CSV row for each answer of the file, in its order."""
-    pairs, counts = qa.check(Path(args.score), scored=False, needed=("any",))
-    total = sum(counts.values()) * (2 if pairs else 1)
-    best = args.trainer.ckpt_path or args.trainer.checkpoint.dirpath
-    score = Scorer(best, device, dtype, args.model_params.use_cache)
-    print(f"scoring {total:,} answers with {score.path} on {score.device}, {score.precision}")
-    if score.use_cache and not score.model.causal:
-        print("use_cache: an encoder reads question and answer together, there is nothing to reuse")
-
-    def answers():
-        for _, row in qa.records(Path(args.score)):
-            if pairs:
-                yield row["Question"], row["Accepted_Answer"], row.get("Accepted_Score")
-            yield row["Question"], row["Answer"], row.get("Score")
-
-    def lines(rows: list[tuple]) -> list[tuple]:
-        found = score.many([row[:2] for row in rows], args.data.batch_size).tolist()
-        return [(*row, s, "" if row[2] is None else (s - row[2]) ** 2) for row, s in zip(rows, found, strict=True)]
-
-    with open(score.path, "rb") as f:
-        f.seek(-32, 2)
-        digest = f.read().hex()  # every checkpoint ends with its SHA-256
-    about = {"checkpoint": digest, "file": args.score, "answers": total, "precision": score.precision}
-    header = ["question", "answer", "target_score", "pred_score", "mse"]
-    n = write_csv(Path(args.out), header, progress(answers(), "scoring", total, "answers"), lines, about,
-                  32 * args.data.batch_size)  # fmt: skip
-    print(f"{args.out}: {n:,} scores; {score.template.report()}")
-
-
-# -----------------------------------------------------------------------------
 # training
 
 
@@ -355,7 +210,9 @@ def main(args: Options) -> None:
     if args.score:
         if d.world > 1:
             raise ValueError("--score runs in one process: start it with python, not with torchrun")
-        return score_file(args, device, dtype)
+        source = args.trainer.ckpt_path or args.trainer.checkpoint.dirpath
+        score = Scorer(source, device, dtype, args.model_params.use_cache)
+        return score_file(score, Path(args.score), Path(args.out), args.data.batch_size)
 
     # -----------------------------------------------------------------------------
     # run directory
@@ -368,12 +225,12 @@ def main(args: Options) -> None:
         source = Path(args.trainer.ckpt_path or folder.path)
         stored, path = checkpoint.newest(source) if source.is_dir() else (checkpoint.load(source), source)
         inside = path.resolve().is_relative_to(folder.path.resolve())  # else it goes on in a folder of its own
-        then = config.from_dict(Options, stored["options"], str(path))
         args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE)
-        before, now = (o.data.batch_size * o.trainer.params.accumulate_grad_batches for o in (then, args))
-        if now != before:
-            raise ValueError(f"data.batch_size x trainer.params.accumulate_grad_batches is {before} in the run to"
-                             f" resume and cannot become {now}")  # fmt: skip
+        before, asked = stored["loop"]["batch"], {"data.batch_size", "trainer.params.accumulate_grad_batches"}
+        now = args.data.batch_size * args.trainer.params.accumulate_grad_batches * d.world
+        if asked & set(changes) and now != before:
+            raise ValueError(f"data.batch_size x trainer.params.accumulate_grad_batches x ranks is {before} in the run"
+                             f" to resume and cannot become {now}")  # fmt: skip
         say(f"resuming {path} at step {stored['step']}")
         for name, (old, new) in changes.items():
             say(f"  {name}: {old} -> {new}")
@@ -387,12 +244,15 @@ def main(args: Options) -> None:
         model, description = reopen(stored, path, p.dropout), stored["meta"]["tokenizer"]
     else:
         model, description = open_model(args.model_name, p.dropout)
-    template = make_template(description, model, args.data)
+    sizes = {name: getattr(args.data, name) for name in ("max_length", "max_prompt_length", "truncate_promt")}
+    template = make_template(description, model, **sizes)
     if args.init_from and not resuming:
         weights = checkpoint.load(checkpoint.find(args.init_from))["model"]
         for part, done, count in checkpoint.transfer(model, weights, args.transfer, args.init_from):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
-    table = freeze(model, p)
+    frozen = {"emb": p.freeze_emb, "ln": p.freeze_ln, "attn": p.freeze_attn, "ff": p.freeze_ff, "other": p.freeze_other}
+    frozen = [part for part, yes in frozen.items() if yes and p.do_freeze is not False]
+    table = optim.freeze(model, frozen, p.layers_not_to_freeze, "score.")
     model.to(d.device)
     dtype, precision = dist.precision(dtype, d.device)
     autocast = dist.autocast(d.device, dtype)
@@ -486,6 +346,7 @@ def main(args: Options) -> None:
             for batch in batches[i + d.rank : i + d.rank + 1]:
                 mine.append((batch, forward(batch, split, model).double().cpu().numpy()))
             if folder.stopping():
+                model.train()
                 return None
         scores = np.full(len(split.labels), np.nan)
         for batch, found in (pair for part in dist.gather(mine) for pair in part):
@@ -508,7 +369,6 @@ def main(args: Options) -> None:
     # start
 
     scale = (0.0, 1.0) if kind == "pairwise" else (mean, std)  # what a pair ranks has no unit
-    sizes = {name: getattr(args.data, name) for name in ("max_length", "max_prompt_length", "truncate_promt")}
     meta = {"tokenizer": description, "mean": scale[0], "std": scale[1], "loss": kind, "template": sizes}
     metrics = [*measure(p, kind, np.zeros(len(val.labels)), val, mean, std), "train_loss"]
     if keep.log_obg not in metrics:
@@ -624,9 +484,9 @@ def main(args: Options) -> None:
             return folder.finish()
         if finite.ok(norm, step, f"samples {batch[:4].tolist()} ..., seed {args.seed}"):
             scaler.step(optimizer)
+            since = [since[0] + loss_sum / d.world, since[1] + 1]
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        since = [since[0] + loss_sum / d.world, since[1] + 1]
 
         # -----------------------------------------------------------------------------
         # log

@@ -1,7 +1,11 @@
-"""Which parameters decay, and which kernels step them."""
+"""Which parameters train, which decay, and which kernels step them."""
+
+import re
 
 import torch
 from torch import nn
+
+from core import checkpoint
 
 
 def groups(model: nn.Module, weight_decay: float, *, matrices: bool = False, **options) -> list[dict]:
@@ -26,6 +30,25 @@ def groups(model: nn.Module, weight_decay: float, *, matrices: bool = False, **o
         {"params": decay, "weight_decay": weight_decay, "name": "decay", **options},
         {"params": plain, "weight_decay": 0.0, "name": "no decay", **options},
     ]
+
+
+PARTS = {"embed": "emb", "norm": "ln", "attn": "attn", "mlp": "ff", "head": "other"}
+
+
+def freeze(model: nn.Module, parts: list[str], spared: list[int], head: str) -> list[str]:
+    """Freezes kinds of weights (PARTS), but not the layers `spared` nor what begins with `head`; says what trains."""
+    last, table = len(model.transformer.h) - 1, {part: [0, 0] for part in (*PARTS.values(), "head")}
+    spared = {i + last + 1 if i < 0 else i for i in spared}
+    for name, w in model.named_parameters():
+        part = "head" if name.startswith(head) else PARTS[checkpoint.group_of(name)]
+        layer = re.match(r"transformer\.h\.(\d+)\.", name)
+        if part in parts and not (layer and int(layer[1]) in spared):
+            w.requires_grad = False
+        table[part][not w.requires_grad] += w.numel()
+    rows = [f"{part:<8}{trains:>14,}{frozen:>14,}" for part, (trains, frozen) in table.items() if trains + frozen]
+    if beyond := sorted(i for i in spared if not 0 <= i <= last):
+        rows.append(f"there are no layers {beyond}: the model's are 0 to {last}")
+    return [f"{'part':<8}{'trains':>14}{'frozen':>14}", *rows]
 
 
 def fused(device: torch.device) -> bool:

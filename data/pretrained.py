@@ -71,3 +71,16 @@ def export(folder: Path, state: dict, class_prob: float) -> str:
     except ValueError as e:
         return f"ckpt.pt, tokenizer; no Hugging Face format: {e}"
     return "ckpt.pt, tokenizer, and the Hugging Face format"
+
+
+def open_backbone(source: str) -> tuple[str, dict, dict, dict]:
+    """(kind, config, weights, tokenizer) of one of our checkpoints, a folder in Hugging Face's format, or the hub."""
+    if Path(source).suffix in (".pt", ".ckpt") or Path(source).exists() and not hub.is_folder(source):
+        state = checkpoint.load(checkpoint.find(source))
+        cfg, tokenizer = dict(state["model_config"]), state["meta"].get("tokenizer")
+        if not tokenizer:
+            raise ValueError(f"{source}: this checkpoint holds no tokenizer to encode texts with")
+        return cfg.pop("backbone", state["kind"]), cfg, state["model"], tokenizer
+    folder = Path(source) if hub.is_folder(source) else hub.download(source)
+    kind, cfg, weights = hf.load(folder)
+    return {"gpt2": "gpt"}.get(kind, kind), cfg, weights, qa.tokenizer(folder)

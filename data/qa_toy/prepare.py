@@ -7,15 +7,17 @@ their mean (times -1 where the question asks how bad) plus noise. Nothing can pr
 least possible squared error.
 """
 
-import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from core import rng
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from core import config, exits, rng
 from core.scores import spearman
 
 HERE = Path(__file__).resolve().parent
@@ -25,6 +27,14 @@ PLACES = ["Rome", "Oslo", "Lima", "Cairo", "Kyoto", "Quito", "Delhi", "Perth", "
 FILLERS = ["", "I must say that", "As far as I can tell after two weeks,", "My whole family agrees:", "Well,"]
 END = "<|endoftext|>"
 MIDDLE, NOISE = 5.0, 0.6  # the score of a neutral answer; the noise's standard deviation
+
+
+@dataclass
+class Options:
+    train: config.Count = 8000  # training rows
+    test: config.Count = 500  # validation rows, and as many test rows
+    seed: int = 1
+    out: str = ""  # folder to write to; '': this one
 
 
 def answer(g: np.random.Generator, thing: str) -> tuple[str, float]:
@@ -83,7 +93,8 @@ def write_model(folder: Path, texts: list[str], seed: int) -> None:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=512, special_tokens=[END], initial_alphabet=alphabet))
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=512, special_tokens=[END], initial_alphabet=alphabet,
+                                                       show_progress=False))  # fmt: skip
     config = GPTConfig(block_size=256, vocab_size=512, n_layer=2, n_head=4, n_embd=64, bias=True, mlp_size=256,
                        activation_variant="gelu_tanh")  # fmt: skip
     rng.seed_torch(seed, "model")
@@ -92,29 +103,24 @@ def write_model(folder: Path, texts: list[str], seed: int) -> None:
     bpe.save(str(folder / "tokenizer.json"))
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, default=HERE, help="folder to write to")
-    p.add_argument("--train", type=int, default=4000, help="training rows")
-    p.add_argument("--test", type=int, default=500, help="validation rows, and as many test rows")
-    p.add_argument("--seed", type=int, default=1)
-    args = p.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
+def main(args: Options) -> dict[str, float]:
+    out = Path(args.out) if args.out else HERE
+    out.mkdir(parents=True, exist_ok=True)
     sizes = {"train": args.train, "val": args.test, "test": args.test}
     scored = {s: scores(rng.generator(args.seed, "scores", s), n) for s, n in sizes.items()}
     ranked = {s: pairs(rng.generator(args.seed, "pairs", s), n) for s, n in sizes.items()}
     for name, sets in (("scores", scored), ("pairs", ranked)):
-        with open(args.out / f"{name}.json", "w", encoding="utf-8") as f:
+        with open(out / f"{name}.json", "w", encoding="utf-8") as f:
             json.dump({s: rows for s, (rows, _) in sets.items()}, f, indent=0)
     rows = scored["train"][0]
-    write_model(args.out / "gpt2", [f"Question: {r['Question']}\nAnswer: {r['Answer']}" for r in rows], args.seed)
+    write_model(out / "gpt2", [f"Question: {r['Question']}\nAnswer: {r['Answer']}" for r in rows], args.seed)
     best = {**bounds(*scored["val"]), "accuracy": ranked["val"][1]}
-    (args.out / "bounds.json").write_text(json.dumps(best))
-    print(f"{args.out}: {sum(sizes.values()):,} rows in scores.json and in pairs.json, an untrained model in gpt2/")
+    print(f"{out}: {sum(sizes.values()):,} rows in scores.json and in pairs.json, an untrained model in gpt2/")
     print(f"the best possible on val: val_mse {best['mse']:.4f}, val_spearman {best['spearman']:.4f};"
           f" pairs: val_accuracy {best['accuracy']:.4f}")  # fmt: skip
     return best
 
 
 if __name__ == "__main__":
-    main()
+    with exits.guard():
+        main(config.parse(Options, doc=__doc__))
