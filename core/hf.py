@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from core import checkpoint, hf_llama, hub
-from core.hf_terms import activation, activation_back, demand
+from core.hf_terms import ACTIVATIONS, activation, activation_back, demand  # noqa: F401 - the table is for the loops
 
 Weights = dict[str, Tensor]
 
