@@ -683,7 +683,7 @@ def long_run(loop, data, out, ranks: int) -> list[str]:
 def test_row_2_a_signal_stops_a_process_at_75(loop, number, data, tmp_path):
     out = tmp_path / "r"
     process = loop.spawn(long_run(loop, data, out, 1))
-    assert wait_for(lambda: (run.read_status(out).get("step") or 0) >= 0 and bool(states(out)))
+    assert wait_for(lambda: states(out) or process.poll() is not None)
     process.send_signal(number)
     text, _ = process.communicate(timeout=60)
     status = run.read_status(out)
@@ -697,7 +697,7 @@ def test_row_2_a_signal_stops_a_process_at_75(loop, number, data, tmp_path):
 def test_row_2_a_signal_to_torchrun_stops_all_ranks(loop, data, tmp_path):
     out = tmp_path / "r"
     process = launch(loop, long_run(loop, data, out, 2), 2)
-    assert wait_for(lambda: bool(states(out)))
+    assert wait_for(lambda: states(out) or process.poll() is not None)
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=60)
     status = run.read_status(out)
@@ -760,6 +760,7 @@ def workers_of(process) -> list[int]:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_row_36_a_dead_rank_ends_all_and_a_restart_resumes(loop, rank, data, tmp_path):
     """--max-restarts: the same command goes on from the checkpoint, and ends as if nothing had been."""
+
     def flags(out):
         return [*loop.flags(data(loop), out), *loop.steps(200), *loop.batch(2, 1, 2)]
 
