@@ -226,8 +226,7 @@ def main(args: Options) -> None:
         elif name != "test":
             raise ValueError(f"--{name} is missing: a .pt file by data/build_tensors.py")
     train = splits["train"]
-    train.check_labels(args.num_labels or sys.maxsize)
-    C = args.num_labels or max(len(train.names or []), int(train.labels.max()) + 1)
+    C = args.num_labels or train.classes
     names = train.names or [str(i) for i in range(C)]
     for split in splits.values():
         split.check_labels(C)

@@ -114,6 +114,11 @@ class Rows:
             raise ValueError(f"{self.path} was made with the tokenizer {self.tokenizer}, {whose} has {wanted}: ids"
                              " mean different things (data/build_tensors.py --tokenizer makes it anew)")  # fmt: skip
 
+    @property
+    def classes(self) -> int:
+        """How many labels there are, as far as this file tells."""
+        return 0 if self.labels is None else max(len(self.names or []), int(self.labels.max()) + 1)
+
     def check_labels(self, num_labels: int) -> None:
         """Every example has a label, from 0 to num_labels - 1."""
         if self.labels is None:
