@@ -783,3 +783,19 @@ def test_row_39_a_clean_finish_every_time(data, tmp_path):
     loop = SCRIPTS[0]
     for i in range(8):
         finish(loop.spawn([*loop.flags(data(loop), tmp_path / str(i)), *loop.steps(2), *loop.batch(2, 1, 2)], ranks=2))
+
+
+def test_the_table_names_tests_that_exist():
+    """docs/reliability.md has all 41 rows, each with tests that are there."""
+    import re
+
+    here = Path(__file__).parent
+    rows = [line for line in (here.parent / "docs" / "reliability.md").read_text().splitlines() if line.startswith("| ")]
+    numbers = set()
+    for row in rows[2:]:
+        first, _, _, tests = (cell.strip() for cell in row.strip("| ").split(" | "))
+        ends = [int(n) for n in re.findall(r"\d+", first)]
+        numbers |= set(range(ends[0], ends[-1] + 1))
+        for file, name in (t.split("::") for t in tests.split(", ")):
+            assert re.search(rf"^def {name}\(", (here / file).read_text(), re.M), f"{file} has no {name}"
+    assert numbers == set(range(1, 42))
