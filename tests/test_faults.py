@@ -790,7 +790,8 @@ def test_the_table_names_tests_that_exist():
     import re
 
     here = Path(__file__).parent
-    rows = [line for line in (here.parent / "docs" / "reliability.md").read_text().splitlines() if line.startswith("| ")]
+    page = (here.parent / "docs" / "reliability.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
     numbers = set()
     for row in rows[2:]:
         first, _, _, tests = (cell.strip() for cell in row.strip("| ").split(" | "))
