@@ -50,6 +50,13 @@ def verdict(e: BaseException) -> tuple[int, str]:
     return BUG, f"{type(e).__name__}: {e}"
 
 
+def finish_saving() -> None:
+    """A checkpoint that is being written in the background is not lost to what ends the run: ranks leave at once."""
+    saving = sys.modules.get("core.checkpoint")
+    if saving:
+        saving.wait()
+
+
 @contextlib.contextmanager
 def guard():
     """What a script runs in: exceptions become exit codes and one line; ranks leave together."""
@@ -65,6 +72,12 @@ def guard():
             traceback.print_exc()
         who = f"[rank {ranks().get_rank()}] " if ranks() else ""
         print(f"{who}error: {message}", file=sys.stderr)
+    try:
+        finish_saving()
+    except BaseException as e:
+        if code in (OK, STOPPED):
+            code, message = verdict(e)
+        print(f"error: {verdict(e)[1]}", file=sys.stderr)
     if held:
         held.leave(code, message)
         held = None

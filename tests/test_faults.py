@@ -481,6 +481,17 @@ def test_row_31_one_bad_step_is_skipped_and_counted(loop, data, tmp_path, monkey
     assert {float(s["step"]) for s in state["optimizer"]["state"].values()} == {STEPS - 1}
 
 
+def test_a_save_in_the_background_survives_what_ends_the_run(tmp_path, monkeypatch, capsys):
+    real = torch.save
+    monkeypatch.setattr(torch, "save", lambda *a, **kw: (time.sleep(0.5), real(*a, **kw)))
+    state = checkpoint.pack(kind="toy", model=torch.nn.Linear(2, 2), model_config={}, optimizer=None, loop={}, seed=0,
+                            step=3, best=None, options={}, meta={})  # fmt: skip
+    with pytest.raises(SystemExit) as e, run.guard():
+        checkpoint.save(tmp_path / "ckpt.pt", state, background=True)
+        raise run.NotFinite("10 steps in a row")
+    assert e.value.code == 3 and checkpoint.load(tmp_path / "ckpt.pt")["step"] == 3
+
+
 @EACH
 def test_row_31_many_in_a_row_end_the_run(loop, data, tmp_path, monkeypatch, capsys):
     section = "trainer.params." if loop.module == "reward_train" else ""
@@ -727,17 +738,23 @@ def test_rows_3_and_31_codes_under_torchrun_are_in_status(loop, data, finished, 
 
 
 def other_ranks(loop, data, finished, tmp_path) -> None:
-    """4 a step on one process, then 2 on each of two; three ranks cannot share 4."""
+    """4 a step on one process, then 2 on each of two."""
     out = finished(loop, tmp_path / "r")
     rewind(out)
+    finish(launch(loop, again(loop, data(loop), out), 2))
+    whole = finished(loop, tmp_path / "whole")
+    assert losses(loop, out) == pytest.approx(losses(loop, whole), abs=loop.equal)
+
+
+@pytest.mark.full
+@EACH
+def test_row_13_ranks_that_cannot_share_a_batch(loop, data, finished, tmp_path):
+    out = finished(loop, tmp_path / "r")
     before = files(out)
     process = launch(loop, again(loop, data(loop), out), 3)
     text, _ = process.communicate(timeout=100)
     assert process.returncode == 1 and "a global batch of 4 does not divide over 3 ranks" in text, text
     assert {k: v for k, v in files(out).items() if k != ".lock"} == {k: v for k, v in before.items() if k != ".lock"}
-    finish(launch(loop, again(loop, data(loop), out), 2))
-    whole = finished(loop, tmp_path / "whole")
-    assert losses(loop, out) == pytest.approx(losses(loop, whole), abs=loop.equal)
 
 
 def test_row_13_another_number_of_ranks(data, finished, tmp_path):
