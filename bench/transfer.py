@@ -4,7 +4,8 @@
     python bench/transfer.py --dataset shakespeare_char --tasks set dyck_shuffle --seeds 3 --parts attn mlp norm
 
 Each task pretrains a model (once a seed), each seed trains a language model from scratch and from each of them: the
-same batches, the same steps. The claim at this size is about the loss after few steps. Writes transfer.png and a CSV.
+same batches, the same steps. "control" is scratch with embeddings of the scale that a transfer gives them, so that only
+what the blocks learnt is left to make a difference. Writes transfer.png and a CSV.
 """
 
 import argparse
@@ -16,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core import tracker
+from core import checkpoint, rng, tracker
+from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,14 +30,24 @@ def run(*argv) -> None:
         raise SystemExit(f"{' '.join(map(str, argv))}\n{done.stdout[-3000:]}")
 
 
+def untrained(path: Path) -> Path:
+    """The checkpoint with fresh weights everywhere but in the embedding, whose scale a transfer takes over."""
+    state = checkpoint.load(path)
+    rng.seed_torch(state["rng"]["seed"], "control")
+    fresh = GPT(GPTConfig(**state["model_config"])).state_dict()
+    state["model"] = {k: v if "wte" in k or "lm_head" in k else fresh[k] for k, v in state["model"].items()}
+    checkpoint.save(path.with_name("control.pt"), state)
+    return path.with_name("control.pt")
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--dataset", default="python_stdlib")
-    p.add_argument("--tasks", nargs="*", default=["set", "union", "dyck_shuffle"])
+    p.add_argument("--tasks", nargs="*", default=["set", "dyck_shuffle"])
     p.add_argument("--parts", nargs="*", default=["attn", "mlp", "norm"], help="what is transferred")
     p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--size", default="4_4_128", help="layers_heads_width of both models")
-    p.add_argument("--procedural_steps", type=int, default=2000)
+    p.add_argument("--size", default="4_4_64", help="layers_heads_width of both models")
+    p.add_argument("--procedural_steps", type=int, default=1000)
     p.add_argument("--procedural", nargs="*", default=[], help="further options of procedural_pretraining.cli")
     p.add_argument("--steps", type=int, default=400, help="of language modelling")
     p.add_argument("--batch_size", type=int, default=16)
@@ -44,11 +56,14 @@ def main() -> None:
     p.add_argument("--out", default="out/bench_transfer")
     args = p.parse_args()
     out, (layers, heads, width) = Path(args.out).resolve(), args.size.split("_")
-    curves: dict[str, list[list[dict]]] = {arm: [] for arm in ("scratch", *args.tasks)}
+    curves: dict[str, list[list[dict]]] = {arm: [] for arm in ("scratch", *args.tasks, "control")}
     for seed in range(args.seeds):
         for arm in curves:
             start = []
-            if arm != "scratch":
+            if arm == "control":
+                before = untrained(out / f"{args.tasks[0]}_{seed}" / "ckpt.pt")
+                start = ["--init_from", before, "--transfer", *args.parts]
+            elif arm != "scratch":
                 before = out / f"{arm}_{seed}"
                 run("-m", "procedural_pretraining.cli", "--preset", "small", "--task", arm, "--gpt2_size", args.size,
                     "--seed", seed, "--save_dir", before, "--max_steps", args.procedural_steps, "--epochs", 1,

@@ -309,7 +309,8 @@ def group_of(name: str) -> str:
 def transfer(model, weights: dict, parts: list[str], source: str, whole: bool = False) -> list[tuple[str, str, int]]:
     """Copies the named parts (attn, mlp:0-3, ... or all); returns rows (part, taken | initialised, parameters).
 
-    A longer table of positions is cropped. `whole`: nothing may be missing in it, or left over.
+    A longer table of positions is cropped. Fresh embeddings under blocks that were taken get the scale of the source's.
+    `whole`: nothing may be missing in it, or left over.
     """
     wanted: dict[str, tuple[int, float]] = {}
     for part in parts:
@@ -343,6 +344,12 @@ def transfer(model, weights: dict, parts: list[str], source: str, whole: bool = 
                 target.copy_(weights[name])
         key = (group, "taken" if take else "initialised")
         table[key] = table.get(key, 0) + target.numel()
+    theirs, came = weights.get("transformer.wte.weight"), {group for group, done in table if done == "taken"}
+    if theirs is not None and "embed" not in came and {"attn", "mlp"} & came:
+        # blocks were trained with embeddings of some scale; what they add would drown much smaller ones
+        for name, target in model.state_dict().items():
+            if "wte" in name:
+                target.mul_(theirs.std() / target.std())
     lacks = [n for n in model.state_dict() if n not in weights] if whole else []
     extra = [n for n in weights if n not in model.state_dict()] if whole else []
     if lacks or extra:

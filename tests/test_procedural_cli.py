@@ -344,6 +344,8 @@ def test_weights_go_on_to_language_modelling(tmp_path, capsys):
     a, b = (checkpoint.load(checkpoint.find(tmp_path / n))["model"] for n in ("a", "lm"))
     taken = {k for k in b if k in a and a[k].shape == b[k].shape and torch.equal(a[k], b[k])}
     assert taken == {k for k in b if ".h." in k or "ln_f" in k}
+    std = [w["transformer.wte.weight"].std().item() for w in (a, b)]  # or the blocks would drown the tokens
+    assert std[0] == pytest.approx(std[1], rel=1e-4) and abs(std[0] - 0.02) > 1e-4
     for part, done in (("attn", "taken"), ("mlp", "taken"), ("norm", "taken"), ("embed", "initialised")):
         assert any(line.split()[:2] == [part, done] for line in out.splitlines()), out
 
