@@ -164,7 +164,7 @@ def predict(args: Options) -> None:
         shares = logits.double().softmax(1).cpu().numpy()
         return [[text, names[p.argmax()], *(f"{x:.6f}" for x in p)] for text, p in zip(texts, shares, strict=True)]
 
-    mark = float(model.classifier.out_proj.weight.double().sum())  # tells this model from another
+    mark = float(model.classifier.out_proj.weight.detach().double().sum())  # tells this model from another
     about = {"file": args.predict, "from": args.init_from, "mark": mark}
     header = [column, "label", *(f"p_{name}" for name in names)]
     rows = progress(itertools.chain([first], rows), "labelling", unit="texts")
