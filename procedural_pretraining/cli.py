@@ -138,7 +138,7 @@ def main(args: Options) -> None:
     T_max = procedural_data.rows(specs[longest], args.seed, "val", 0, 1)[0].shape[1] - 1
     B = args.batch_size * args.gradient_accumulation_steps * d.world  # samples a step, over all ranks
     if resuming:
-        asked = args.given & {"batch_size", "gradient_accumulation_steps"}
+        asked = set(changes) & {"batch_size", "gradient_accumulation_steps"}  # other ranks alone change nothing
         before = stored["meta"]["batch"]
         if asked and before != B:
             raise ValueError(f"--{min(asked)}: the run to resume has a global batch of {before}, not {B}")
