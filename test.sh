@@ -9,5 +9,6 @@ for a in "$@"; do
     if [ "$a" = --full ]; then marks=(); else args+=("$a"); fi
 done
 "$PY" -m ruff check .
-# two threads a process would fight for two cores; what the tests compare does not depend on it
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} "$PY" -m pytest ${marks[@]+"${marks[@]}"} ${args[@]+"${args[@]}"}
+# as many workers as cores, one thread each: what the tests compare does not depend on it
+workers=$("$PY" -c 'import os; print(max(1, min(8, os.cpu_count() or 1)))')
+OMP_NUM_THREADS=1 "$PY" -m pytest -n "$workers" --dist worksteal --timeout 900 ${marks[@]+"${marks[@]}"} ${args[@]+"${args[@]}"}
