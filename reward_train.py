@@ -248,7 +248,7 @@ def main(args: Options) -> None:
     template = make_template(description, model, **sizes)
     if args.init_from and not resuming:
         weights = checkpoint.load(checkpoint.find(args.init_from))["model"]
-        for part, done, count in checkpoint.transfer(model, weights, args.transfer, args.init_from):
+        for part, done, count in checkpoint.transfer(model, weights, args.transfer, args.init_from, fresh=False):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     frozen = {"emb": p.freeze_emb, "ln": p.freeze_ln, "attn": p.freeze_attn, "ff": p.freeze_ff, "other": p.freeze_other}
     frozen = [part for part, yes in frozen.items() if yes and p.do_freeze is not False]

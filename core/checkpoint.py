@@ -306,10 +306,11 @@ def group_of(name: str) -> str:
     return "head"
 
 
-def transfer(model, weights: dict, parts: list[str], source: str, whole: bool = False) -> list[tuple[str, str, int]]:
+def transfer(model, weights: dict, parts: list[str], source: str, whole: bool = False, fresh: bool = True) -> list:
     """Copies the named parts (attn, mlp:0-3, ... or all); returns rows (part, taken | initialised, parameters).
 
-    A longer table of positions is cropped. Fresh embeddings under blocks that were taken get the scale of the source's.
+    A longer table of positions is cropped. Where the model is fresh, its embeddings under blocks that were taken get the
+    scale of the source's.
     `whole`: nothing may be missing in it, or left over.
     """
     wanted: dict[str, tuple[int, float]] = {}
@@ -345,7 +346,7 @@ def transfer(model, weights: dict, parts: list[str], source: str, whole: bool = 
         key = (group, "taken" if take else "initialised")
         table[key] = table.get(key, 0) + target.numel()
     theirs, came = weights.get("transformer.wte.weight"), {group for group, done in table if done == "taken"}
-    if theirs is not None and "embed" not in came and {"attn", "mlp"} & came:
+    if fresh and theirs is not None and "embed" not in came and {"attn", "mlp"} & came:
         # blocks were trained with embeddings of some scale; what they add would drown much smaller ones
         for name, target in model.state_dict().items():
             if "wte" in name:

@@ -44,13 +44,15 @@ def test_the_option_list_is_frozen():
 
 @pytest.mark.parametrize("name", PRESENT)
 def test_every_option_is_read_by_code(name):
-    """Somewhere in the script, or in what it hands its options to, the field is read as an attribute or a key."""
+    """Somewhere in the script, or in what it hands its options to, the field is an attribute or a key."""
     words: set[str] = set()
     places = ("*.py", "core/*.py", "data/**/*.py", "procedural_*/*.py", "experiments/*.py", "variants/*.py")
     for path in [p for place in places for p in ROOT.glob(place)]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 words.add(node.attr)
+            elif isinstance(node, ast.Dict):  # a table from option names to what reads them
+                words |= {k.value for k in node.keys if isinstance(k, ast.Constant) and isinstance(k.value, str)}
             elif isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
                 # model options go over by name: a config's field of the same name reads them
                 words |= {n.target.id for n in node.body if isinstance(n, ast.AnnAssign)}
