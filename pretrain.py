@@ -13,9 +13,9 @@ that transformers loads. --train and --eval name Arrow files or folders (data/bu
 .pt data sets (data/build_tensors.py).
 
 run        run_name, save_path out_pretrain, init_from (continue what save_path holds, else start), transfer all,
-           strict, reset (the last checkpoint's weights, all else anew), ckpt_path (a checkpoint elsewhere to go on from),
-           files (names of what a run leaves), save_total_limit 2, seed 42, epochs 5, max_steps,
-           eval_interval (steps; none: an epoch), check (look whether all is ready), replay_step (show one batch)
+           strict, reset (the last checkpoint's weights, all else anew), ckpt_path (a checkpoint to go on from), files
+           (names of what a run leaves), save_total_limit 2, seed 42, epochs 5, max_steps, eval_interval (steps;
+           none: an epoch), check (look whether all is ready), replay_step (show one batch)
 data       train, eval, test, tokenizer, max_size (tokens), shuffle, mask_p 0.15, mask_token_p 0.8, random_token_p 0.1
 model      vocab_size 16, hidden_size 512, hidden_depth 8, attention_heads 8, intermed_size 3072, act_func gelu,
            hidden_prob 0.1, att_prob 0.1, class_prob 0.1, pos_embed absolute, model (further fields of RobertaConfig)

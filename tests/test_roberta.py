@@ -183,6 +183,31 @@ def test_selected_rows_are_those_of_the_whole(kind):
         close(got, x[torch.as_tensor(rows)])
 
 
+def test_numbers_are_rounded_up_to_few():
+    for steps, most in ((8, 1 << 30), (4, 64)):
+        rounded = [packed.round_up(n, steps, most) for n in range(5000)]
+        assert all(n <= r <= n + max(1, n // steps) and r - n < most for n, r in enumerate(rounded))
+        assert len(set(rounded[256:512])) <= steps + 1
+    assert [packed.round_up(n, 8) for n in (0, 1, 15, 17, 33, 1000, 2049)] == [0, 1, 15, 18, 36, 1024, 2304]
+
+
+@pytest.mark.parametrize("kind", POSITION_KINDS)
+def test_round_shapes_change_nothing(kind, monkeypatch):
+    """What 16-bit training adds to a batch on CPUs is read by nobody."""
+    model = make(position=kind)
+    tokens, lengths, where, targets = batch([*LENGTHS, 5])
+    loss, logits = model(tokens, lengths, where, targets), model(tokens, lengths, where)
+    hidden, want = model.encode(tokens, lengths), gradients(model, loss)
+    for module in (packed, sys.modules["model"]):
+        monkeypatch.setattr(module, "compiles_shapes", lambda device: True)
+    rows = model.run(tokens, lengths)
+    assert len(rows) > len(tokens)
+    close(rows[: len(tokens)], hidden)
+    close(model(tokens, torch.tensor(lengths), torch.from_numpy(where)), logits)
+    for name, g in gradients(model, model(tokens, lengths, where, targets)).items():
+        close(g, want[name])
+
+
 def test_options_act():
     tokens, lengths, where, targets = batch()
     base = make()(tokens, lengths, where, targets).item()
