@@ -309,8 +309,8 @@ def group_of(name: str) -> str:
 def transfer(model, weights: dict, parts: list[str], source: str, whole: bool = False, fresh: bool = True) -> list:
     """Copies the named parts (attn, mlp:0-3, ... or all); returns rows (part, taken | initialised, parameters).
 
-    A longer table of positions is cropped. Where the model is fresh, its embeddings under blocks that were taken get the
-    scale of the source's.
+    A longer table of positions is cropped. Where the model is fresh, its embeddings under blocks that were taken get
+    the scale of the source's.
     `whole`: nothing may be missing in it, or left over.
     """
     wanted: dict[str, tuple[int, float]] = {}
