@@ -22,8 +22,8 @@ def pick(logits: Tensor, temperature: float, top_k: int | None, top_p: float | N
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     logits = logits.float() / temperature
-    if top_k:
-        kth = torch.topk(logits, min(top_k, logits.shape[-1])).values[:, [-1]]
+    if top_k and top_k < logits.shape[-1]:
+        kth = torch.topk(logits, top_k).values[:, [-1]]
         logits = logits.masked_fill(logits < kth, float("-inf"))
     probs = torch.softmax(logits, -1)
     if top_p is not None and top_p < 1:
@@ -33,7 +33,7 @@ def pick(logits: Tensor, temperature: float, top_k: int | None, top_p: float | N
     return torch.multinomial(probs, 1, generator=generator)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def stream(model, idx: Tensor, n: int, *, temperature: float = 0.8, top_k: int | None = None,
            top_p: float | None = None, seed: int = 0, use_cache: bool = True, **which) -> Iterator[Tensor]:  # fmt: skip
     """Yields n times the next token (B, 1) of each row of idx (B, T); of aligned streams, (S, B, T), one each."""

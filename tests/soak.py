@@ -9,6 +9,7 @@ loaded torch: a kill costs a second, not six.
 """
 
 import datetime
+import importlib
 import os
 import platform
 import resource
@@ -119,16 +120,28 @@ def differs(loop: Loop, a: tuple, b: tuple) -> str:
 # runs
 
 
-def disturb(loop: Loop, argv: list[str], whole: tuple, seconds: float, size: int, args: Options,
-            g: np.random.Generator, folder: Path, tally: Tally) -> None:  # fmt: skip
+def until_struck(loop: Loop, pid: int, out: Path, args: Options, g: np.random.Generator) -> int | None:
+    """Lets it run to a random moment: mostly between two steps that are still to come, now and then while it starts."""
+    if g.random() < 0.2:
+        return wait(pid, float(g.random()))
+    target, deadline = int(g.integers(reached(loop, out), args.steps)), time.time() + 120
+    while reached(loop, out) <= target and time.time() < deadline:
+        code = wait(pid, 0.005)
+        if code is not None:
+            return code
+    return wait(pid, 0.05 * float(g.random()))
+
+
+def disturb(loop: Loop, argv: list[str], whole: tuple, size: int, args: Options, g: np.random.Generator, folder: Path,
+            tally: Tally) -> None:  # fmt: skip
     """One run to its end through up to args.faults faults."""
     out, log, code, more = folder / "r", folder / "log", None, []
     left = int(g.integers(1, args.faults + 1))
     while True:
-        kind = str(g.choice(KINDS)) if left else ""
+        kind = str(g.choice(KINDS if states(out) else KINDS[:2])) if left else ""  # no disk, no first checkpoint
         pid = fork(loop, [*argv, *more], log, size // 2 if kind == "full disk" else None)
         if kind.startswith("SIG"):
-            code = wait(pid, float(g.random()) * seconds)
+            code = until_struck(loop, pid, out, args, g)
             if code is None:
                 os.kill(pid, getattr(signal, kind))
                 code = wait(pid)
@@ -193,30 +206,32 @@ def kill_a_rank(loop: Loop, argv: list[str], whole: tuple, g: np.random.Generato
 
 def soak(args: Options, loops: list[Loop], folder: Path) -> dict[str, Tally]:
     g, ends = np.random.default_rng(args.seed), time.time() + 60 * args.minutes
+    for module in ("pyarrow", "tokenizers", *(loop.module for loop in loops)):
+        importlib.import_module(module)  # once, not in every child
     tallies, known = {loop.name: Tally() for loop in loops}, {}
     trial = 0
     while time.time() < ends:
         for loop in loops:
-            ranks = 2 if trial % 6 == 5 else 1
+            ranks = 2 if trial % 3 == 1 else 1
             where = folder / loop.name
             if (loop.name, ranks) not in known:
                 (where / "data").mkdir(parents=True, exist_ok=True)
                 if ranks == 1:
                     loop.data(where / "data")
-                started, out = time.time(), where / f"whole{ranks}"
+                out = where / f"whole{ranks}"
                 argv = command(loop, args, where, out, ranks)
                 if ranks == 1:
                     code = wait(fork(loop, argv, where / "whole.log"))
                 else:
                     code = torchrun(loop, argv, where / "whole.log").wait()
                 assert code == 0, f"the undisturbed run of {loop.name} failed: {where / 'whole.log'}"
-                known[loop.name, ranks] = (outcome(loop, out), time.time() - started, states(out)[0].stat().st_size)
-            whole, seconds, size = known[loop.name, ranks]
+                known[loop.name, ranks] = (outcome(loop, out), states(out)[0].stat().st_size)
+            whole, size = known[loop.name, ranks]
             place = where / f"trial{trial}"
             place.mkdir()
             argv = command(loop, args, where, place / "r", ranks)
             if ranks == 1:
-                disturb(loop, argv, whole, seconds, size, args, g, place, tallies[loop.name])
+                disturb(loop, argv, whole, size, args, g, place, tallies[loop.name])
             else:
                 kill_a_rank(loop, argv, whole, g, place, tallies[loop.name])
             print(line(loop.name, tallies[loop.name]), flush=True)
@@ -260,6 +275,8 @@ def main(args: Options) -> None:
     text = table(tallies)
     print(text)
     wrong = [d for t in tallies.values() for d in t.differences]
+    if idle := [name for name, t in tallies.items() if not t.resumes]:
+        wrong.append(f"nothing was shown of {', '.join(idle)}: no resume in {args.minutes:g} minutes")
     print("\n".join(wrong) or "every run ended as the undisturbed one, bit for bit")
     if args.record:
         with open(ROOT / "bench" / "RESULTS.md", "a") as f:
