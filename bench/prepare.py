@@ -9,7 +9,6 @@ tokenizer in one process (tokenizers' batches use all cores there too), write th
 Memory is the sum of the resident sizes of all processes, which counts shared pages twice.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -18,13 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
+import table
 
 from data import bins, vocab
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = table.ROOT
 PLAIN = """
 import sys; sys.path.insert(0, {root!r})
 import numpy as np
@@ -97,7 +95,7 @@ def timed(command: list[str]) -> tuple[float, float]:
     return time.perf_counter() - begin, peak / 1e6
 
 
-def prepare(args: argparse.Namespace, folder: Path) -> None:
+def prepare(args, folder: Path) -> None:
     text, own = folder / "text.txt", folder / "bpe.json"
     collect(text, args.megabytes)
     train_bpe(text, own)
@@ -108,15 +106,11 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
         ours = [sys.executable, script, "--input", str(text), "--tokenizer", kind, "--out", str(folder / "out")]
         for n in (1, args.processes):
             sides[f"ours, {n} process{'es' * (n > 1)}"] = [*ours, "--processes", str(n)]
-        found: dict[str, list] = {name: [] for name in sides}
-        for _ in range(args.repeats):
-            for name, command in sides.items():
-                found[name].append(timed(command))
-        print(f"\n{args.megabytes:g} MB, {Path(kind).name}")
-        base = statistics.median(seconds for seconds, _ in found["plain"])
-        for name, runs in found.items():
-            seconds, peak = (statistics.median(values) for values in zip(*runs, strict=True))
-            print(f"  {name:<18} {seconds:7.2f} s | {base / seconds:5.2f}x | {peak:6.0f} MB")
+        found = table.turns({name: lambda c=command: timed(c) for name, command in sides.items()}, args.repeats)
+        peaks = {name: f"{statistics.median(peak for _, peak in runs):,.0f} MB" for name, runs in found.items()}
+        table.report(args, f"Tokens of {args.megabytes:g} MB of text, {Path(kind).name}", table.pick(found, 0), "plain",
+                     unit="s", more=False, goal=None if kind == "char" else 1.8,
+                     note=f"Peak memory of all processes: {peaks}.")  # fmt: skip
 
 
 def read(folder: Path) -> None:
@@ -140,12 +134,12 @@ def read(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["prepare", "read"], default="prepare")
-    parser.add_argument("--megabytes", type=float, default=100)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--merges", default="", help="GPT-2's vocab.bpe")
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
+    args = table.arguments(__doc__, what=["prepare", "read"], megabytes=(100.0, "of text"), processes=2,
+                           merges=("", "GPT-2's vocab.bpe"))  # fmt: skip
+    if args.quick:
+        args.megabytes = min(args.megabytes, 5)
     with tempfile.TemporaryDirectory() as scratch:
-        read(Path(scratch)) if args.what == "read" else prepare(args, Path(scratch))
+        if "prepare" in args.what:
+            prepare(args, Path(scratch))
+        if "read" in args.what and not args.quick:
+            read(Path(scratch))

@@ -1,26 +1,22 @@
 """reward_train.py beside transformers' Trainer: real tokens a second (padding not counted), same model, texts, batch.
 
     python bench/reward.py                     # GPT-2 of 4 layers x 256, lengths log-normal around 120, batch 16
-    python bench/reward.py --rounds 1 --steps 25
+    python bench/reward.py --quick
 
 The Trainer runs at its defaults, and at its best: bf16, batches grouped by length, no dropout. The sides take turns,
-each in a process of its own; medians over the rounds.
+each in a process of its own; its first steps do not count.
 """
 
-import argparse
 import json
 import math
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import table
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 SIDES = ("trainer, defaults", "trainer, best", "reward_train.py")
 BATCH, WARM, VOCAB = 16, 5, 50257  # WARM: steps that are not counted
 
@@ -60,8 +56,7 @@ def ours(folder: Path) -> float:
     flags = {"model_name": folder / "model", "data.data_dir": folder / "qa.json", "data.batch_size": BATCH,
              "trainer.checkpoint.dirpath": out, "trainer.params.max_epochs": 1, "trainer.params.log_every_n_steps": 1,
              "trainer.params.num_sanity_val_steps": 0}  # fmt: skip
-    command = [sys.executable, "reward_train.py", *(f"--{k}={v}" for k, v in flags.items())]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    table.run("reward_train.py", *(f"--{k}={v}" for k, v in flags.items()))
     rows = tracker.read(out / "train.csv")[WARM:]
     return sum(r["tok_per_s"] * r["ms"] for r in rows) / sum(r["ms"] for r in rows)
 
@@ -103,30 +98,25 @@ def theirs(folder: Path, steps: int, best: bool) -> float:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--steps", type=int, default=40)
-    p.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    p.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    args = p.parse_args()
-    if args.side:
-        if args.side == SIDES[-1]:
-            print("rate", ours(args.folder))
-        else:
-            print("rate", theirs(args.folder, args.steps, "best" in args.side))
+    if sys.argv[1:2] == ["--trainer"]:
+        print(theirs(Path(sys.argv[2]), int(sys.argv[3]), bool(int(sys.argv[4]))))
         return
-    found: dict[str, list[float]] = {side: [] for side in SIDES}
-    with tempfile.TemporaryDirectory() as folder:
-        write_data(Path(folder), args.steps)
-        for i in range(args.rounds):
-            for side in SIDES:
-                command = [sys.executable, __file__, f"--side={side}", f"--folder={folder}", f"--steps={args.steps}"]
-                out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                found[side].append(float(out.split("rate ")[-1]))
-                print(f"round {i + 1}: {side:<18} {found[side][-1]:>8,.0f} tok/s", flush=True)
-    medians = {side: statistics.median(rates) for side, rates in found.items()}
-    for side, rate in medians.items():
-        print(f"{side:<18} {rate:>8,.0f} real tok/s, ours is {medians[SIDES[-1]] / rate:.2f}x")
+    args = table.arguments(__doc__, steps=40)
+    steps = WARM + 8 if args.quick else args.steps
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_data(folder, steps)
+
+        def peer(best: int) -> float:
+            out = table.run("bench/reward.py", "--trainer", folder, steps, best)["output"]
+            return float(out.splitlines()[-1])
+
+        found = table.turns({SIDES[0]: lambda: peer(0), SIDES[1]: lambda: peer(1), SIDES[2]: lambda: ours(folder)},
+                            args.repeats)  # fmt: skip
+    for base, goal in ((SIDES[0], 6), (SIDES[1], 2.5)):
+        both = {name: runs for name, runs in found.items() if name in (base, SIDES[2])}
+        table.report(args, f"reward_train.py, GPT-2 4 layers x 256, lengths log-normal, batch 16, against the {base}",
+                     both, base, unit="real tok/s", goal=goal)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -21,20 +21,20 @@ ALL = {
     "ranks": (["ranks.py"], ["--repeats", "1"]),
     "pretrain": (["pretrain.py"], ["--repeats", "1"]),
     "reward": (["reward.py"], ["--repeats", "1"]),
-    "procedural data": (["procedural.py", "data"], []),
-    "procedural loop": (["procedural.py", "loop"], []),
-    "prepare": (["prepare.py"], ["--megabytes", "5"]),
+    "procedural_data": (["procedural.py", "data"], []),
+    "procedural_loop": (["procedural.py", "loop"], []),
+    "prepare": (["prepare.py", "prepare"], []),
     "gpu": (["gpu.py"], []),
 }
 TEXT = ("train", "speedrun")  # those that take --input
 
 
 def main() -> None:
-    args = table.arguments(__doc__, benchmarks=[name.replace(" ", "_") for name in ALL],
+    args = table.arguments(__doc__, benchmarks=list(ALL),
                            input=("", "a text; '': the standard library's sources"))  # fmt: skip
     failed, began = [], time.time()
     for name, (command, quick) in ALL.items():
-        if name.replace(" ", "_") not in args.benchmarks:
+        if name not in args.benchmarks:
             continue
         more = ["--quick", *quick] if args.quick else ["--record", args.record]
         more += ["--input", args.input] if args.input and name in TEXT else []

@@ -35,12 +35,17 @@ def arguments(doc: str, **options) -> argparse.Namespace:
     for name, default in options.items():
         default, note = default if isinstance(default, tuple) else (default, None)
         if isinstance(default, list):
-            parser.add_argument(name, nargs="*", default=default, choices=default, help=note)
+            parser.add_argument(name, nargs="*", metavar=f"{{{','.join(default)}}}", help=note or "all, if none is named")
         elif default is False:
             parser.add_argument(f"--{name}", action="store_true", help=note)
         else:
             parser.add_argument(f"--{name}", type=type(default), default=default, help=note)
     args = parser.parse_args()
+    for name, default in options.items():
+        if isinstance(default, list):
+            if wrong := set(getattr(args, name)) - set(default):
+                parser.error(f"{name} are {', '.join(default)}; got {', '.join(sorted(wrong))}")
+            setattr(args, name, getattr(args, name) or default)
     args.load = os.getloadavg()[0]
     args.repeats = args.repeats or (2 if args.quick else 5)
     return args
