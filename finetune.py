@@ -150,8 +150,11 @@ def predict(args: Options) -> None:
     autocast = dist.autocast(device, dist.precision(args.dtype, device)[0])
     coder = examples.Encoder(tokenizer, min(args.max_length or sys.maxsize, model.config.block_size))
     rows = records.read(Path(args.predict))
-    first = next(rows, {})
+    if not (first := next(rows, {})):
+        raise ValueError(f"--predict {args.predict} holds no texts")
     column, cut = records.text_column(first, args.text_column, args.predict), 0
+    if not isinstance(first[column], str):
+        raise ValueError(f"--predict {args.predict}: column {column!r} must hold text, got {str(first[column])[:40]}")
 
     @torch.no_grad()
     def label(part: list[dict]) -> list[list]:

@@ -356,6 +356,11 @@ def test_prediction_needs_a_classifier(data, tmp_path):
     (tmp_path / "new.txt").write_text("1\n")
     with pytest.raises(ValueError, match="without a classifier"):
         predict(init_from=str(data / "encoder.pt"), predict=str(tmp_path / "new.txt"))
+    tune(data, tmp_path / "run", "--max_steps=1")
+    for content, message in (("", "holds no texts"), ('{"text": 3}\n', "column 'text' must hold text, got 3")):
+        (tmp_path / "new.jsonl").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            predict(init_from=str(tmp_path / "run"), predict=str(tmp_path / "new.jsonl"))
 
 
 def test_a_changed_rate_acts_on_resume_and_changed_data_is_refused(data, tmp_path):
