@@ -124,7 +124,8 @@ def until_struck(loop: Loop, pid: int, out: Path, args: Options, g: np.random.Ge
     """Lets it run to a random moment: mostly between two steps that are still to come, now and then while it starts."""
     if g.random() < 0.2:
         return wait(pid, float(g.random()))
-    target, deadline = int(g.integers(reached(loop, out), args.steps)), time.time() + 120
+    at = min(reached(loop, out), args.steps - 1)
+    target, deadline = int(g.integers(at, args.steps)), time.time() + 120
     while reached(loop, out) <= target and time.time() < deadline:
         code = wait(pid, 0.005)
         if code is not None:
@@ -188,7 +189,12 @@ def kill_a_rank(loop: Loop, argv: list[str], whole: tuple, g: np.random.Generato
         time.sleep(float(g.random()))
         if process.poll() is not None:
             break
-        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        try:
+            workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        except OSError:
+            workers = []
+        if len(workers) < 2:  # they have just finished
+            break
         here = reached(loop, out)
         os.kill(int(g.choice(workers)), signal.SIGKILL)
         tally.faults["a rank"] += 1

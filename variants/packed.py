@@ -161,7 +161,8 @@ def relative(x: Tensor, table: Tensor, row: int, column: int, width: int) -> Ten
     `column` on, (..., R, width). One product with all distances, then a skew (1809.04281)."""
     R, middle = x.shape[-2], table.shape[0] // 2
     low = row - column - width + 1 + middle
-    distances = table[low : low + R + width - 1].flip(0)
+    far = torch.arange(low + R + width - 2, low - 1, -1, device=x.device)  # what pads may lie beyond the table's ends
+    distances = table[far.clamp(0, table.shape[0] - 1)]
     products = x @ distances.t().to(x.dtype)  # (..., R, W), entry w of row i is at distance R - 1 - w + row - column
     if R == 1:
         return products
