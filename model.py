@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from variants.activations import ACTIVATIONS
 from variants.attentions import ATTENTIONS
-from variants.dropout import dropout
+from variants.dropout import Dropout, dropout
 from variants.long_attentions import LONG
 from variants.mlps import MLPS
 from variants.norms import NORMS
@@ -193,10 +193,10 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        dropout = self.dropout if self.training else 0.0
-        y = self.attend(q, k, v, causal=self.causal, bias=bias, window=window, dropout=dropout, **self.options)
+        p = self.dropout if self.training else 0.0
+        y = self.attend(q, k, v, causal=self.causal, bias=bias, window=window, dropout=p, **self.options)
         y = self.c_proj(pick(y.transpose(1, 2), select).flatten(2).to(q.dtype))
-        return F.dropout(y, self.dropout, self.training)
+        return dropout(y, self.dropout, self.training)
 
 
 def pick(x: Tensor, select: tuple | None) -> Tensor:
@@ -259,7 +259,7 @@ class GPT(nn.Module):
         block = ParallelBlock if config.use_parallel_mlp else Block
         self.transformer = nn.ModuleDict({
             "wte": nn.Embedding(config.vocab_size, config.n_embd),
-            "drop": nn.Dropout(config.dropout),
+            "drop": Dropout(config.dropout),
             "h": nn.ModuleList([block(config, i) for i in range(config.n_layer)]),
             "ln_f": NORMS[config.norm_variant_output](config.n_embd, bias=config.bias, eps=config.norm_eps),
         })  # fmt: skip

@@ -18,7 +18,8 @@ LENGTHS = [9, 30, 3, 30, 17, 1, 22]
 
 def small(**options) -> RobertaConfig:
     options = {"hidden_dropout": 0.0, "attn_dropout": 0.0, **options}
-    return RobertaConfig(**dict(vocab_size=20, block_size=40, n_layer=2, n_head=4, n_embd=32, mlp_size=48) | options)
+    sizes = {"vocab_size": 20, "block_size": 40, "n_layer": 2, "n_head": 4, "n_embd": 32, "mlp_size": 48}
+    return RobertaConfig(**sizes | options)
 
 
 def make(cls=RobertaMLM, seed=0, **options):

@@ -378,6 +378,21 @@ def test_attention_in_16_bit_has_the_gradients_of_float32(T, window):
         assert (found.float() - exact).norm() < 0.02 * exact.norm()
 
 
+@pytest.mark.parametrize("T", [7, 130])
+def test_attention_drops_the_same_on_the_way_back(T):
+    """The backward pass that is written out, over one stripe and two: as numeric differences say."""
+    torch.manual_seed(0)
+    x = [t.double().requires_grad_() for t in torch.randn(3, 1, 1, T, 2)]
+
+    def f(q, k, v):
+        torch.manual_seed(3)
+        return attentions.Striped.apply(q, k, v, 0.5, None, 0.3)[:, :, -6:]
+
+    assert torch.autograd.gradcheck(f, x, atol=1e-4)
+    torch.manual_seed(3)
+    assert not torch.allclose(f(*x), attentions.Striped.apply(*x, 0.5, None, 0.0)[:, :, -6:])
+
+
 def test_dropout_acts_in_training_alone():
     for dtype in (torch.float32, torch.bfloat16):  # the fused path and the plain one
         q = torch.randn(1, 2, 64, 8, dtype=dtype)

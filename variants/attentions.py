@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from variants.dropout import cheap, kept
+from variants.dropout import dropout as drop
 from variants.softmaxes import SOFTMAXES
 
 
@@ -39,7 +41,7 @@ def plain(q, k, v, scale, *, seen=None, bias=None, dropout=0.0, softcap=None, so
         if seen is not None:
             scores = scores.masked_fill(~seen, lowest)
     weights = SOFTMAXES[softmax](scores, -1).to(v.dtype)
-    return F.dropout(weights, dropout) @ v if dropout else weights @ v
+    return drop(weights, dropout) @ v
 
 
 def stripes(T: int, window: int | None) -> list[tuple[slice, slice]]:
@@ -64,34 +66,39 @@ class Striped(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, p: float) -> Tensor:
         ctx.shape, ctx.scale, ctx.stripes = q.shape, scale, stripes(q.shape[2], window)
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (B * H, T, D)
-        weights, y = [], []
+        weights, keep, y = [], [], []
         for rows, cols in ctx.stripes:
             mask = low(rows.stop - rows.start, cols.stop - cols.start, window, q.dtype, q.device)
             scores = torch.baddbmm(mask, q[:, rows], k[:, cols].transpose(1, 2), alpha=scale)
             weights.append(torch.softmax(scores, -1))
-            y.append(torch.bmm(weights[-1], v[:, cols]))
-        ctx.save_for_backward(q, k, v, *weights)
+            if p:
+                keep.append(kept(weights[-1], p))
+            y.append(torch.bmm(weights[-1] * keep[-1] if p else weights[-1], v[:, cols]))
+        ctx.save_for_backward(q, k, v, *weights, *keep)
         return (torch.cat(y, 1) if len(y) > 1 else y[0]).view(ctx.shape)
 
     @staticmethod
     def backward(ctx, g: Tensor):
-        q, k, v, *weights = ctx.saved_tensors
-        g, dq, dk, dv = g.flatten(0, 1), [], None, None
-        for (rows, cols), w in zip(ctx.stripes, weights, strict=True):
+        q, k, v, *saved = ctx.saved_tensors
+        n, dq, dk, dv = len(ctx.stripes), [], None, None
+        g, weights, keep = g.flatten(0, 1), saved[:n], saved[n:] or [None] * n
+        for (rows, cols), w, left in zip(ctx.stripes, weights, keep, strict=True):
             part = g[:, rows]
-            ds = torch._softmax_backward_data(torch.bmm(part, v[:, cols].transpose(1, 2)), w, -1, w.dtype)
+            dw = torch.bmm(part, v[:, cols].transpose(1, 2))
+            ds = torch._softmax_backward_data(dw if left is None else dw.mul_(left), w, -1, w.dtype)
+            w = w if left is None else w * left
             dq.append(torch.bmm(ds, k[:, cols]))
-            if len(weights) == 1:
+            if n == 1:
                 dk, dv = torch.bmm(ds.transpose(1, 2), q), torch.bmm(w.transpose(1, 2), part)
             else:
                 dk, dv = (torch.zeros_like(k), torch.zeros_like(v)) if dk is None else (dk, dv)
                 dk[:, cols].baddbmm_(ds.transpose(1, 2), q[:, rows])
                 dv[:, cols].baddbmm_(w.transpose(1, 2), part)
         dq = torch.cat(dq, 1) if len(dq) > 1 else dq[0]
-        return *(x.view(ctx.shape) for x in (dq.mul_(ctx.scale), dk.mul_(ctx.scale), dv)), None, None
+        return *(x.view(ctx.shape) for x in (dq.mul_(ctx.scale), dk.mul_(ctx.scale), dv)), None, None, None
 
 
 def attend(
@@ -124,9 +131,9 @@ def attend(
     if fused and causal and T_q == T_k and window is None and mask is None and bias is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale)
 
-    square = causal and 1 < T_q == T_k and mask is None
-    if slow_kernel and square and bias is None and not dropout and softcap is None and softmax == "softmax":
-        return Striped.apply(q, k, v, scale, window)
+    square = causal and 1 < T_q == T_k and mask is None and bias is None
+    if slow_kernel and square and softcap is None and softmax == "softmax" and (not dropout or cheap(q, dropout)):
+        return Striped.apply(q, k, v, scale, window, dropout)
 
     seen = mask
     if window is not None or (causal and T_q > 1):

@@ -2,7 +2,20 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def kept(x: Tensor, p: float) -> Tensor:
+    """What dropout multiplies x with: 0, or 1 / (1 - p), in x's own type."""
+    below = round(p * 65536)
+    n = x.numel()
+    bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)[:n].view(x.shape)
+    return torch.ge(bits, below - 32768, out=torch.empty(x.shape, dtype=x.dtype)).mul_(65536 / (65536 - below))
+
+
+def cheap(x: Tensor, p: float) -> bool:
+    """Whether kept() can stand in for F.dropout here."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and 0 < round(p * 65536) < 65536
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
@@ -10,10 +23,9 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     1.2 ns an element in place of 5, when all the rest of attention takes 2."""
     if p == 0 or not training:
         return x
-    below = round(p * 65536)
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < below < 65536:
-        return F.dropout(x, p)
-    n = x.numel()
-    bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)[:n].view(x.shape)
-    keep = torch.ge(bits, below - 32768, out=torch.empty(x.shape, dtype=x.dtype))  # 0 or 1, in x's own type
-    return x * keep.mul_(65536 / (65536 - below))
+    return x * kept(x, p) if cheap(x, p) else F.dropout(x, p)
+
+
+class Dropout(nn.Dropout):
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, self.training)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from variants.activations import ACTIVATIONS
+from variants.dropout import Dropout
 
 
 class MLP(nn.Module):
@@ -16,7 +17,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(n_embd, hidden, bias=bias)
         self.c_proj = nn.Linear(hidden, n_embd, bias=bias)
         self.activation = ACTIVATIONS[activation]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
@@ -31,7 +32,7 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(n_embd, 2 * hidden, bias=bias)
         self.c_proj = nn.Linear(hidden, n_embd, bias=bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.c_fc(x).chunk(2, dim=-1)  # (B, T, 2 * hidden) -> twice (B, T, hidden)
