@@ -109,7 +109,7 @@ def loop(args, seconds: float) -> None:
     from core import dist
     from model import GPT, GPTConfig
 
-    spec, B, device = P.Spec("sort", 32, vocab_size=100), 64, torch.device("cpu")
+    spec, B, device = P.Spec("sort", 32, vocab_size=100), 64, dist.init("cpu").device
     T = P.batch(spec, 0, "train", 0, 1)[0].shape[1]
     model = GPT(GPTConfig(block_size=T, vocab_size=spec.pad + 1, n_layer=4, n_head=4, n_embd=256, dropout=0.1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, fused=True)

@@ -137,9 +137,9 @@ def batch(spec: Spec, seed: int, split: str, start: int, n: int) -> tuple[np.nda
 def targets(spec: Spec, row: np.ndarray, question: int) -> tuple[np.ndarray, np.ndarray]:
     """The loss falls on the answer, from the last SEP on, up to the first PAD."""
     row = row.astype(np.int64)
-    x, y = row[:, :-1], row[:, 1:].copy()
+    x, y = row[:, :-1], row[:, 1:]
+    y = np.where(x == spec.pad, -100, y)  # the first PAD is a target, those behind it are not
     y[:, :question] = -100
-    y[x == spec.pad] = -100  # the first PAD is a target, those behind it are not
     return x, y
 
 
