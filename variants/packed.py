@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from variants.dropout import dropout
+from variants.dropout import cheap, dropout, kept
 from variants.positions import alibi_slopes
 
 # scores (batch * heads * T * T) from which attention is computed in stripes, and once more on the way back
@@ -198,21 +198,51 @@ BIASES: dict[str, Callable] = {"relative_key": relative_key, "relative_key_query
 # exact attention of one group
 
 
+class Plain(torch.autograd.Function):
+    """Scores, softmax, dropout, values: one node with its backward written out, in place of a dozen.
+
+    q (N, R, D), k, v (N, T, D); `low` (N, 1 or R, T) is added to the scores, which are scaled.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, low: Tensor | None, scale: float, p: float) -> Tensor:
+        if low is None:
+            scores = torch.bmm(q * scale, k.transpose(1, 2))
+        else:  # mask and scale cost no pass of their own
+            scores = torch.baddbmm(low, q, k.transpose(1, 2), alpha=scale)
+        weights = torch.softmax(scores, -1)
+        keep = kept(weights, p) if p else None
+        ctx.scale = scale
+        ctx.save_for_backward(q, k, v, weights, keep)
+        return torch.bmm(weights * keep if p else weights, v)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        q, k, v, w, keep = ctx.saved_tensors
+        dw = torch.bmm(g, v.transpose(1, 2))
+        ds = torch._softmax_backward_data(dw if keep is None else dw.mul_(keep), w, -1, w.dtype)
+        w = w if keep is None else w * keep
+        dq, dk = torch.bmm(ds, k).mul_(ctx.scale), torch.bmm(ds.transpose(1, 2), q).mul_(ctx.scale)
+        return dq, dk, torch.bmm(w.transpose(1, 2), g), None, None, None
+
+
 def stripe(q, k, v, low, rows: slice, bias, table, p: float) -> Tensor:
     """The queries of `rows` (all of q here), all keys: (b, H, R, D)."""
     b, H, R, D = q.shape
     scale = D**-0.5
     flat = [x.flatten(0, 1) for x in (q, k, v)]
-    if bias is None and low is None:
-        scores = torch.bmm(flat[0] * scale, flat[1].transpose(1, 2))
-    elif bias is None:  # mask and scale cost no pass of their own
-        scores = torch.baddbmm(low.repeat_interleave(H, 0), flat[0], flat[1].transpose(1, 2), alpha=scale)
+    low = None if low is None else low.repeat_interleave(H, 0)
+    if bias is None and (p == 0 or cheap(q, p)) and q.dtype == v.dtype:
+        y = Plain.apply(*flat, low, scale, p)
     else:
-        added = bias(q, k, rows, table).to(q.dtype).expand(b, H, R, -1).flatten(0, 1)
-        scores = torch.baddbmm(added, flat[0], flat[1].transpose(1, 2)) * scale
-        scores = scores if low is None else scores + low.repeat_interleave(H, 0)
-    weights = dropout(torch.softmax(scores, -1).to(v.dtype), p)
-    return torch.bmm(weights, flat[2]).view(b, H, R, v.shape[-1])  # R may be 0
+        if bias is None:
+            scores = torch.bmm(flat[0] * scale, flat[1].transpose(1, 2))
+        else:
+            added = bias(q, k, rows, table).to(q.dtype).expand(b, H, R, -1).flatten(0, 1)
+            scores = torch.baddbmm(added, flat[0], flat[1].transpose(1, 2)) * scale
+        scores = scores if low is None else scores + low
+        y = torch.bmm(dropout(torch.softmax(scores, -1).to(v.dtype), p), flat[2])
+    return y.view(b, H, R, v.shape[-1])  # R may be 0
 
 
 def exact(q, k, v, real: Tensor | None, p: float, bias: Callable | None = None, table: Tensor | None = None,
