@@ -32,7 +32,8 @@ from core.scores import write_csv
 from core.tracker import Tracker, peak_memory
 from data import examples, records, tensors, vocab
 from data.pretrained import check_fit, open_encoder
-from model import IGNORE, Classifier, RobertaConfig
+from model import Classifier, RobertaConfig
+from variants.losses import IGNORE
 
 
 @dataclass

@@ -21,7 +21,8 @@ from core.config import Count, Fraction, NonNegative, Whole
 from core.generate import stream
 from core.progress import progress
 from data import examples, vocab
-from model import IGNORE, GPTConfig, RobertaConfig, RobertaMLM, build_gpt
+from model import GPTConfig, RobertaConfig, RobertaMLM, build_gpt
+from variants.losses import IGNORE
 
 
 @dataclass

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import model as model_module
 from core.generate import context_start, generate
-from model import GPT, GPTConfig, loss_sum
+from model import GPT, GPTConfig
+from variants import losses
+from variants.losses import loss_sum
 
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 19, "block_size": 16}
 
@@ -78,7 +79,7 @@ def test_initialisation_is_gpt2_s():
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_the_loss_in_chunks_is_cross_entropy(softcap, with_bias, monkeypatch):
     """Value and gradients, with ignored targets, over several chunks with a ragged last one."""
-    monkeypatch.setattr(model_module, "CHUNK", 4 * 7)
+    monkeypatch.setattr(losses, "CHUNK", 4 * 7)
     torch.manual_seed(0)
     x, w = torch.randn(2, 9, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
     b = torch.randn(7, requires_grad=True) if with_bias else None

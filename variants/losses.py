@@ -1,0 +1,60 @@
+"""The loss of a vocabulary's head: loss_sum(x, weight, bias, targets) without all logits at once in memory."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+CHUNK = 1 << 24  # logits at once: 64 MiB in float32
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropy of x @ w.T + b, a chunk of rows at a time: all logits are never in memory together.
+
+    The gradients are computed on the way forward, while a chunk's logits are at hand.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, w: Tensor, b: Tensor | None, targets: Tensor, softcap: float | None, dtype):
+        x16, w16 = x.to(dtype), w.to(dtype)
+        grads = any(ctx.needs_input_grad)
+        dx = torch.empty_like(x16) if grads else None
+        dw = torch.zeros_like(w, dtype=torch.float32) if grads else None
+        db = torch.zeros_like(b, dtype=torch.float32) if grads and b is not None else None
+        total = x.new_zeros((), dtype=torch.float32)
+        rows = max(1, CHUNK // w.shape[0])
+        for i in range(0, x.shape[0], rows):
+            part, y = x16[i : i + rows], targets[i : i + rows]
+            z = F.linear(part, w16, None if b is None else b.to(dtype))  # (rows, V)
+            if softcap is not None:
+                z = softcap * torch.tanh(z.float() / softcap)
+            p = torch.log_softmax(z, 1, dtype=torch.float32)
+            total += F.nll_loss(p, y, ignore_index=IGNORE, reduction="sum")
+            if grads:
+                valid = (y != IGNORE)[:, None]
+                dz = p.exp_()
+                dz.scatter_add_(1, y.clamp(min=0)[:, None], dz.new_full((len(y), 1), -1.0))
+                if softcap is not None:
+                    dz = dz * (1 - (z / softcap).square())
+                d16 = dz.to(dtype)
+                torch.mm(d16, w16, out=dx[i : i + rows])
+                dx[i : i + rows] *= valid  # here and not on dz: C columns are fewer than V
+                dw += d16.t() @ (part * valid)
+                if db is not None:
+                    db += (dz * valid).sum(0)
+        ctx.save_for_backward(dx, dw, db)
+        ctx.types = x.dtype, w.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        dx, dw, db = ctx.saved_tensors
+        return (dx * g).to(ctx.types[0]), (dw * g).to(ctx.types[1]), None if db is None else db * g, None, None, None
+
+
+def loss_sum(x: Tensor, w: Tensor, b: Tensor | None, targets: Tensor, softcap: float | None = None) -> Tensor:
+    """x (..., C), targets (...): cross-entropy summed over targets that are not -100, float32."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else w.dtype
+    with torch.autocast(kind, enabled=False):
+        return LinearCrossEntropy.apply(x.flatten(0, -2), w, b, targets.flatten(), softcap, dtype)
