@@ -1,13 +1,16 @@
 """One contract for all loops: exact resume, batches cut in any way, ranks, the logged loss, and that they learn."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
 from core import checkpoint, exits, run, tracker
-from tests.loops import LOOPS
+from tests.loops import LOOPS, ROOT
 
 ROWS = pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
 STEPS = 10
@@ -228,3 +231,11 @@ def last_exists(loop, out) -> bool:
         return loop.last(out).exists()
     except (OSError, IndexError, ValueError):
         return False
+
+
+@pytest.mark.full
+def test_memory_and_open_files_stay_flat():
+    """tests/long_run.py at a tenth of its length."""
+    argv = [sys.executable, "tests/long_run.py", "--steps=2000", "--loops", "train", "finetune"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
