@@ -59,13 +59,16 @@ def tokenizer_json(about: dict) -> dict | None:
             "pre_tokenizer": split, "post_processor": None, "decoder": decoder, "model": model}  # fmt: skip
 
 
-def write_tokenizer(folder: Path, about: dict | None, block_size: int, more: dict[str, int] | None = None) -> str:
+def write_tokenizer(folder: Path, about: dict | None, block_size: int, more: dict[str, int] | None = None, *,
+                    causal: bool = False) -> str:  # fmt: skip
     """Writes the files, with `more` special tokens; says in a few words what was written."""
     found = tokenizer_json(about) if about else None
     if found is None:
         return "none: the data set describes none" if not about else f"none: {about['name']} has no file here"
     found["added_tokens"] = [*(found.get("added_tokens") or []),
                              *({"id": i, "content": word, **SPECIAL} for word, i in (more or {}).items())]  # fmt: skip
+    if causal:  # our GPTs never see the <s> and </s> that a file puts around a text
+        found["post_processor"] = None
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
                 "clean_up_tokenization_spaces": False}  # fmt: skip
     words = {t["content"] for t in found.get("added_tokens", [])}
@@ -93,7 +96,7 @@ def export_gpt(state: dict, out: Path) -> tuple[str, float]:
     if cfg["vocab_sizes"]:
         raise ValueError(f"this model has several vocabularies, {cfg['vocab_sizes']}: transformers' GPT-2 has one")
     hf.save(out, "llama" if cfg["position"] == "rotary" else "gpt2", cfg, state["model"])
-    words = write_tokenizer(out, about, cfg["block_size"])
+    words = write_tokenizer(out, about, cfg["block_size"], causal=True)
     _, again, weights = hf.load(out)
     ids = torch.randint(0, cfg["vocab_size"], (2, cfg["block_size"]), generator=torch.Generator().manual_seed(0))
     a, b = load(GPT(GPTConfig(**cfg)), state["model"])(ids), load(GPT(GPTConfig(**again)), weights)(ids)
@@ -119,7 +122,7 @@ def export_scores(state: dict, out: Path) -> tuple[str, float]:
         theirs = {re.sub(r"^score\.", "classifier.", name): w for name, w in theirs.items()}
         more |= {"architectures": ["RobertaForSequenceClassification"]}
     hf.save(out, {"gpt": "gpt2"}.get(kind, kind), cfg, theirs, **more)
-    words = write_tokenizer(out, about, cfg["block_size"], added)
+    words = write_tokenizer(out, about, cfg["block_size"], added, causal=kind == "gpt")
     _, again, weights = hf.load(out)
     weights = {re.sub(r"^classifier\.", "score.", name): w for name, w in weights.items()}
     build, Config = (GPT, GPTConfig) if kind == "gpt" else (Roberta, RobertaConfig)

@@ -42,6 +42,8 @@ def tokenizers_json():
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=270, special_tokens=["</s>"], initial_alphabet=alphabet)
     tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    frame = {"single": "</s> $A </s>", "special_tokens": [("</s>", tokenizer.token_to_id("</s>"))]}
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(**frame)  # as data/train_tokenizer.py writes it
     return {"kind": "tokenizers", "json": tokenizer.to_str()}
 
 
