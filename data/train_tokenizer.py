@@ -9,7 +9,7 @@ tokens, <s> and </s> counted, of the max_size-th longest example: what to give t
 than max_size - 1 examples are to be cut.
 
 by-digit    <s> <pad> </s> <unk> <mask> <|endoftext|> and 0 to 9; white space is dropped, all else is <unk>
-bpe         byte-level BPE as RoBERTa's; from 1,000 on it holds all bytes, below only those that occur
+bpe         byte-level BPE as RoBERTa's; from 1,000 on it holds all bytes, below only the line end and those that occur
 wordpiece   BERT's, cased; words longer than 64 characters are pieces of 64
 """
 
@@ -58,7 +58,7 @@ def build(kind: str, vocab_size: int, texts):
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet() if vocab_size >= 1000 else []
+        alphabet = pre_tokenizers.ByteLevel.alphabet() if vocab_size >= 1000 else ["\u010a"]  # \n, for whole texts
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=tty
         )

@@ -105,6 +105,7 @@ def test_learnt_tokenizers(tmp_path, kind, size):
     assert (ids[0], ids[-1]) == (0, 2) and 3 not in ids and len(ids) < len(text[0]) / 2
     if kind == "bpe":
         assert tokenizer.decode(ids) == text[0]
+        assert 3 not in tokenizer.encode("a\n\nb").ids  # no example holds a line end, a whole text does
         assert (3 in tokenizer.encode("Ä€").ids) == (size < 1000)
     assert 4 in tokenizer.encode("ab <mask> cd").ids
 
