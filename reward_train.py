@@ -34,6 +34,7 @@ from data.scorer import Scorer, make_template, open_model, reopen, score_file
 
 load = Scorer  # score = reward_train.load(RUN); score(question, answer)
 METRICS = ("val_loss", "val_accuracy", "val_mse", "val_mae", "val_spearman", "val_pearson", "train_loss")
+LARGER = ("val_accuracy", "val_spearman", "val_pearson")  # is better
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Checkpoint:
     dirpath: str = "ckpt"  # run folder
     every_n_train_steps: Count = 1000  # optimizer steps
     log_obg: str = option("val_loss", choices=METRICS, alias=("monitor", "log_obj"))  # what best.pt is chosen by
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["min", "max"] | None = None  # None: max for accuracy, spearman and pearson, else min
 
 
 @dataclass
@@ -434,7 +435,7 @@ def main(args: Options) -> None:
                 if since[1]:
                     found = {"train_loss": dist.sums([since[0].item()])[0] / since[1], **found}
                 value = found.get(keep.log_obg, math.nan)
-                sign = -1 if keep.mode == "max" else 1
+                sign = -1 if (keep.mode or ("max" if keep.log_obg in LARGER else "min")) == "max" else 1
                 better = math.isfinite(value) and (best is None or sign * value < sign * best)
                 best = value if better else best
                 since = [torch.zeros_like(since[0]), 0]
