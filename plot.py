@@ -88,7 +88,8 @@ def best(run: Run, metric: str) -> tuple[int, float] | None:
 def table(runs: list[Run], metric: str) -> list[list[str]]:
     """Rows of text, the best run first."""
     names = list(dict.fromkeys(k for r in runs for k in r.settings if k.split(".")[-1] not in HIDDEN))
-    differ = [n for n in names if len({str(r.settings.get(n)) for r in runs}) > 1]
+    values = {n: [r.settings.get(n) for r in runs] for n in names}
+    differ = [n for n in names if len({v if isinstance(v, int | float) else str(v) for v in values[n]}) > 1]  # 4 is 4.0
     last = [n.split(".")[-1] for n in differ]
     heads = [short if last.count(short) == 1 else n for n, short in zip(differ, last, strict=True)]
     found = (k for r in runs for k, v in r.results.items() if k.startswith("test_") and isinstance(v, float))
