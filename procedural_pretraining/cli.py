@@ -361,7 +361,7 @@ def main(args: Options) -> None:
     took, memory = duration(time.time() - started), peak_memory(d.device) / 2**20
     what = f"{score} {scores[score]:.4f} at length {scores['length']}"
     track.say(f"done in {took}: {what}; peak memory {memory:,.0f} MiB")
-    track.say(f"next: python train.py --init_from={folder.path} --transfer attn,mlp,norm")
+    track.say(f"next: python train.py --init_from={folder.path} --transfer attn,mlp,norm --dataset=NAME")
     folder.finish()
     return None
 
