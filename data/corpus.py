@@ -344,12 +344,17 @@ def prepare(inputs, out, tokenizer: str, *, column="", val_fraction=0.1, process
             outputs[suffix] = (about, None) if view is None else ({"kind": "char", "chars": list(view[0])}, view[1])
             size = load(json.dumps(outputs[suffix][0])).vocab_size
             writers[suffix] = stack.enter_context(bins.Writer(f"{out}{suffix}", size, outputs[suffix][0]))
+        word, lost = getattr(load(json.dumps(about)), "unknown", None), 0
+        unknown = load(json.dumps(about)).tokenizer.token_to_id(word) if word else None
         for piece, ids in run(Encode(outputs, column), "tokenizing"):
             for suffix, writer in writers.items():
                 writer.add(piece.split, ids[suffix])
+            lost += int((ids[""] == unknown).sum()) if unknown is not None and "" in ids else 0
     for writer in writers.values():
         count, name = writer.meta["count"], writer.folder
         print(f"{name}: {count['train']:,} train and {count['val']:,} val tokens, vocabulary {writer.vocab_size:,}")
+    if lost:
+        print(f"note: {lost:,} tokens are {word}: the tokenizer has no token for what stood there")
     if not views:
         inside = writer.folder.resolve().parent == Path("data").resolve()
         print(f"next: python train.py --dataset={writer.folder.name if inside else writer.folder.resolve()}")

@@ -37,11 +37,14 @@ BY_DIGIT = {
 
 def files(path: str | Path) -> list[Path]:
     path = Path(path)
-    if path.is_file() and path.suffix in SUFFIXES:
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise ValueError(f"{path} ends in none of {', '.join(SUFFIXES)}: rename it, if it is text")
         return [path]
     found = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else []
     if not found:
-        raise ValueError(f"{path}: no such file, or a folder without {', '.join(SUFFIXES)} files")
+        what = f"a folder without {', '.join(SUFFIXES)} files" if path.is_dir() else "no such file or folder"
+        raise ValueError(f"{path}: {what}")
     return found
 
 

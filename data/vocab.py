@@ -136,6 +136,7 @@ class Tokenizers:
             raise ValueError("the tokenizers JSON has an empty vocabulary")
         found = [self.tokenizer.token_to_id(word) for word in ENDS]
         self.eot = next((i for i in found if i is not None), None)
+        self.unknown = json.loads(text)["model"].get("unk_token")
 
     @functools.cached_property
     def fast(self):
@@ -320,19 +321,29 @@ def download(name: str):
 
 def find(name: str) -> dict:
     """The description of `byte`, of one of tiktoken's encodings, or of a file: tokenizer.json, vocab.bpe, merges.txt
-    (encoder.json or vocab.json beside it is checked), or a folder with one of these."""
+    (encoder.json or vocab.json beside it is checked), or a folder with one of these or with tokenizer_vocab*.json."""
     path = Path(name)
     if name == "byte":
         return {"kind": "byte"}
     if not path.exists() and "/" not in name and "." not in name:
+        import tiktoken
+
+        if name not in (known := tiktoken.list_encoding_names()):
+            raise ValueError(f"--tokenizer must be char, byte, {', '.join(known)}, or a file or folder, as"
+                             f" data/train_tokenizer.py writes it; got {name!r}")  # fmt: skip
         return {"kind": "tiktoken", "name": name}
     beside = {"encoder.json": "vocab.bpe", "vocab.json": "merges.txt"}
     if path.is_dir():
-        path = next((path / f for f in ("tokenizer.json", "vocab.bpe", "merges.txt") if (path / f).is_file()), path)
+        found = [path / f for f in ("tokenizer.json", "vocab.bpe", "merges.txt") if (path / f).is_file()]
+        found = found or sorted(path.glob("tokenizer_vocab*.json"))  # by data/train_tokenizer.py
+        if len(found) > 1 and found[0].name.startswith("tokenizer_vocab"):
+            raise ValueError(f"tokenizer {path} holds several, name one: {', '.join(map(str, found))}")
+        path = [*found, path][0]
     elif path.name in beside:
         path = path.with_name(beside[path.name])
     if not path.is_file():
-        raise ValueError(f"tokenizer {path}: no such file, nor a folder with tokenizer.json, vocab.bpe or merges.txt")
+        raise ValueError(f"tokenizer {path}: no such file, nor a folder with tokenizer.json, tokenizer_vocab*.json,"
+                         " vocab.bpe or merges.txt")  # fmt: skip
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:

@@ -299,6 +299,24 @@ def test_files_follow_each_other(tmp_path, small_pieces):
     assert "".join(texts(tmp_path / "in").values()).count("text of") == 12
 
 
+def test_a_folder_of_train_tokenizer_and_what_its_vocabulary_lacks(tmp_path, capsys):
+    from data import train_tokenizer
+
+    (tmp_path / "few.txt").write_text("ab ba\n" * 20)
+    argv = ["--data_dir", str(tmp_path / "few.txt"), "--out_dir", str(tmp_path / "tok"), "--tokenizer", "bpe"]
+    train_tokenizer.main(config.parse(train_tokenizer.Options, [*argv, "--vocab_size", "12"]))
+    (tmp_path / "in.txt").write_text("ab ba\nab xyz\n" * 20)
+    corpus.prepare([tmp_path / "few.txt"], tmp_path / "all", str(tmp_path / "tok"))
+    assert "<unk>" not in capsys.readouterr().out
+    corpus.prepare([tmp_path / "in.txt"], tmp_path / "lacks", str(tmp_path / "tok"))
+    assert "note: 60 tokens are <unk>" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--tokenizer must be char, byte, gpt2, .*; got 'bpe'"):
+        vocab.find("bpe")
+    (tmp_path / "tok" / "tokenizer_vocab9_max9.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds several, name one"):
+        vocab.find(str(tmp_path / "tok"))
+
+
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
 def test_any_number_of_processes_gives_the_same_files(tmp_path, small_pieces, tokenizer):
     inputs = [tmp_path / "a.txt", store(tmp_path / "b.jsonl", rows_of(100)), store(tmp_path / "c.parquet", rows_of(99))]

@@ -214,6 +214,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
     (tmp_path / "mine" / "pretrain_eval_trunc9").mkdir(parents=True)
     with pytest.raises(ValueError, match="is not replaced"):
         build("--train_dir", tmp_path, "--tokenizer", by_digit, "--out_dir", tmp_path / "mine", "--max_size", 9)
+    (tmp_path / "t.md").write_text("text\n")
+    for name, told in (("t.md", "ends in none of .txt"), ("mine", "a folder without .txt"), ("no", "no such file")):
+        with pytest.raises(ValueError, match=f"{name}:? {told}"):
+            train("--data_dir", tmp_path / name, "--vocab_size", 16)
     with pytest.raises(ValueError, match="must be 16"):
         train("--data_dir", tmp_path, "--vocab_size", 20, "--out_dir", tmp_path / "out")
     (tmp_path / "t.txt").write_text("abcdef\n")
