@@ -21,6 +21,7 @@ import io
 import json
 import math
 import re
+import shutil
 import sys
 import textwrap
 import tokenize
@@ -126,13 +127,13 @@ def put(options: Any, name: str, value: Any) -> None:
 # one value
 
 
-def nearest(word: str, words) -> str:
+def nearest(word: str, words, prefix: str = "") -> str:
     """", did you mean 'x'?" or nothing."""
     words = [str(w) for w in words]
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if not close:  # `wandb.nam` is near `wandb.args.name` by its last part
         close = [w for w in words if w.split(".")[-1] == word.split(".")[-1]][:1]
-    return f", did you mean {close[0]!r}?" if close else ""
+    return f", did you mean {prefix + close[0]!r}?" if close else ""
 
 
 def in_range(value: float, rule: str) -> bool:
@@ -328,23 +329,27 @@ def describe(spec: Spec) -> str:
         names = [str(c) for c in (choices() if callable(choices) else choices)]
         text += f" [{' | '.join(names)}]" if len(names) <= 24 else f" [{len(names)} names]"
     default = "secret" if spec.meta.get("secret") else spec.default
-    shown = " ".join(map(str, default)) if isinstance(default, list) else repr(default) if default == "" else default
+    shown = " ".join(map(str, default or ["none"])) if isinstance(default, list) else repr(default) if default == "" else default
     return f"{text} (default: {shown})".strip().replace("%", "%%")
 
 
 def parser(cls: type, doc: str, config_flags: tuple[str, ...] = ("--config",)) -> Parser:
-    name, spec = Path(sys.argv[0]).name, getattr(sys.modules["__main__"], "__spec__", None)
-    if spec and spec.name.endswith(f".{name.removesuffix('.py')}"):
+    name, spec = sys.argv[0], getattr(sys.modules["__main__"], "__spec__", None)
+    if spec and spec.name.endswith(f".{Path(name).stem}"):
         name = f"-m {spec.name}"
 
+    width = min(88, shutil.get_terminal_size((90, 24)).columns - 2)
+
     def formatter(prog):
-        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=88)
+        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=width)
 
     p = Parser(prog=name, description=doc.strip(), formatter_class=formatter, allow_abbrev=False, add_help=False,
                usage=f"python {name} [FILE.yaml ...] [--option value ...]")  # fmt: skip
-    p.add_argument("--help", "-h", action="help", help="this text")
-    p.add_argument(*config_flags, dest="config files", action="append", metavar="FILE", help="options from a YAML file")
-    groups: dict[str, Any] = {}
+    plain = p.add_argument_group("options")
+    plain.add_argument("--help", "-h", action="help", help="this text")
+    plain.add_argument(*config_flags, dest="config files", action="append", metavar="FILE",
+                       help="options from a YAML file")  # fmt: skip
+    groups: dict[str, Any] = {"options": plain}
     for spec in specs(cls).values():
         title = spec.group or "options"
         group = groups.setdefault(title, p.add_argument_group(title)) if title not in groups else groups[title]
@@ -407,7 +412,7 @@ def parse(cls: type, argv: list[str] | None = None, *, doc: str = "", config_fla
     for word in rest:
         if word.startswith("-"):
             name = word.lstrip("-").split("=")[0]
-            raise ValueError(f"unknown option --{name}{nearest(name, [*specs(cls), *aliases(cls)])}")
+            raise ValueError(f"unknown option --{name}{nearest(name, [*specs(cls), *aliases(cls)], '--')}")
         if not word.endswith((".yaml", ".yml", ".json")):
             raise ValueError(f"unexpected argument {word!r} (options start with --; a config file ends in .yaml)")
         files.append(word)
@@ -425,8 +430,13 @@ def parse(cls: type, argv: list[str] | None = None, *, doc: str = "", config_fla
 # saved options
 
 
+# how a run began. A resume is one command's business: what is saved goes on saying how to repeat the run from its start
+BEGAN = ("init_from", "gpt2_type", "prev_run_ckpt", "init_from_ckpt", "transfer", "strict", "resume", "ckpt_path",
+         "trainer.ckpt_path", "tokenizer")  # fmt: skip
+
+
 def to_dict(options: Any) -> dict:
-    """Plain nested dicts, lists and numbers; secrets left out."""
+    """Plain nested dicts, lists and numbers; secrets left out. Of a resumed run, how it began."""
     out = {}
     for f in dataclasses.fields(options):
         value = getattr(options, f.name)
@@ -435,6 +445,9 @@ def to_dict(options: Any) -> dict:
         elif f.metadata.get("secret"):
             value = type(value)() if isinstance(value, str) else None
         out[f.name] = copy.deepcopy(value)
+    for name, value in getattr(options, "began", {}).items():
+        *path, last = name.split(".")
+        functools.reduce(dict.__getitem__, path, out)[last] = value
     return out
 
 
@@ -454,11 +467,12 @@ def save(options: Any, path: str | Path) -> None:
     temporary.replace(path)
 
 
-def resume(options: Any, stored: dict, *, fixed: tuple[str, ...] = (), free: tuple[str, ...] = ()):
+def resume(options: Any, stored: dict, *, fixed: tuple[str, ...] = (), free: tuple[str, ...] = (), own: bool = True):
     """The stored options with those that the user gave now; what changed is listed.
 
     `fixed` names options or groups that may not change in a run's life; `free` those that belong to the command, not
-    to the run (paths, devices), and are always taken as they are now. Returns (options, {name: (old, new)}).
+    to the run (paths, devices), and are always taken as they are now. `own`: it goes on in its own folder, not with
+    another run's checkpoint in a new one. Returns (options, {name: (old, new)}).
     """
     cls = type(options)
     known = specs(cls)
@@ -474,6 +488,7 @@ def resume(options: Any, stored: dict, *, fixed: tuple[str, ...] = (), free: tup
             raise ValueError(f"--{name} is {old!r} in the run to resume and cannot become {new!r}: start a new run")
         changes[name] = (old, new)
     merged.given = options.given
+    merged.began = {n: v for n, v in flatten_known(cls, stored).items() if own and n in free and n in BEGAN}
     return merged, changes
 
 

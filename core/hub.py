@@ -100,7 +100,7 @@ def fetch(address: str, path: Path) -> bool:
 def download(name: str) -> Path:
     """The folder of a model on the Hugging Face hub: a cached one, else downloaded; ValueError without network."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) or ".." in name:
-        raise ValueError(f"{name!r} is neither a folder with a config.json nor a model name of the Hugging Face hub")
+        raise ValueError(f"{name!r} is no run, no checkpoint, no folder with a config.json and no name on the hub")
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     theirs = home / "hub" / f"models--{name.replace('/', '--')}"
     main = theirs / "refs" / "main"  # what transformers itself has downloaded

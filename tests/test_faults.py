@@ -358,7 +358,7 @@ def test_row_12_a_new_learning_rate_takes_effect(loop, data, finished, tmp_path)
 
 @EACH
 def test_row_14_an_unknown_name(loop, data, tmp_path, capsys):
-    refused(loop, begin(loop, data(loop), tmp_path / "r", "--sead=3"), capsys, "--sead, did you mean 'seed'?")
+    refused(loop, begin(loop, data(loop), tmp_path / "r", "--sead=3"), capsys, "--sead, did you mean '--seed'?")
     (tmp_path / "c.yaml").write_text("sead: 3\n")
     refused(loop, [*begin(loop, data(loop), tmp_path / "r"), str(tmp_path / "c.yaml")], capsys, "c.yaml", "'seed'?")
     assert not (tmp_path / "r").exists()

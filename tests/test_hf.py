@@ -279,7 +279,7 @@ def test_without_network_a_name_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE"):
         hf.load("gpt2")
     for name in ("../secrets", "/etc/nothing", "a/b/c"):
-        with pytest.raises(ValueError, match="neither a folder"):
+        with pytest.raises(ValueError, match="no folder with a config.json and no name on the hub"):
             hf.load(name)
 
 
