@@ -193,7 +193,7 @@ def show(name: str, value) -> str:
         return value
     if name == "lr" or name.endswith(" lr"):
         return f"{value:.2e}"
-    if name == "norm":
+    if name in ("norm", "epoch"):
         return f"{value:.2f}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
@@ -217,7 +217,7 @@ def draw(path: Path, train: list[dict], evals: list[dict], resumes: list[int]) -
     curve(train, "loss", "-", label="train (batch)", color="#9db7d5", lw=1)
     for i, key in enumerate(dict.fromkeys(k for r in evals for k in r if k.endswith("loss"))):
         form = "o-" if len(evals) < 40 else "-"
-        curve(evals, key, form, ms=3, lw=1.5, color=f"C{i + 1}", label=f"eval {key.replace('_', ' ')}")
+        curve(evals, key, form, ms=3, lw=1.5, color=f"C{i + 1}", label=key.replace("_", " "))
     for i, step in enumerate(resumes):
         ax.axvline(step, color="#999999", ls=":", lw=1, label="resumed" if i == 0 else None)
     ax.set_xlabel("step")
