@@ -261,7 +261,9 @@ def main(args: Options) -> None:
     if resuming:
         found = (checkpoint.load(elsewhere), elsewhere) if elsewhere else checkpoint.newest(folder.path, place.ckpt)
         stored, path = found
-        args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE)
+        args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE, own=own)
+        if own and "test" not in args.given:  # it may be named late, but a resume that says nothing does not drop it
+            args.test = stored["options"]["test"]
         B = stored["loop"]["batch"]  # of all ranks together, whatever their number is now
         if {"per_device", "grad_acc"} & set(changes) and args.per_device * args.grad_acc * d.world != B:
             raise ValueError(f"--per_device x --grad_acc x ranks is {B} in the run to resume and cannot become"

@@ -432,8 +432,13 @@ def parse(cls: type, argv: list[str] | None = None, *, doc: str = "", config_fla
 # saved options
 
 
+# how a run began. A resume is one command's business: what is saved goes on saying how to repeat the run from its start
+BEGAN = ("init_from", "gpt2_type", "prev_run_ckpt", "init_from_ckpt", "transfer", "strict", "resume", "ckpt_path",
+         "trainer.ckpt_path", "tokenizer")  # fmt: skip
+
+
 def to_dict(options: Any) -> dict:
-    """Plain nested dicts, lists and numbers; secrets left out."""
+    """Plain nested dicts, lists and numbers; secrets left out. Of a resumed run, how it began."""
     out = {}
     for f in dataclasses.fields(options):
         value = getattr(options, f.name)
@@ -442,6 +447,9 @@ def to_dict(options: Any) -> dict:
         elif f.metadata.get("secret"):
             value = type(value)() if isinstance(value, str) else None
         out[f.name] = copy.deepcopy(value)
+    for name, value in getattr(options, "began", {}).items():
+        *path, last = name.split(".")
+        functools.reduce(dict.__getitem__, path, out)[last] = value
     return out
 
 
@@ -461,11 +469,12 @@ def save(options: Any, path: str | Path) -> None:
     temporary.replace(path)
 
 
-def resume(options: Any, stored: dict, *, fixed: tuple[str, ...] = (), free: tuple[str, ...] = ()):
+def resume(options: Any, stored: dict, *, fixed: tuple[str, ...] = (), free: tuple[str, ...] = (), own: bool = True):
     """The stored options with those that the user gave now; what changed is listed.
 
     `fixed` names options or groups that may not change in a run's life; `free` those that belong to the command, not
-    to the run (paths, devices), and are always taken as they are now. Returns (options, {name: (old, new)}).
+    to the run (paths, devices), and are always taken as they are now. `own`: it goes on in its own folder, not with
+    another run's checkpoint in a new one. Returns (options, {name: (old, new)}).
     """
     cls = type(options)
     known = specs(cls)
@@ -481,6 +490,7 @@ def resume(options: Any, stored: dict, *, fixed: tuple[str, ...] = (), free: tup
             raise ValueError(f"--{name} is {old!r} in the run to resume and cannot become {new!r}: start a new run")
         changes[name] = (old, new)
     merged.given = options.given
+    merged.began = {n: v for n, v in flatten_known(cls, stored).items() if own and n in free and n in BEGAN}
     return merged, changes
 
 

@@ -138,6 +138,21 @@ def test_a_resume_takes_the_stored_options_and_lists_what_changed():
         config.resume(parse("--batch 4"), stored, fixed=("data",))
 
 
+@dataclass
+class Start:
+    init_from: str = "scratch"
+    steps: int = 1
+
+
+def test_a_resumed_run_saves_how_it_began():
+    """init_from=resume in its config.yaml would keep that from running again as it is."""
+    stored = config.to_dict(config.parse(Start, ["--init_from=gpt2"]))
+    for own, saved in ((True, "gpt2"), (False, "resume")):
+        resumed = config.parse(Start, ["--init_from=resume", "--steps=5"])
+        resumed, _ = config.resume(resumed, stored, free=("init_from",), own=own)
+        assert resumed.init_from == "resume" and config.to_dict(resumed) == {"init_from": saved, "steps": 5}
+
+
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "", ".hidden", "a\nb", "~x"])
 def test_a_name_stays_in_its_folder(name):
     with pytest.raises(ValueError, match="plain name"):

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from core import checkpoint, exits, run, tracker
+from core import checkpoint, config, exits, run, tracker
 from tests.loops import LOOPS, ROOT
 
 ROWS = pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
@@ -83,6 +83,9 @@ def test_resume_equals_uninterrupted(loop, data, tmp_path, monkeypatch):
     loop.run([*begin(loop, data(loop), tmp_path / "b"), *loop.resume(tmp_path / "b")])
     assert same(weights(loop, tmp_path / "a"), weights(loop, tmp_path / "b"))
     assert losses(loop, tmp_path / "a") == losses(loop, tmp_path / "b")
+    saved = [config.read_yaml(tmp_path / run / "config.yaml") for run in "ab"]
+    assert saved[0]["init_from"] == saved[1]["init_from"] != "resume"  # it runs again as it is
+    assert not saved[1].get("resume")
 
 
 @ROWS

@@ -188,6 +188,15 @@ def test_the_same_command_continues(run, tmp_path):
     assert "finished at step 8" in run("--max_steps=8", "--eval_interval=2")
 
 
+def test_a_resume_that_says_nothing_keeps_test_split_and_tokenizer(run, data, tmp_path):
+    run("--max_steps=4", "--eval_interval=2", f"--test={data / 'pretrain_eval_trunc12'}")
+    saved = config.read_yaml(tmp_path / "run" / "config.yaml")
+    argv = ["--init_from=resume", f"--save_path={tmp_path / 'run'}", "--no_wandb", "--device=cpu"]
+    pretrain.main(config.parse(pretrain.Options, argv, doc=""))
+    assert config.read_yaml(tmp_path / "run" / "config.yaml") == saved
+    assert "test_loss" in json.loads((tmp_path / "run" / "results.json").read_text())
+
+
 def test_a_damaged_checkpoint_is_passed_over(run, tmp_path, capsys):
     run("--max_steps=4", "--eval_interval=2")
     path = tmp_path / "run" / "checkpoint-4" / "ckpt.pt"
