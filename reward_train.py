@@ -141,14 +141,16 @@ FREE = ("init_from", "transfer", "score", "out", "check", "replay_step", "timeou
 
 
 def some(text: str, name: str, whole: int) -> int:
-    """A number of batches: "435", or "0.25", which is a share of `whole`."""
+    """A number of batches: "435", or "0.25", which is a share of `whole`, at least one."""
     try:
         value = float(text) if "." in text or "e" in text else int(text)
     except ValueError:
         raise ValueError(f"{name} must be a number of batches, or a share between 0. and 1., got {text!r}") from None
     if isinstance(value, float) and not 0 <= value <= 1 or value < -1:
         raise ValueError(f"{name} must be a number of batches, or a share between 0. and 1., got {text!r}")
-    return whole if value == -1 else int(value * whole) if isinstance(value, float) else value
+    if isinstance(value, float):
+        value = max(int(value * whole), value > 0)  # a tenth of nine batches is no wish for none
+    return whole if value == -1 else int(value)
 
 
 # -----------------------------------------------------------------------------
@@ -271,6 +273,9 @@ def main(args: Options) -> None:
     kind = p.loss if p.loss != "auto" else "pairwise" if two else "mae" if p.mae_loss else "mse"
     if two and kind != "pairwise":
         raise ValueError(f"model_params.loss {kind} needs an answer and a score a row, {file} holds pairs of answers")
+    if p.mae_loss and kind != "mae" or p.center and kind != "pairwise":
+        name, what = ("mae_loss", "a score for each answer, loss mae") if p.mae_loss else ("center", "pairs of answers")
+        raise ValueError(f"model_params.{name} is for {what}; here the loss is {kind}")
     rows = qa.records(file)
     splits = qa.load(progress(rows, "tokenizing", unit="rows") if d.main else rows, template, kind == "pairwise")
     train, val = splits["train"], splits.get("val") or splits["test"]
@@ -288,6 +293,7 @@ def main(args: Options) -> None:
     if p.margin and (kind != "pairwise" or not len(known)):
         raise ValueError("model_params.margin needs pairs with scores: Accepted_Score and Score, or scored answers")
     lengths = train.lengths()
+    width = template.max_length if args.data.on_tpu and model.causal else None  # an encoder sees no padding
 
     @functools.lru_cache(1)
     def epoch(number: int) -> list[np.ndarray]:
@@ -297,7 +303,6 @@ def main(args: Options) -> None:
         """Scores (n,) of texts, each padded as little as its neighbours allow."""
         found = split.texts(texts)
         tokens = torch.from_numpy(np.concatenate(found).astype(np.int64)).to(d.device, non_blocking=True)
-        width = template.max_length if args.data.on_tpu else None
         with autocast:
             return through(tokens, torch.tensor([len(f) for f in found]), width)
 
@@ -374,7 +379,7 @@ def main(args: Options) -> None:
     metrics = [*measure(p, kind, np.zeros(len(val.labels)), val, mean, std), "train_loss"]
     if keep.log_obg not in metrics:
         raise ValueError(f"trainer.checkpoint.log_obg {keep.log_obg} is not measured here, only {', '.join(metrics)}")
-    widest = train.samples.shape[1] * (template.max_length if args.data.on_tpu else int(lengths.max()))
+    widest = train.samples.shape[1] * (width or int(lengths.max()))
     checks = preflight.look(folder.path, d.device, model, optimizer, tokens=micro_batch * widest, files=3,
                             resuming=resuming and inside, given=len(args.given), steps=(first_step, last_step),
                             data=f"{file}: {len(train):,} + {len(val):,} samples; {template.report()}",
@@ -400,6 +405,8 @@ def main(args: Options) -> None:
               f" {mean:.3g} +- {std:.3g}; {template.report()} at {template.max_length} tokens")  # fmt: skip
     if template.max_length < args.data.max_length:
         track.say(f"           max_length {args.data.max_length} is more than the model's {c.block_size} positions")
+    if args.data.on_tpu and not width:
+        track.say("           on_tpu: an encoder reads texts without padding, shapes stay as long as the texts are")
     track.say(f"batch      {B} samples a step, {d.world} rank(s) x {micro_steps} micro-step(s), strategy {t.strategy};"
               f" {epoch_steps} steps an epoch")  # fmt: skip
     track.say(f"machine    {d.device}, {note}{precision}, {torch.get_num_threads()} threads")
@@ -458,7 +465,7 @@ def main(args: Options) -> None:
             i = (micro * d.world + d.rank) * micro_batch
             mine = batch[i : i + micro_batch]
             n = len(mine)
-            fill = micro_batch - n if args.data.on_tpu else n == 0  # samples that count for nothing
+            fill = micro_batch - n if width else n == 0  # samples that count for nothing
             mine = np.concatenate([mine, np.repeat(batch[:1], fill)])
             texts = train.order(mine)
             if replaying and n:

@@ -384,6 +384,9 @@ def test_overfit_batches_trains_and_evaluates_on_the_first_ones(toy, tmp_path):
     state = train(toy, tmp_path / "b", "--trainer.params.overfit_batches=0.4", "--trainer.params.max_steps=none",
                   "--trainer.params.max_epochs=3")  # fmt: skip
     assert state["step"] == 6  # 2 of the 5 batches
+    state = train(toy, tmp_path / "c", "--trainer.params.overfit_batches=0.01", "--trainer.params.max_steps=none",
+                  "--trainer.params.max_epochs=3")  # fmt: skip
+    assert state["step"] == 3  # a share that is less than a batch is one, not all
 
 
 def test_on_tpu_pads_to_max_length_and_changes_no_loss(toy, tmp_path, monkeypatch):
@@ -475,6 +478,9 @@ def test_two_answers_are_learnt_pairwise_and_scores_by_regression(toy, tmp_path,
         "loss mse needs an answer and a score a row", toy, tmp_path / "d", "--model_params.loss=mse", data="pairs.json"
     )
     refuse("margin needs pairs with scores", toy, tmp_path / "d", "--model_params.margin=1")
+    refuse("center is for pairs of answers; here the loss is mse", toy, tmp_path / "d", "--model_params.center=1")
+    refuse("mae_loss is for .* the loss is pairwise", toy, tmp_path / "d", "--model_params.mae_loss", data="pairs.json")
+    refuse("mae_loss is for .* mse", toy, tmp_path / "d", "--model_params.mae_loss", "--model_params.loss=mse")
 
 
 def test_scores_are_standardised_and_reported_in_the_labels_scale(toy, tmp_path):
@@ -533,7 +539,7 @@ def words_tokenizer(folder: Path) -> dict:
     return {"kind": "tokenizers", "json": made.to_str()}
 
 
-def test_an_encoder_learns_to_score_and_its_export_scores_alike(toy, tmp_path):
+def test_an_encoder_learns_to_score_and_its_export_scores_alike(toy, tmp_path, capsys):
     """From a checkpoint of pretrain.py's kind to transformers, and back from its folder."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -549,6 +555,8 @@ def test_an_encoder_learns_to_score_and_its_export_scores_alike(toy, tmp_path):
     assert trained["model_config"]["backbone"] == "roberta" and trained["model_config"]["hidden_dropout"] == 0
     losses = [r["loss"] for r in tracker.read(tmp_path / "r" / "train.csv")]
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
+    train(toy, tmp_path / "tpu", f"--model_name={tmp_path / 'mlm.pt'}", "--data.on_tpu")
+    assert "on_tpu: an encoder reads texts without padding" in capsys.readouterr().out
 
     export_hf.main(export_hf.Options(init_from=str(tmp_path / "r" / "ckpt.pt"), out=str(tmp_path / "hf")))
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
