@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from core import checkpoint, config, dist, files, metrics, optim, preflight, rng, run
-from core.config import Count, Fraction, NonNegative, Positive, Whole, option
+from core.config import Beta, Count, Fraction, NonNegative, Positive, Whole, option
 from core.files import Files
 from core.progress import duration, progress
 from core.schedule import lr_at
@@ -79,8 +79,8 @@ class Options:
     warmup_ratio: Fraction = 0.1  # share of the steps
     min_lr_ratio: Fraction = 0.2  # the last learning rate as a share of the highest
     weight_decay: NonNegative = 0.01
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
     grad_clip: NonNegative = 1.0  # norm of all gradients; 0: no clipping
     class_weights: list[str] = option([])  # one a label, or `balanced`: by how rare they are in train
     label_smoothing: Fraction = 0.0  # share of the target that all labels divide

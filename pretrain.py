@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from core import checkpoint, config, dist, files, hf, hub, optim, preflight, rng, run
-from core.config import Count, Fraction, NonNegative, Positive, Whole, option
+from core.config import Beta, Count, Fraction, NonNegative, Positive, Whole, option
 from core.files import Files
 from core.progress import duration, progress
 from core.schedule import lr_at
@@ -102,8 +102,8 @@ class Options:
     warmup_ratio: Fraction = 0.0  # share of all steps, where warmup_steps is 0
     min_lr_ratio: Fraction = 0.0  # the last learning rate as a share of lr
     decay: NonNegative = 0.1  # weight decay
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
     grad_clip: NonNegative = 1.0  # norm of all gradients; 0: no clipping
     max_bad_steps: Count = 10  # steps in a row with loss or gradients not finite before the run stops
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from core import checkpoint, config, dist, optim, preflight, rng, run
-from core.config import Count, Fraction, NonNegative, Positive, Whole, option
+from core.config import Beta, Count, Fraction, NonNegative, Positive, Whole, option
 from core.progress import duration, progress
 from core.schedule import lr_at
 from core.scores import draw, pearson, spearman
@@ -49,7 +49,7 @@ class Data:
 
 @dataclass
 class ModelParams:
-    adam_betas: list[float] = option([0.9, 0.99])  # of AdamW
+    adam_betas: list[Beta] = option([0.9, 0.99])  # of AdamW
     do_compute_metrics: bool = True  # false: val_loss only
     learning_rate: Positive = 2e-5  # the highest; linear warmup, linear decay to 0
     use_cache: bool = False  # scoring reuses a question's keys and values over its answers
@@ -310,7 +310,8 @@ def main(args: Options) -> None:
     # optimizer
 
     groups = optim.groups(model, p.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=p.learning_rate, betas=tuple(p.adam_betas), fused=optim.fused(d.device))
+    betas = optim.pair(p.adam_betas, "model_params.adam_betas")
+    optimizer = torch.optim.AdamW(groups, lr=p.learning_rate, betas=betas, fused=optim.fused(d.device))
     epoch_steps = -(-len(train) // B)
     last_step = min(t.max_epochs * epoch_steps, t.max_steps or sys.maxsize)
     warmup = round(p.warmup_steps_per_cent * last_step)

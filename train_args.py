@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from core.config import Count, Fraction, NonNegative, Positive, Whole, option
+from core.config import Beta, Count, Fraction, NonNegative, Positive, Whole, option
 from core.schedule import SCHEDULES
 from data import vocab
 from data.mixture import TRANSITIONS, Mixture
@@ -96,8 +96,8 @@ class Options:
     learning_rate: NonNegative = 1e-3
     dataset_sampling_learning_rate: list[NonNegative] | None = None  # multidataset: one a data set, in its place
     weight_decay: NonNegative = 1e-1
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.99
+    beta1: Beta = 0.9
+    beta2: Beta = 0.99
     grad_clip: NonNegative = 1.0  # norm of all gradients; 0: no clipping
     max_bad_steps: Count = 10  # steps in a row with loss or gradients not finite before the run stops
 

@@ -37,6 +37,7 @@ Whole = Annotated[int, ">= 0"]
 Positive = Annotated[float, "> 0"]
 NonNegative = Annotated[float, ">= 0"]
 Fraction = Annotated[float, "0..1"]
+Beta = Annotated[float, "0..<1"]  # of Adam: at 1 its averages would never move
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -138,8 +139,8 @@ def nearest(word: str, words, prefix: str = "") -> str:
 
 def in_range(value: float, rule: str) -> bool:
     if ".." in rule:
-        low, high = map(float, rule.split(".."))
-        return low <= value <= high
+        low, high = rule.split("..")
+        return float(low) <= value < float(high[1:]) if "<" in high else float(low) <= value <= float(high)
     op, bound = rule.split()
     return value > float(bound) if op == ">" else value >= float(bound)
 
@@ -154,7 +155,8 @@ def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
     if origin is Annotated:
         value = coerce(value, inner[0], name, choices)
         if not in_range(value, inner[1]):
-            raise wrong(inner[1] if ".." not in inner[1] else "between " + inner[1].replace("..", " and "))
+            rule = inner[1].replace("..<", " or more and below ")
+            raise wrong(rule if ".." not in rule else "between " + rule.replace("..", " and "))
         return value
     if origin in (typing.Union, types.UnionType):
         if type(None) in inner and (value is None or str(value).lower() in ("none", "null", "")):

@@ -51,6 +51,12 @@ def freeze(model: nn.Module, parts: list[str], spared: list[int], head: str) -> 
     return [f"{'part':<8}{'trains':>14}{'frozen':>14}", *rows]
 
 
+def pair(betas: list[float], name: str) -> tuple[float, float]:
+    if len(betas) != 2:
+        raise ValueError(f"{name} must be two numbers, got {' '.join(map(str, betas)) or 'none'}")
+    return betas[0], betas[1]
+
+
 def fused(device: torch.device) -> bool:
     """One kernel over all parameters: faster on GPUs and on CPUs."""
     return device.type in ("cuda", "cpu")

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import procedural_data
 from core import checkpoint, config, dist, hf, optim, preflight, rng, run
-from core.config import Count, Fraction, NonNegative, Positive, Whole, option
+from core.config import Beta, Count, Fraction, NonNegative, Positive, Whole, option
 from core.schedule import lr_at
 from core.tracker import Tracker, duration, peak_flops, peak_memory
 from model import GPT, GPTConfig
@@ -60,7 +60,7 @@ class Options:
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"  # down to 0.1 of lr (dyck: constant)
     warmup_steps: Whole = 1000  # (dyck: 0)
     weight_decay: NonNegative = 0.01
-    betas: list[float] = option([0.9, 0.999])
+    betas: list[Beta] = option([0.9, 0.999])
     max_grad_norm: NonNegative = 1.0  # 0: no clipping
     max_bad_steps: Count = 10  # steps in a row with loss or gradients not finite before the run stops
 
@@ -177,7 +177,8 @@ def main(args: Options) -> None:
     # optimizer
 
     groups = optim.groups(model, args.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=args.betas, fused=optim.fused(d.device))
+    betas = optim.pair(args.betas, "--betas")
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=betas, fused=optim.fused(d.device))
     last_step = min(args.max_steps, args.epochs * args.steps_per_epoch)
     rates = {"kind": args.lr_schedule, "lr": args.lr, "warmup": args.warmup_steps, "total": last_step,
              "min_lr": 0.1 * args.lr}  # fmt: skip

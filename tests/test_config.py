@@ -153,6 +153,12 @@ def test_a_resumed_run_saves_how_it_began():
         assert resumed.init_from == "resume" and config.to_dict(resumed) == {"init_from": saved, "steps": 5}
 
 
+def test_a_beta_of_one_is_refused_before_torch_sees_it():
+    assert config.coerce("0", config.Beta, "--beta1") == 0
+    with pytest.raises(ValueError, match="--beta1 must be 0 or more and below 1, got 1.0"):
+        config.coerce("1", config.Beta, "--beta1")
+
+
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "", ".hidden", "a\nb", "~x"])
 def test_a_name_stays_in_its_folder(name):
     with pytest.raises(ValueError, match="plain name"):

@@ -783,6 +783,7 @@ def test_the_export_scores_alike_in_transformers_alone_and_in_a_batch(toy, tmp_p
         (["--model_params.loss=pairwise", "--data.data_dir={toy}/apart.json"], "no two answers to one training quest"),
         (["--init_from={toy}/none.pt"], "does not exist"),
         (["--trainer.params.accelerator=tpu"], "accelerator tpu is not there"),
+        (["--model_params.adam_betas", "0.9"], "model_params.adam_betas must be two numbers, got 0.9"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing(flags, said, toy, tmp_path, monkeypatch):
