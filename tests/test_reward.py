@@ -771,7 +771,7 @@ def test_the_export_scores_alike_in_transformers_alone_and_in_a_batch(toy, tmp_p
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--model_name={toy}/none"], "cannot be downloaded|no local folder|neither"),
+        (["--model_name={toy}/none"], "none. is no run, no checkpoint, no folder with a config.json"),
         (["--model_name={toy}/none.pt"], "none.pt does not exist"),
         (["--model_name={toy}/bare"], r"holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, is missing"),
         (["--model_name={toy}/bert"], "a model of type 'bert'; gpt2 and roberta"),
