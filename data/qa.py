@@ -225,12 +225,15 @@ def tokenizer(folder: Path) -> dict:
         return {"kind": "tokenizers", "json": files["tokenizer.json"].read_text(encoding="utf-8-sig")}
     if missing := [name for name in ("vocab.json", "merges.txt") if not files[name].is_file()]:
         raise ValueError(f"{folder} holds no tokenizer: tokenizer.json, or {' and '.join(missing)}, is missing")
-    from tokenizers import AddedToken, ByteLevelBPETokenizer
+    from tokenizers import AddedToken, ByteLevelBPETokenizer, processors
 
     bpe = ByteLevelBPETokenizer(str(files["vocab.json"]), str(files["merges.txt"]))
     names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>")
     special = [name for name in names if bpe.token_to_id(name) is not None]
     bpe.add_special_tokens([AddedToken(w, special=True, normalized=False) for w in special])
+    if {"<s>", "</s>"} <= {*special}:  # RoBERTa's two files do not say that its texts lie between these
+        ends = [(w, bpe.token_to_id(w)) for w in ("</s>", "<s>")]
+        bpe.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)
     return {"kind": "tokenizers", "json": bpe.to_str()}
 
 

@@ -14,7 +14,7 @@ import yaml
 import export_hf
 import reward_train
 from core import checkpoint, config, exits, run, scores, tracker
-from data import qa, scorer, vocab
+from data import examples, qa, scorer, vocab
 from data.qa_toy import prepare
 from model import GPT, GPTConfig, Roberta, RobertaConfig, RobertaMLM, ScoreModel
 
@@ -826,6 +826,10 @@ def test_tokenizers_of_gpt2_and_roberta_folders(toy, tmp_path):
     text = "How good is the soup in Rome? ünd 12 <|endoftext|>"
     assert a.ids(text).tolist() == b.ids(text).tolist() and a.eot == b.eot == 0
     assert a.eot not in a.ids(text)  # what stands in a text is text
+    words = {w: len(about["vocab"]) + i for i, w in enumerate(("<s>", "<pad>", "</s>", "<unk>", "<mask>"))}
+    (tmp_path / "vocab.json").write_text(json.dumps(about["vocab"] | words))
+    ids = examples.Encoder(qa.tokenizer(tmp_path), 64)([text]).ids.tolist()
+    assert ids == [words["<s>"], *vocab.load(qa.tokenizer(tmp_path)).ids(text).tolist(), words["</s>"]]
 
 
 # -----------------------------------------------------------------------------
