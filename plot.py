@@ -5,7 +5,6 @@
     python plot.py out/a out/b --metric val_accuracy --out accuracy.png
 """
 
-import json
 import math
 import os
 import shutil
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import config, exits
+from core.files import read_json
 from core.progress import duration
 
 PLACES = (("eval.csv", "train.csv"), ("metrics/eval/metrics.csv", "metrics/train/metrics.csv"))
@@ -70,7 +70,7 @@ def open_run(path: Path) -> Run | None:
         if (path / evals).is_file() or (path / trains).is_file():
             file = next((path / n for n in ("config.yaml", "config.resolved.yaml") if (path / n).is_file()), None)
             settings = flat(config.read_yaml(file)) if file else {}
-            results = json.loads((path / "results.json").read_text()) if (path / "results.json").is_file() else {}
+            results = read_json(path / "results.json") if (path / "results.json").is_file() else {}
             return Run(path, settings, read(path / trains), read(path / evals), results)
     return None
 

@@ -1,7 +1,24 @@
-"""Where a run's results lie below its folder: the scripts' own places, or an experiment's."""
+"""Where a run's results lie below its folder: the scripts' places, or an experiment's. And JSON, read or refused."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+
+def read_json(path: Path) -> dict:
+    """An object; ValueError in one line for anything else."""
+    try:
+        data = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as e:
+        raise ValueError(f"{path} cannot be read: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} is not UTF-8 at byte {e.start}") from None
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is not JSON: {e}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold an object, got {type(data).__name__}")
+    return data
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Folders in the Hugging Face format, on disk and on the hub, read as they lie there and executed never."""
 
 import errno
-import json
 import os
 import re
 import sys
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from core import checkpoint
+from core.files import read_json
 
 try:
     import fcntl
@@ -20,16 +20,6 @@ except ImportError:  # Windows
     fcntl = None
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
-def read_json(path: Path) -> dict:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as e:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(e).split())}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object")
-    return data
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -7,11 +7,12 @@ A path is an Arrow file or a folder of them, in streaming or file format, by dat
 A column attention_mask says which ids are real; the others (padding) are dropped.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
+from core.files import read_json
 
 END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # a stream without it was cut, which pyarrow reads without a word
 
@@ -24,7 +25,10 @@ def files(path: str | Path) -> list[Path]:
         splits = sorted(p.name for p in path.iterdir() if p.is_dir())
         raise ValueError(f"{path} holds several splits, name one of them: {', '.join(str(path / s) for s in splits)}")
     if (path / "state.json").is_file():
-        names = [entry["filename"] for entry in json.loads((path / "state.json").read_text())["_data_files"]]
+        listed = read_json(path / "state.json").get("_data_files")
+        if not isinstance(listed, list) or not all(isinstance(e, dict) and e.get("filename") for e in listed):
+            raise ValueError(f"{path}/state.json names no _data_files")
+        names = [str(entry["filename"]) for entry in listed]
         for name in names:
             if Path(name).name != name or not (path / name).is_file():
                 raise ValueError(f"{path}/state.json lists {name!r}, which is not a file in this folder")

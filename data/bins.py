@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from core import rng
+from core.files import read_json
 
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 NANOGPT_VOCAB = 50304  # GPT-2's 50257 rounded up, nanoGPT's choice where a folder says nothing
@@ -49,7 +50,8 @@ def read_pickle(path: Path) -> dict:
     try:
         meta = PlainUnpickler(io.BytesIO(path.read_bytes())).load()
     except Exception as e:  # a damaged pickle fails in a dozen ways
-        raise ValueError(f"{path} is refused: {e} (only plain dicts, lists, text and numbers are read)") from None
+        why = " ".join(str(e).split())
+        raise ValueError(f"{path} is refused: {why} (only plain dicts, lists, text and numbers are read)") from None
     if not isinstance(meta, dict):
         raise ValueError(f"{path} must hold a dict, got {type(meta).__name__}")
     about = {"vocab_size": meta.get("vocab_size")}
@@ -61,18 +63,6 @@ def read_pickle(path: Path) -> dict:
     elif isinstance(meta.get("tiktoken_encoding"), str):
         about["tokenizer"] = {"kind": "tiktoken", "name": meta["tiktoken_encoding"]}
     return about
-
-
-def read_json(path: Path) -> dict:
-    try:
-        meta = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 at byte {e.start}") from None
-    except ValueError as e:
-        raise ValueError(f"{path} is not JSON: {e}") from None
-    if not isinstance(meta, dict):
-        raise ValueError(f"{path} must hold an object, got {type(meta).__name__}")
-    return meta
 
 
 class Dataset:

@@ -226,8 +226,9 @@ def tokenizer_file(path: str | Path) -> Path:
 def describe(path: str | Path) -> dict:
     """The tokenizer as data/vocab.py describes it."""
     path = tokenizer_file(path)
-    text = from_words(path).to_str() if path.suffix == ".txt" else path.read_text(encoding="utf-8-sig")
-    return {"kind": "tokenizers", "json": text}
+    if path.suffix == ".txt":
+        return {"kind": "tokenizers", "json": from_words(path).to_str()}
+    return {"kind": "tokenizers", "json": decode(path.read_bytes(), path, 0).removeprefix("\ufeff")}
 
 
 def load_tokenizer(path: str | Path | dict):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from core import checkpoint, hf, hub
+from core import checkpoint, files, hf, hub
 from data import examples, qa, vocab
 
 
@@ -37,7 +37,7 @@ def open_encoder(source: str, tokenizer: str = "") -> Encoder:
     kind, cfg, weights = hf.load(folder)
     if kind != "roberta":
         raise ValueError(f"--init_from {source} holds a {kind}: an encoder (roberta) is needed")
-    names = list(json.loads((folder / "config.json").read_text()).get("id2label", {}).values())
+    names = list(files.read_json(folder / "config.json").get("id2label", {}).values())
     scores = "classifier.dense.weight" in weights
     head = {"pooling": "cls", "pooler_type": "roberta", "names": names} if scores else {}
     return Encoder(cfg, weights, examples.describe(tokenizer) if tokenizer else qa.tokenizer(folder), head)

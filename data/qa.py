@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from core import config, rng
+from data import examples
 
 SPLITS = ("train", "val", "test")
 LINES = (".jsonl", ".ndjson")
@@ -222,12 +223,15 @@ def tokenizer(folder: Path) -> dict:
     """The description of the tokenizer in a Hugging Face folder, for data/vocab.py."""
     files = {name: Path(folder) / name for name in ("tokenizer.json", "vocab.json", "merges.txt")}
     if files["tokenizer.json"].is_file():
-        return {"kind": "tokenizers", "json": files["tokenizer.json"].read_text(encoding="utf-8-sig")}
+        return examples.describe(files["tokenizer.json"])
     if missing := [name for name in ("vocab.json", "merges.txt") if not files[name].is_file()]:
         raise ValueError(f"{folder} holds no tokenizer: tokenizer.json, or {' and '.join(missing)}, is missing")
     from tokenizers import AddedToken, ByteLevelBPETokenizer, processors
 
-    bpe = ByteLevelBPETokenizer(str(files["vocab.json"]), str(files["merges.txt"]))
+    try:
+        bpe = ByteLevelBPETokenizer(str(files["vocab.json"]), str(files["merges.txt"]))
+    except Exception as e:  # the library raises plain Exception
+        raise ValueError(f"{files['vocab.json']} and merges.txt are no tokenizer: {e}") from None
     names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>")
     special = [name for name in names if bpe.token_to_id(name) is not None]
     bpe.add_special_tokens([AddedToken(w, special=True, normalized=False) for w in special])
