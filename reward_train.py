@@ -214,6 +214,9 @@ def main(args: Options) -> None:
         if d.world > 1:
             raise ValueError("--score runs in one process: start it with python, not with torchrun")
         source = args.trainer.ckpt_path or args.trainer.checkpoint.dirpath
+        if not Path(source).exists():
+            raise ValueError(f"--score asks the model of a run, --config RUN/config.yaml or"
+                             f" --trainer.checkpoint.dirpath RUN; {source} does not exist")  # fmt: skip
         score = Scorer(source, device, dtype, args.model_params.use_cache)
         return score_file(score, Path(args.score), Path(args.out), args.data.batch_size)
 
