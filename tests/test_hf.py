@@ -252,7 +252,7 @@ def test_damage_is_named(tmp_path):
     weights = {"transformer.wte.weight": torch.zeros(61, 32)}
     torch.save(weights, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         hf.load(tmp_path)
 
 
