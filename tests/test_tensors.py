@@ -137,6 +137,9 @@ def test_a_damaged_file_is_refused(tmp_path, content):
         tensors.Rows(tmp_path / "a.pt")
     with pytest.raises(ValueError, match="does not exist"):
         tensors.Rows(tmp_path / "b.pt")
+    (tmp_path / "a.csv").write_text("text,label\na,1\n")
+    with pytest.raises(ValueError, match="a.csv is not a file that torch wrote$"):  # it holds no code either
+        tensors.Rows(tmp_path / "a.csv")
 
 
 # -----------------------------------------------------------------------------
