@@ -490,3 +490,11 @@ def test_train_py_opens_experiments_also_under_torchrun(data, tmp_path):
         assert done.returncode == code and len(done.stderr.strip().splitlines()) == 1, done.stderr
     done = launch(generator, "-p", "../x")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_name_without_a_mode_is_asked_for_it(capsys):
+    import train
+
+    with pytest.raises(SystemExit) as e:
+        train.start(["-n", "one"])
+    assert e.value.code == 2 and "-m/--mode" in capsys.readouterr().err
