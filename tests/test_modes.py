@@ -478,7 +478,7 @@ def test_from_a_previous_run(data, tmp_path):
     assert equal(weights(tmp_path / "c" / "ckpt.pt"), weights(tmp_path / "old" / "ckpt_8.pt"))
 
 
-def test_parts_of_a_previous_run(data, tmp_path):
+def test_parts_of_a_previous_run(data, tmp_path, capsys):
     """The named parts are taken, in their shape; the others are new and fit the data."""
     run(dataset=data / "wide", out_dir=tmp_path / "old", n_layer=2, position="rotary")
     old = weights(tmp_path / "old" / "ckpt.pt")
@@ -488,6 +488,9 @@ def test_parts_of_a_previous_run(data, tmp_path):
     for name, w in new.items():
         taken = ".attn." in name or ".mlp." in name
         assert (name in old and old[name].shape == w.shape and torch.equal(old[name], w)) == taken, name
+    parts = {"dataset": data / "toy", "init_from": tmp_path / "old", "n_head": 1, **START}
+    assert "--n_head is 2 in " in refused(capsys, tmp_path / "no", transfer="attn", **parts)  # other heads, of one shape
+    run("--transfer", "mlp", out_dir=tmp_path / "b", **parts)
 
 
 def test_another_tokenizer_is_refused(data, tmp_path, capsys):
