@@ -307,7 +307,7 @@ def adopt(args: Options, source: dict, where: str) -> None:
         theirs = config.get(f.name, f.default if source["kind"] == "gpt" else None)
         if f.name in given:
             ours = getattr(args, f.name)
-            heads = f.name == "n_head" and any(part.startswith("attn") for part in args.transfer)  # the cut of its width
+            heads = f.name == "n_head" and any(part.startswith("attn") for part in args.transfer)  # its cut
             if (args.transfer == ["all"] or heads) and f.name in config and ours != theirs:
                 raise ValueError(f"--{f.name} is {theirs!r} in {where}, not {ours!r}: leave it out, or name the parts"
                                  f" to take with --transfer")  # fmt: skip
