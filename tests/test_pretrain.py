@@ -424,7 +424,6 @@ def bayes_loss(chain: np.ndarray, rows, coords, mask) -> float:
 
 @pytest.mark.full
 def test_a_markov_chain_is_learnt_to_its_bound(tmp_path, capsys):
-    from data import build_pretrain_data, train_tokenizer
 
     g = np.random.default_rng(0)
     chain = g.dirichlet(np.full(10, 0.25), 10)
@@ -451,64 +450,3 @@ def test_a_markov_chain_is_learnt_to_its_bound(tmp_path, capsys):
     print(f"loss {loss:.4f}, bound {bound:.4f}")
     assert bound < 1.7 and 0.98 * bound < loss < 1.05 * bound
     assert (tmp_path / "run" / "loss.png").stat().st_size > 10_000
-
-
-# -----------------------------------------------------------------------------
-# it learns
-
-
-def hidden_chain(g: np.random.Generator, n: int, length: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Transitions between four hidden states, what digits each shows, and n strings that they wrote."""
-    moves = 0.88 * np.roll(np.eye(4), 1, axis=1) + 0.03
-    shows = np.full((4, 10), 0.01)
-    for state in range(4):
-        shows[state, [2 * state, 2 * state + 1, (2 * state + 5) % 10]] += [0.6, 0.2, 0.1]
-    state, text = g.integers(0, 4, n), np.empty((n, length), dtype=int)
-    for t in range(length):
-        text[:, t] = (g.random((n, 1)) > shows[state].cumsum(1)).sum(1).clip(max=9)
-        state = (g.random((n, 1)) > moves[state].cumsum(1)).sum(1).clip(max=3)
-    return moves, shows, ["".join(map(str, row)) for row in text]
-
-
-def best_loss(moves, shows, digits: np.ndarray, hidden: np.ndarray) -> float:
-    """The mean loss of who knows the chain: forward and backward over the digits (n, T) that are not hidden."""
-    n, T = digits.shape
-    seen = np.where(hidden[:, :, None], 1.0, shows.T[digits])  # (n, T, states): how likely is what is shown
-    before, after = np.full((n, T, 4), 0.25), np.full((n, T, 4), 0.25)
-    for t in range(1, T):
-        before[:, t] = (before[:, t - 1] * seen[:, t - 1]) @ moves
-        before[:, t] /= before[:, t].sum(1, keepdims=True)
-        after[:, -1 - t] = (after[:, -t] * seen[:, -t]) @ moves.T
-        after[:, -1 - t] /= after[:, -1 - t].sum(1, keepdims=True)
-    state = before * after
-    chance = (state / state.sum(2, keepdims=True)) @ shows  # (n, T, 10)
-    return -np.log(np.take_along_axis(chance, digits[:, :, None], 2)[:, :, 0][hidden]).mean()
-
-
-@pytest.mark.full
-def test_a_hidden_chain_is_learnt_to_within_5_percent_of_what_can_be_known(tmp_path):
-    moves, shows, lines = hidden_chain(np.random.default_rng(0), 4000, 24)
-    (tmp_path / "lines.txt").write_text("\n".join(lines))
-    train_tokenizer.build("by-digit", 16, ()).save(str(tmp_path / "tokenizer.json"))
-    argv = [f"--train_dir={tmp_path / 'lines.txt'}", f"--tokenizer={tmp_path / 'tokenizer.json'}",
-            f"--out_dir={tmp_path}", "--max_size=26", "--split_prop=0.1"]  # fmt: skip
-    build_pretrain_data.main(config.parse(build_pretrain_data.Options, argv))
-    out = tmp_path / "run"
-    argv = [f"--train={tmp_path / 'pretrain_train_trunc26'}", f"--eval={tmp_path / 'pretrain_eval_trunc26'}",
-            f"--tokenizer={tmp_path / 'tokenizer.json'}", f"--save_path={out}", "--hidden_size=64", "--hidden_depth=2",
-            "--attention_heads=4", "--intermed_size=128", "--hidden_prob=0", "--att_prob=0", "--lr=2e-3", "--no_wandb",
-            "--mask_token_p=1", "--random_token_p=0", "--per_device=64", "--max_steps=1200", "--eval_interval=300",
-            "--warmup_steps=50", "--device=cpu", "--dtype=float32"]  # fmt: skip
-    pretrain.main(config.parse(pretrain.Options, argv, doc=""))
-
-    rows_ = arrow.Rows(tmp_path / "pretrain_eval_trunc26")
-    which = np.arange(len(rows_))
-    ids, lengths = rows_.rows(which)
-    _, where, _ = masking.Masking(4, [0, 1, 2, 3, 4, 5], 16, 0.15, 1.0, 0.0)(ids, lengths, which, 42, "eval")
-    hidden = np.zeros(len(ids), dtype=bool)
-    hidden[where] = True
-    digits = ids.reshape(len(rows_), 26)[:, 1:-1] - 6
-    bound = best_loss(moves, shows, digits, hidden.reshape(len(rows_), 26)[:, 1:-1])
-    found = rows(out, "eval")[-1]["eval_loss"]
-    assert 0.99 * bound < found < 1.05 * bound, f"{found:.4f}, {bound:.4f} can be reached"
-    assert found < 0.8 * np.log(10) and (out / "loss.png").exists()
