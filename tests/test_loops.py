@@ -76,13 +76,17 @@ def die(loop, argv, monkeypatch, step: int) -> None:
         exits.held = None
 
 
-@ROWS
-def test_resume_equals_uninterrupted(loop, data, tmp_path, monkeypatch):
+def resume_equals(loop, data, tmp_path, monkeypatch) -> None:
     loop.run(begin(loop, data(loop), tmp_path / "a"))
     die(loop, begin(loop, data(loop), tmp_path / "b"), monkeypatch, 5)
     loop.run([*begin(loop, data(loop), tmp_path / "b"), *loop.resume(tmp_path / "b")])
     assert same(weights(loop, tmp_path / "a"), weights(loop, tmp_path / "b"))
     assert losses(loop, tmp_path / "a") == losses(loop, tmp_path / "b")
+
+
+@ROWS
+def test_resume_equals_uninterrupted(loop, data, tmp_path, monkeypatch):
+    resume_equals(loop, data, tmp_path, monkeypatch)
     saved = [config.read_yaml(tmp_path / run / "config.yaml") for run in "ab"]
     assert saved[0]["init_from"] == saved[1]["init_from"] != "resume"  # it runs again as it is
     assert not saved[1].get("resume")

@@ -61,7 +61,7 @@ RIGHT = Row(
 
 
 def resumed(loop, tmp_path, monkeypatch):
-    test_loops.test_resume_equals_uninterrupted(loop, lambda loop: tmp_path, tmp_path, monkeypatch)
+    test_loops.resume_equals(loop, lambda loop: tmp_path, tmp_path, monkeypatch)
 
 
 def stopped(loop, tmp_path, monkeypatch):
