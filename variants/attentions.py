@@ -46,7 +46,7 @@ def plain(q, k, v, scale, *, seen=None, bias=None, dropout=0.0, softcap=None, so
 
 def stripes(T: int, window: int | None) -> list[tuple[slice, slice]]:
     """Queries, and the keys that they may see: half of the square is never computed."""
-    width = 128 if T <= 256 else 256
+    width = 128 if T <= 1024 or window is not None else 256
     rows = [slice(start, min(start + width, T)) for start in range(0, T, width)]
     return [(r, slice(0 if window is None else max(0, r.start - window + 1), r.stop)) for r in rows]
 
