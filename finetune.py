@@ -24,12 +24,13 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from core import checkpoint, config, dist, files, metrics, optim, preflight, rng, run
-from core.config import Beta, Count, Fraction, NonNegative, Positive, Whole, option
+from core.config import option
 from core.files import Files
 from core.progress import duration, progress
 from core.schedule import lr_at
 from core.scores import write_csv
 from core.tracker import Tracker, peak_memory
+from core.values import Beta, Count, Fraction, NonNegative, Positive, Whole
 from data import examples, records, tensors, vocab
 from data.pretrained import check_fit, open_encoder
 from model import Classifier, RobertaConfig

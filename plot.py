@@ -15,6 +15,7 @@ from pathlib import Path
 from core import config, exits
 from core.files import read_json
 from core.progress import duration
+from core.values import nearest, read_yaml
 
 PLACES = (("eval.csv", "train.csv"), ("metrics/eval/metrics.csv", "metrics/train/metrics.csv"))
 HIDDEN = ("out_dir", "output_dir", "run_name", "save_path", "name", "dirpath", "init_from", "ckpt_path")  # no settings
@@ -69,7 +70,7 @@ def open_run(path: Path) -> Run | None:
     for evals, trains in PLACES:
         if (path / evals).is_file() or (path / trains).is_file():
             file = next((path / n for n in ("config.yaml", "config.resolved.yaml") if (path / n).is_file()), None)
-            settings = flat(config.read_yaml(file)) if file else {}
+            settings = flat(read_yaml(file)) if file else {}
             results = read_json(path / "results.json") if (path / "results.json").is_file() else {}
             return Run(path, settings, read(path / trains), read(path / evals), results)
     return None
@@ -182,7 +183,7 @@ def main(args: Options) -> None:
     metric = args.metric or next((m for m in ("val_loss", "eval_loss") if m in known), None)
     metric = metric or next((m for m in known if m.endswith("loss")), known[0] if known else "val_loss")
     if args.metric and metric not in known:
-        raise ValueError(f"--metric must be one of {', '.join(known)}; got {metric!r}{config.nearest(metric, known)}")
+        raise ValueError(f"--metric must be one of {', '.join(known)}; got {metric!r}{nearest(metric, known)}")
     curves = {str(r.path): r.curve(metric) for r in runs}
     print("\n".join(lines(table(runs, metric))))
     if args.text:

@@ -40,11 +40,12 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from core import checkpoint, config, dist, files, hf, hub, optim, preflight, rng, run
-from core.config import Beta, Count, Fraction, NonNegative, Positive, Whole, option
+from core.config import option
 from core.files import Files
 from core.progress import duration, progress
 from core.schedule import lr_at
 from core.tracker import Tracker, peak_flops, peak_memory
+from core.values import Beta, Count, Fraction, NonNegative, Positive, Whole
 from data import arrow, examples, tensors, vocab
 from data.masking import Masking
 from data.pretrained import check_fit, export, open_encoder

@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from core import checkpoint, config, dist, optim, preflight, rng, run
-from core.config import Beta, Count, Fraction, NonNegative, Positive, Whole, option
+from core.config import option
 from core.progress import duration, progress
 from core.schedule import lr_at
 from core.scores import draw, pearson, spearman
 from core.tracker import Tracker, peak_memory
+from core.values import Beta, Count, Fraction, NonNegative, Positive, Whole
 from data import qa, vocab
 from data.scorer import Scorer, make_template, open_model, reopen, score_file
 

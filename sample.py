@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 
 from core import checkpoint, config, dist, run
-from core.config import Count, Fraction, NonNegative, Whole
 from core.generate import stream
 from core.progress import progress
+from core.values import Count, Fraction, NonNegative, Whole
 from data import examples, vocab
 from model import GPTConfig, RobertaConfig, RobertaMLM, build_gpt
 from variants.losses import IGNORE

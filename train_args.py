@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from core.config import Beta, Count, Fraction, NonNegative, Positive, Whole, option
+from core.config import option
 from core.schedule import SCHEDULES
+from core.values import Beta, Count, Fraction, NonNegative, Positive, Whole
 from data import vocab
 from data.mixture import TRANSITIONS, Mixture
 from model import GPTConfig

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 import torch
 
 from core import config, dist, exits, tracker
-from core.config import Count
+from core.values import Count
 from model import GPT, GPTConfig
 
 

@@ -14,12 +14,9 @@ import argparse
 import ast
 import copy
 import dataclasses
-import difflib
 import functools
 import inspect
 import io
-import json
-import math
 import re
 import shutil
 import sys
@@ -32,15 +29,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-Count = Annotated[int, "> 0"]
-Whole = Annotated[int, ">= 0"]
-Positive = Annotated[float, "> 0"]
-NonNegative = Annotated[float, ">= 0"]
-Fraction = Annotated[float, "0..1"]
-Beta = Annotated[float, "0..<1"]  # of Adam: at 1 its averages would never move
-
-WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+from core.values import WORDS, coerce, nearest, read_yaml
 
 
 def option(default: Any, *, choices=None, alias: tuple[str, ...] = (), secret: bool = False) -> Any:
@@ -125,147 +114,7 @@ def put(options: Any, name: str, value: Any) -> None:
 
 
 # -----------------------------------------------------------------------------
-# one value
-
-
-def nearest(word: str, words, prefix: str = "") -> str:
-    """", did you mean 'x'?" or nothing."""
-    words = [str(w) for w in words]
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    if not close:  # `wandb.nam` is near `wandb.args.name` by its last part
-        close = [w for w in words if w.split(".")[-1] == word.split(".")[-1]][:1]
-    return f", did you mean {prefix + close[0]!r}?" if close else ""
-
-
-def in_range(value: float, rule: str) -> bool:
-    if ".." in rule:
-        low, high = rule.split("..")
-        return float(low) <= value < float(high[1:]) if "<" in high else float(low) <= value <= float(high)
-    op, bound = rule.split()
-    return value > float(bound) if op == ">" else value >= float(bound)
-
-
-def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
-    """The value as the type its field declares, from a flag's text or a YAML value."""
-
-    def wrong(what: str) -> ValueError:
-        return ValueError(f"{name} must be {what}, got {value!r}")
-
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        value = coerce(value, inner[0], name, choices)
-        if not in_range(value, inner[1]):
-            rule = inner[1].replace("..<", " or more and below ")
-            raise wrong(rule if ".." not in rule else "between " + rule.replace("..", " and "))
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if type(None) in inner and (value is None or str(value).lower() in ("none", "null", "")):
-            return None
-        kinds = [t for t in inner if t is not type(None)]
-        for kind in kinds[:-1]:
-            try:
-                return coerce(value, kind, name, choices)
-            except ValueError:
-                continue
-        return coerce(value, kinds[-1], name, choices)
-    if origin is Literal:
-        choices, hint = inner, type(inner[0])
-    if value is None:
-        raise wrong("given, not null")
-    if origin is list and inner == (Path,):  # names of files may hold spaces and commas
-        return [Path(v) for v in (value if isinstance(value, list | tuple) else [value])]
-    if hint is list or origin is list:
-        if not isinstance(value, list | tuple):
-            value = str(value).strip("[]() ").replace(",", " ").split()
-        else:  # --list 'a b' c
-            value = [p for v in value for p in (v.strip("[]").replace(",", " ").split() if isinstance(v, str) else [v])]
-        return [coerce(v, inner[0] if inner else str, name, choices) for v in value]
-    if hint is dict or origin is dict:
-        if isinstance(value, dict):
-            return value
-        pairs = [p for v in (value if isinstance(value, list | tuple) else [value]) for p in str(v).split()]
-        if bad := [p for p in pairs if "=" not in p]:
-            raise ValueError(f"{name} takes key=value pairs, got {bad[0]!r}")
-        return {k: scalar(v) for k, v in (p.split("=", 1) for p in pairs)}
-    if isinstance(value, list | tuple | dict):
-        raise wrong(NAMES.get(hint, str(hint)))
-    if hint is bool:
-        if not isinstance(value, bool):
-            if str(value).lower() not in WORDS:
-                raise wrong(NAMES[bool])
-            value = WORDS[str(value).lower()]
-    elif hint in (int, float):
-        if isinstance(value, bool):
-            raise wrong(NAMES[hint])
-        try:
-            number = float(value)
-        except ValueError:
-            raise wrong(NAMES[hint]) from None
-        if not math.isfinite(number) or (hint is int and number != int(number)):
-            raise wrong(NAMES[hint])
-        value = number if hint is float else int(value) if isinstance(value, int) else int(number)
-    elif hint is str:
-        if isinstance(value, bool):
-            value = str(value).lower()
-        value = str(value)
-    if choices is not None:
-        allowed = list(choices() if callable(choices) else choices)
-        if value not in allowed:
-            shown = ", ".join(map(str, allowed)) if len(allowed) <= 40 else f"{len(allowed)} names (--list shows them)"
-            raise ValueError(f"{name} must be one of {shown}; got {value!r}{nearest(str(value), allowed)}")
-    return value
-
-
-def scalar(text: str) -> Any:
-    """A free value as YAML reads it: true, 3, 1e-4, null, text, [1, 2]."""
-    return yaml.load(text, Loader=Loader) if text else ""
-
-
-# -----------------------------------------------------------------------------
 # files
-
-
-class Loader(yaml.SafeLoader):
-    """SafeLoader without YAML 1.1's traps: 1e-4 is a number, 12:30, 010, 4_4_256 and no are text, a key stands once."""
-
-    yaml_implicit_resolvers = {}
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-for kind, pattern, first in [
-    ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
-    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
-    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
-    ("merge", r"<<", ["<"]),
-]:
-    # a number with leading zeros (0010) is an identifier somebody chose, so the float pattern must not take it
-    pattern = rf"^(?!0[0-9]){pattern}$" if kind == "float" else rf"^{pattern}$"
-    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern), first)
-
-
-def read_yaml(path: str | Path) -> dict:
-    """A config file as a dict; YAML, or JSON by its ending."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"config file {path} does not exist")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        data = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=Loader)
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path}: {' '.join(str(e).split())}") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold key: value lines, got {type(data).__name__}")
-    return data
 
 
 def flatten(cls: type, data: dict, source: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
 from core import config, exits, rng
 from core.progress import progress
+from core.values import Count, Fraction
 from data import examples, vocab
 
 FILE_SIZE = 1 << 29  # bytes of ids a file: `datasets` cuts its own at 500 MB
@@ -36,11 +37,11 @@ class Options:
     eval_dir: str = ""  # the same for evaluation; none: a part of the training examples is held out
     tokenizer: str = ""  # tokenizers JSON, e.g. by data/train_tokenizer.py
     out_dir: str = "pretrain"  # folder for the two folders
-    max_size: config.Count | None = None  # tokens an example, <s> and </s> counted; longer ones are cut
-    split_prop: config.Fraction = 0.2  # share of the examples that is held out where there is no --eval_dir
+    max_size: Count | None = None  # tokens an example, <s> and </s> counted; longer ones are cut
+    split_prop: Fraction = 0.2  # share of the examples that is held out where there is no --eval_dir
     column: str = ""  # where the text is in CSV, JSONL and Parquet; none: `text`, or the only column
     seed: int = 42  # which examples are held out
-    workers: config.Count | None = None  # processes; none: one a core
+    workers: Count | None = None  # processes; none: one a core
 
 
 class Writer:

@@ -24,6 +24,7 @@ if __name__ == "__main__":
 
 from core import config, rng
 from core.progress import progress
+from core.values import Count, nearest, read_yaml
 from data import examples, records, tensors, vocab
 
 
@@ -35,7 +36,7 @@ class Options:
     text_column: str = ""  # none: `text`, or the only column
     label_column: str = ""  # none: no labels
     labels: str = ""  # a labels.json whose numbers are to be used again
-    max_length: config.Count = 512  # tokens an example, <s> and </s> counted; longer ones are cut, and counted
+    max_length: Count = 512  # tokens an example, <s> and </s> counted; longer ones are cut, and counted
     # a smaller share of the last one leaves the others as they are
     splits: dict = config.option({"val": 0.1, "test": 0.1, "train": 0.8})  # names and shares of the files to write
     layout: Literal["dict", "tensordataset"] = "dict"  # of the .pt files; only a dict holds the label names
@@ -50,7 +51,7 @@ def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarr
         column = records.text_column(batch[0], args.text_column, args.input)
         if args.label_column and args.label_column not in batch[0]:
             raise ValueError(f"{args.input} has no column {args.label_column!r}: --label_column takes one of"
-                             f" {', '.join(batch[0])}{config.nearest(args.label_column, batch[0])}")  # fmt: skip
+                             f" {', '.join(batch[0])}{nearest(args.label_column, batch[0])}")  # fmt: skip
         values = [row.get(column) for row in batch]
         if column == "input_ids" and isinstance(values[0], list):
             masks = [row.get("attention_mask") or [1] * len(row[column]) for row in batch]
@@ -80,11 +81,11 @@ def number_labels(labels: list[str], file: str) -> list[str]:
         return found
     if not Path(file).is_file():
         raise ValueError(f"--labels {file} does not exist")
-    known = config.read_yaml(file)
+    known = read_yaml(file)
     known = sorted(known, key=known.get)
     if unknown := [x for x in found if x not in known]:
         raise ValueError(f"{file} has no label {unknown[0]!r} (row {labels.index(unknown[0]) + 1})"
-                         f"{config.nearest(unknown[0], known)}")  # fmt: skip
+                         f"{nearest(unknown[0], known)}")  # fmt: skip
     return known
 
 

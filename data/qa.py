@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from core import config, rng
+from core import rng
+from core.values import nearest
 from data import examples
 
 SPLITS = ("train", "val", "test")
@@ -63,7 +64,7 @@ def read_file(path: Path, split: str | None) -> Iterator[tuple[str | None, objec
     if not isinstance(data, dict):
         raise ValueError(f'{path} must hold {{"train": [...], "test": [...]}}, got {type(data).__name__}')
     if wrong := [k for k, v in data.items() if k not in (*SPLITS, split) and isinstance(v, list)]:
-        near = config.nearest(wrong[0], SPLITS)
+        near = nearest(wrong[0], SPLITS)
         raise ValueError(f"{path}: unknown split {wrong[0]!r}{near} (the splits are {', '.join(SPLITS)})")
     for name in (split, *(s for s in SPLITS if s != split)):
         if not isinstance(data.get(name, []), list):
@@ -112,14 +113,14 @@ def problems(row: object, pairs: bool, scored: bool) -> Iterator[str]:
     for name in ("Question", "Accepted_Answer", "Answer") if pairs else ("Question", "Answer"):
         text = row.get(name)
         if name not in row:
-            yield f".{name} is missing{config.nearest(name, row)}"
+            yield f".{name} is missing{nearest(name, row)}"
         elif not isinstance(text, str):
             yield f".{name} is {json.dumps(text)[:40]}, not text"
         elif any("\ud800" <= c <= "\udfff" for c in text):
             yield f".{name} holds half a surrogate pair"
     for name in ("Accepted_Score", "Score") if pairs and "Accepted_Score" in row else () if pairs else ("Score",):
         if name not in row and scored:
-            yield f".{name} is missing{config.nearest(name, row)}"
+            yield f".{name} is missing{nearest(name, row)}"
         elif (scored or row.get(name) is not None) and (wrong := bad_number(row[name])):
             yield f".{name}{wrong}"
 

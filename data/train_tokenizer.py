@@ -26,6 +26,7 @@ if __name__ == "__main__":
 
 from core import config, exits
 from core.progress import progress
+from core.values import Count
 from data import examples
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>"]
@@ -36,8 +37,8 @@ class Options:
     data_dir: str = ""  # folder of .txt, .csv, .jsonl or .parquet files, or one such file
     out_dir: str = "tokenizer"  # folder for the tokenizer
     tokenizer: Literal["bpe", "by-digit", "wordpiece"] = "by-digit"  # how text is cut up
-    vocab_size: config.Count | None = None  # tokens, special ones counted; none: 16 by digit, else 30000
-    max_size: config.Count = 1  # the file name tells the length of the max_size-th longest example
+    vocab_size: Count | None = None  # tokens, special ones counted; none: 16 by digit, else 30000
+    max_size: Count = 1  # the file name tells the length of the max_size-th longest example
     column: str = ""  # where the text is in CSV, JSONL and Parquet; none: `text`, or the only column
 
 

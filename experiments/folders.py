@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from core import config
+from core.values import Loader, nearest
 
 TEMPLATES = Path(__file__).parent / "config_templates"
 
@@ -28,7 +29,7 @@ def find(kind: str, name: str) -> Path:
     if not (path / "config.yaml").is_file():
         there = existing(kind)
         known = f"there are {', '.join(there)}" if there else f"{path.parent} holds none"
-        raise ValueError(f"no {kind} experiment is called {name!r}: {known}{config.nearest(name, there)}")
+        raise ValueError(f"no {kind} experiment is called {name!r}: {known}{nearest(name, there)}")
     return path
 
 
@@ -47,7 +48,7 @@ def create(kind: str, name: str, text: str) -> Path:
 
 
 def load(text: str) -> dict:
-    return yaml.load(text, Loader=config.Loader) or {}
+    return yaml.load(text, Loader=Loader) or {}
 
 
 def lines_of(text: str) -> dict[str, int]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from core import config
-from core.config import Count, Fraction, NonNegative, Positive, Whole
+from core.values import Count, Fraction, NonNegative, Positive, Whole
 
 
 @dataclass

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core import config
+from core.values import nearest, read_yaml, scalar
 from experiments import folders
 from experiments.sections import KINDS
 
@@ -94,8 +95,8 @@ def settings(pairs: list[str], kind: str) -> dict:
         if not eq:
             raise ValueError(f"--set takes section.key=value, got {pair!r}")
         if key not in known:
-            raise ValueError(f"--set {key}: no such key{config.nearest(key, known)}")
-        out[key] = config.scalar(value)
+            raise ValueError(f"--set {key}: no such key{nearest(key, known)}")
+        out[key] = scalar(value)
     return out
 
 
@@ -205,7 +206,7 @@ def main(argv: list[str]) -> None:
 
     kind, folder = args.mode, folders.find(args.mode, args.name)
     source = folder / "config.yaml"
-    exp = read(config.read_yaml(source), kind, str(source))
+    exp = read(read_yaml(source), kind, str(source))
     values = options(exp, kind, folder)
     values["files.second"] = "overwrite" if args.overwrite else "refuse"
     if args.init_from:

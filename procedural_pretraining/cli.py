@@ -21,9 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import procedural_data
 from core import checkpoint, config, dist, hf, optim, preflight, rng, run
-from core.config import Beta, Count, Fraction, NonNegative, Positive, Whole, option
+from core.config import option
 from core.schedule import lr_at
 from core.tracker import Tracker, duration, peak_flops, peak_memory
+from core.values import Beta, Count, Fraction, NonNegative, Positive, Whole
 from model import GPT, GPTConfig
 from procedural_pretraining.judge import averages, draw_scores, judge, show_sample
 from procedural_pretraining.settings import FIXED, FREE, lengths, model_config, preset, settle

@@ -22,7 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core import config, run  # noqa: E402
-from core.config import Count, option  # noqa: E402
+from core.config import option  # noqa: E402
+from core.values import Count  # noqa: E402
 from tests.loops import LOOPS, ROOT, Loop  # noqa: E402
 from tests.soak import command, fork, reached, wait  # noqa: E402
 

@@ -29,7 +29,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core import checkpoint, config, run, tracker  # noqa: E402
-from core.config import Count, Positive, option  # noqa: E402
+from core.config import option  # noqa: E402
+from core.values import Count, Positive  # noqa: E402
 from tests.loops import LOOPS, ROOT, Loop  # noqa: E402
 
 DROPOUT = {"train": "--dropout=0.1", "procedural_pretraining.cli": "--dropout=0.1", "pretrain": "--hidden_prob=0.1",

@@ -6,7 +6,8 @@ from typing import Literal
 import pytest
 
 from core import config
-from core.config import Count, option
+from core.config import option
+from core.values import Beta, Count, coerce
 
 
 @dataclass
@@ -154,9 +155,9 @@ def test_a_resumed_run_saves_how_it_began():
 
 
 def test_a_beta_of_one_is_refused_before_torch_sees_it():
-    assert config.coerce("0", config.Beta, "--beta1") == 0
+    assert coerce("0", Beta, "--beta1") == 0
     with pytest.raises(ValueError, match="--beta1 must be 0 or more and below 1, got 1.0"):
-        config.coerce("1", config.Beta, "--beta1")
+        coerce("1", Beta, "--beta1")
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "", ".hidden", "a\nb", "~x"])

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train", "pretrain", "finetune", "reward_train", "sample", "plot", "export_hf", "procedural_pretraining.cli",
            "procedural_pretraining")  # fmt: skip
-FLOOR_0 = ("core.rng", "core.schedule", "variants")
+FLOOR_0 = ("core.rng", "core.schedule", "core.values", "variants")
 FLOOR_1 = ("core.config", "core.dist", "procedural_data")
 LAZY = ("wandb", "tensorboard", "torch.utils.tensorboard", "tiktoken", "matplotlib", "tokenizers", "transformers",
         "datasets", "sklearn", "pytorch_optimizer")  # fmt: skip

@@ -9,7 +9,8 @@ import time
 import pytest
 import torch
 
-from core import checkpoint, config, exits, run, tracker
+from core import checkpoint, exits, run, tracker
+from core.values import read_yaml
 from tests.loops import LOOPS, ROOT
 
 ROWS = pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
@@ -87,7 +88,7 @@ def resume_equals(loop, data, tmp_path, monkeypatch) -> None:
 @ROWS
 def test_resume_equals_uninterrupted(loop, data, tmp_path, monkeypatch):
     resume_equals(loop, data, tmp_path, monkeypatch)
-    saved = [config.read_yaml(tmp_path / run / "config.yaml") for run in "ab"]
+    saved = [read_yaml(tmp_path / run / "config.yaml") for run in "ab"]
     assert saved[0]["init_from"] == saved[1]["init_from"] != "resume"  # it runs again as it is
     assert not saved[1].get("resume")
 

@@ -14,6 +14,7 @@ import train
 from core import checkpoint, config, tracker
 from core.run import guard
 from core.schedule import SCHEDULES
+from core.values import read_yaml
 from data import bins
 from data.mixture import Mixture
 from model import GPT, GPTConfig, build_gpt
@@ -411,7 +412,7 @@ def test_from_a_gpt2_folder(data, tmp_path):
     assert (model.config.block_size, model.config.activation_variant, model.config.bias) == (8, "gelu_tanh", True)
     with torch.no_grad():
         torch.testing.assert_close(model(ids), reference(ids).logits, rtol=1e-4, atol=1e-4)
-    resolved = config.read_yaml(tmp_path / "b" / "config.yaml")
+    resolved = read_yaml(tmp_path / "b" / "config.yaml")
     assert (resolved["n_layer"], resolved["n_head"], resolved["activation_variant"]) == (2, 4, "gelu_tanh")
 
 

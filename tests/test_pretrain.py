@@ -9,6 +9,7 @@ import torch
 import pretrain
 import sample
 from core import checkpoint, config, tracker
+from core.values import read_yaml
 from data import arrow, build_pretrain_data, examples, masking, train_tokenizer, vocab
 from model import RobertaConfig, RobertaMLM
 from tests import loops
@@ -190,10 +191,10 @@ def test_the_same_command_continues(run, tmp_path):
 
 def test_a_resume_that_says_nothing_keeps_test_split_and_tokenizer(run, data, tmp_path):
     run("--max_steps=4", "--eval_interval=2", f"--test={data / 'pretrain_eval_trunc12'}")
-    saved = config.read_yaml(tmp_path / "run" / "config.yaml")
+    saved = read_yaml(tmp_path / "run" / "config.yaml")
     argv = ["--init_from=resume", f"--save_path={tmp_path / 'run'}", "--no_wandb", "--device=cpu"]
     pretrain.main(config.parse(pretrain.Options, argv, doc=""))
-    assert config.read_yaml(tmp_path / "run" / "config.yaml") == saved
+    assert read_yaml(tmp_path / "run" / "config.yaml") == saved
     assert "test_loss" in json.loads((tmp_path / "run" / "results.json").read_text())
 
 

@@ -9,6 +9,7 @@ import torch
 
 import procedural_data
 from core import checkpoint, config, run, tracker
+from core.values import read_yaml
 from procedural_data import Spec
 from procedural_pretraining import cli
 from procedural_pretraining.judge import averages, judge, show_sample
@@ -59,7 +60,7 @@ def test_documented_defaults():
 def test_shipped_config(task, tmp_path):
     """What facts say of its size; and it runs small by flags."""
     text = (CONFIGS / f"{task}.yaml").read_text()
-    values, args = config.read_yaml(CONFIGS / f"{task}.yaml"), settled("--config", CONFIGS / f"{task}.yaml")
+    values, args = read_yaml(CONFIGS / f"{task}.yaml"), settled("--config", CONFIGS / f"{task}.yaml")
     size = {"gpt2_size": "12_12_768", "lr": 5e-4, "lr_schedule": "constant", "warmup_steps": 0, "weight_decay": 0.1,
             "save_every_steps": 500, "save_total_limit": 20, "wandb_enable": False, "task": task}  # fmt: skip
     if task.startswith("dyck"):
@@ -76,7 +77,7 @@ def test_shipped_config(task, tmp_path):
 
 
 def test_preset_lies_over_the_config_and_under_the_flags():
-    small = config.read_yaml(CONFIGS / "small.yaml")
+    small = read_yaml(CONFIGS / "small.yaml")
     args = parse("--preset", "small", "--config", CONFIGS / "sort.yaml", "--batch_size", "3")
     assert args.gpt2_size == small["gpt2_size"] and args.task == "sort" and args.batch_size == 3
     assert parse("--preset=small").gpt2_size == small["gpt2_size"]

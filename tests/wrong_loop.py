@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from core import checkpoint, config, dist, rng, run
-from core.config import Count
 from core.tracker import Tracker
+from core.values import Count
 
 
 @dataclass

@@ -16,6 +16,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from core import config, exits
+from core.values import Fraction, Whole
 from data import corpus, vocab
 
 HUB = "Skylion007/openwebtext"
@@ -28,8 +29,8 @@ class Options:
     out: str = ""  # folder of the data set; '': this one
     tokenizer: str = "gpt2"  # gpt2, or a tokenizer.json or vocab.bpe
     field: str = config.option("", alias=("column",))  # of JSONL and Parquet; '': text, or the only one there is
-    val_fraction: config.Fraction = 0.0005  # of the input, its end
-    processes: config.Whole = 0  # 0: one a core
+    val_fraction: Fraction = 0.0005  # of the input, its end
+    processes: Whole = 0  # 0: one a core
 
 
 def from_hub() -> list[Path]:

@@ -16,6 +16,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from core import config, exits
+from core.values import Positive
 from data import corpus
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data", "lib2to3"}
@@ -24,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass
 class Options:
-    megabytes: config.Positive = 2.0  # of text
+    megabytes: Positive = 2.0  # of text
     out: str = ""  # folder of the data set; '': this one
 
 

@@ -17,6 +17,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from core import config, exits
+from core.values import Count
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "urllib", "xml")
 HERE = Path(__file__).resolve().parent
@@ -25,8 +26,8 @@ HERE = Path(__file__).resolve().parent
 @dataclass
 class Options:
     out: str = str(HERE / "snippets.csv")  # the file to write
-    each: config.Count = 800  # pieces a package, at most
-    lines: config.Count = 4  # lines a piece
+    each: Count = 800  # pieces a package, at most
+    lines: Count = 4  # lines a piece
     seed: int = 0  # their order
 
 

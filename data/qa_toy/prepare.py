@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 from core import config, exits, rng
 from core.scores import spearman
+from core.values import Count
 
 HERE = Path(__file__).resolve().parent
 WORTH = {"superb": 4, "lovely": 3, "fine": 2, "decent": 1, "dull": -1, "slow": -2, "broken": -3, "awful": -4}
@@ -31,8 +32,8 @@ MIDDLE, NOISE = 5.0, 0.6  # the score of a neutral answer; the noise's standard 
 
 @dataclass
 class Options:
-    train: config.Count = 8000  # training rows
-    test: config.Count = 500  # validation rows, and as many test rows
+    train: Count = 8000  # training rows
+    test: Count = 500  # validation rows, and as many test rows
     seed: int = 1
     out: str = ""  # folder to write to; '': this one
 

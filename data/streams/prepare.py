@@ -23,6 +23,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from core import config, exits
+from core.values import Fraction, Whole
 from data import corpus
 
 CLASSES = {"L": "a", "M": "a", "N": "0", "P": ".", "S": ".", "Z": " "}  # by Unicode's general category
@@ -33,8 +34,8 @@ class Options:
     input: list[Path] = config.option([])  # files, folders or patterns
     out: str = ""  # the data sets' common name, data/NAME
     field: str = config.option("", alias=("column",))  # of JSONL and Parquet; '': text, or the only one there is
-    val_fraction: config.Fraction = 0.1  # of the input, its end
-    processes: config.Whole = 0  # 0: one a core, for more than a few megabytes
+    val_fraction: Fraction = 0.1  # of the input, its end
+    processes: Whole = 0  # 0: one a core, for more than a few megabytes
 
 
 def case_of(char: str) -> str:

@@ -18,6 +18,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from core import config, exits
+from core.values import Fraction, Whole
 from data import corpus
 
 
@@ -27,8 +28,8 @@ class Options:
     out: str = ""  # folder of the data set, data/NAME
     tokenizer: str = "char"  # char, byte, gpt2, a tokenizer.json or vocab.bpe, or the folder of one
     field: str = config.option("", alias=("column",))  # of JSONL and Parquet; '': text, or the only one there is
-    val_fraction: config.Fraction = 0.1  # of the input, its end
-    processes: config.Whole = 0  # 0: one a core, for more than a few megabytes
+    val_fraction: Fraction = 0.1  # of the input, its end
+    processes: Whole = 0  # 0: one a core, for more than a few megabytes
 
 
 def main(args: Options) -> None:
