@@ -30,7 +30,7 @@ from core.progress import duration, progress
 from core.schedule import lr_at
 from core.scores import write_csv
 from core.tracker import Tracker, peak_memory
-from core.values import Beta, Count, Fraction, NonNegative, Positive, Whole
+from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from data import examples, records, tensors, vocab
 from data.pretrained import check_fit, open_encoder
 from model import Classifier, RobertaConfig
@@ -65,7 +65,7 @@ class Options:
     # model
     pooling: Literal["cls", "mean", "max", "min"] = "cls"  # one vector a text: its first token's, or over its tokens
     pooler_type: Literal["bert", "roberta"] | None = "bert"  # dense, tanh; roberta: dropout first; None: neither
-    classifier_dropout: Fraction = 0.1
+    classifier_dropout: Dropout = 0.1
     model: dict = option({})  # fields of the encoder's config to change, as hidden_dropout=0; from scratch, to set
     freeze: bool = False  # the encoder stands still
     freeze_epochs: Whole = 0  # ... for so many epochs; 0: for the whole run

@@ -45,7 +45,7 @@ from core.files import Files
 from core.progress import duration, progress
 from core.schedule import lr_at
 from core.tracker import Tracker, peak_flops, peak_memory
-from core.values import Beta, Count, Fraction, NonNegative, Positive, Whole
+from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from data import arrow, examples, tensors, vocab
 from data.masking import Masking
 from data.pretrained import check_fit, export, open_encoder
@@ -90,9 +90,9 @@ class Options:
     attention_heads: Count = 8
     intermed_size: Count = 3072  # hidden width of the MLPs
     act_func: str = option("gelu", choices=[*ACTIVATIONS, *sorted({*hf.ACTIVATIONS.values()} - {*ACTIVATIONS})])
-    hidden_prob: Fraction = 0.1  # dropout after embedding, attention and MLP
-    att_prob: Fraction = 0.1  # dropout on attention weights
-    class_prob: Fraction = 0.1  # a classifier's dropout, for the exported config.json
+    hidden_prob: Dropout = 0.1  # dropout after embedding, attention and MLP
+    att_prob: Dropout = 0.1  # dropout on attention weights
+    class_prob: Dropout = 0.1  # a classifier's dropout, for the exported config.json
     pos_embed: str = option("absolute", choices=POSITION_KINDS)  # how tokens know their places
     model: dict = option({})  # further fields of RobertaConfig, as tie=false
 

@@ -29,7 +29,7 @@ from core.progress import duration, progress
 from core.schedule import lr_at
 from core.scores import draw, pearson, spearman
 from core.tracker import Tracker, peak_memory
-from core.values import Beta, Count, Fraction, NonNegative, Positive, Whole
+from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from data import qa, vocab
 from data.scorer import Scorer, make_template, open_model, reopen, score_file
 
@@ -67,7 +67,7 @@ class ModelParams:
     loss: Literal["auto", "mse", "mae", "pairwise"] = "auto"  # auto: by the rows; pairwise ranks scored answers, too
     margin: NonNegative = 0.0  # pairwise: share of the difference in score (in standard deviations) to win by
     center: NonNegative = 0.0  # pairwise: weight of (r_j + r_k)^2, which keeps scores around 0 (2312.09244)
-    dropout: Fraction = 0.0  # in the backbone
+    dropout: Dropout = 0.0  # in the backbone
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch
 
 from core.config import option
 from core.schedule import SCHEDULES
-from core.values import Beta, Count, Fraction, NonNegative, Positive, Whole
+from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from data import vocab
 from data.mixture import TRANSITIONS, Mixture
 from model import GPTConfig
@@ -64,7 +64,7 @@ class Options:
     n_head: Count = 6
     n_kv_group: Count | None = None  # key and value heads (grouped-query attention); None: n_head
     n_embd: Count = 384  # width
-    dropout: Fraction = 0.0
+    dropout: Dropout = 0.0
     bias: bool = False  # in linear layers and norms
     mlp_expansion_factor: Positive = 4  # hidden width as a multiple of n_embd
     mlp_size: Count | None = None  # hidden width itself

@@ -183,7 +183,15 @@ def describe(spec: Spec) -> str:
     shown = repr(default) if default == "" else default
     if isinstance(default, list):
         shown = " ".join(map(str, default)) or "none"
-    return f"{text} (default: {shown})".strip().replace("%", "%%")
+    return f"{text} (default: {shown}{bounds(spec.type)})".strip().replace("%", "%%")
+
+
+def bounds(hint: Any) -> str:
+    """", 0..1" where a number has a lowest and a highest value, also in a list or where it may be none."""
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) is Annotated:
+        return f", {inner[1]}" if ".." in inner[1] else ""
+    return next((found for t in inner if (found := bounds(t))), "")
 
 
 def parser(cls: type, doc: str, config_flags: tuple[str, ...] = ("--config",)) -> Parser:

@@ -20,6 +20,7 @@ Whole = Annotated[int, ">= 0"]
 Positive = Annotated[float, "> 0"]
 NonNegative = Annotated[float, ">= 0"]
 Fraction = Annotated[float, "0..1"]
+Dropout = Annotated[float, "0..<1"]  # at 1 nothing is left to train
 Beta = Annotated[float, "0..<1"]  # of Adam: at 1 its averages would never move
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}

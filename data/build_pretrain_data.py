@@ -33,7 +33,7 @@ FILE_SIZE = 1 << 29  # bytes of ids a file: `datasets` cuts its own at 500 MB
 
 @dataclass
 class Options:
-    train_dir: str = ""  # folder of .txt, .csv, .jsonl or .parquet files, or one such file
+    train_dir: str = ""  # folder of .txt, .csv, .tsv, .jsonl or .parquet files, or one such file
     eval_dir: str = ""  # the same for evaluation; none: a part of the training examples is held out
     tokenizer: str = ""  # tokenizers JSON, e.g. by data/train_tokenizer.py
     out_dir: str = "pretrain"  # folder for the two folders

@@ -3,14 +3,15 @@
     for texts in read("encoded_txt"):                       # lists of examples, some 256 kB each
     for coded in encode("encoded_txt", "tokenizer.json"):   # coded.ids, flat, of many examples; coded.lengths
 
-.txt holds an example a line, .jsonl an object a line, .csv (with a header) and .parquet a row; `column` names the text
-there. Blank examples are skipped. This file imports no torch: every worker process would pay for it.
+.txt holds an example a line, .jsonl an object a line, .csv or .tsv (with a header) and .parquet a row; `column` names
+the text there. Blank examples are skipped. This file imports no torch: every worker process would pay for it.
 """
 
 import collections
 import concurrent.futures
 import csv
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 BLOCK = 1 << 18  # bytes of text a task; the tokenizers library takes some 130 bytes for each token of it
-SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 # by-digit: characters but no white space, each looked up. encode() recognises it, so it is built here
 BY_DIGIT = {
     "type": "Sequence",
@@ -61,6 +62,8 @@ def decode(block: bytes, path: Path, offset: int) -> str:
 
 def pick(names: list[str], column: str, path: Path) -> str:
     """The column that holds the text."""
+    if not names:
+        raise ValueError(f"{path} is empty: a first line with the names of the columns is wanted")
     if column in names:
         return column
     if not column and "text" in names:
@@ -109,8 +112,17 @@ def csv_lines(path: Path) -> Iterator[str]:
             offset += len(line)
 
 
+def csv_table(path: Path):
+    """A csv.reader, the header first. A tab separates a .tsv; else it is the first of comma, semicolon and tab that the
+    header has: spreadsheets write semicolons where the comma is a decimal point."""
+    lines = csv_lines(path)
+    header = next(lines, "")
+    mark = "\t" if path.suffix == ".tsv" else next((m for m in ",;\t" if m in header), ",")
+    return csv.reader(itertools.chain([header] * bool(header), lines), delimiter=mark)
+
+
 def csv_rows(path: Path, column: str) -> Iterator[str]:
-    rows = csv.reader(csv_lines(path))
+    rows = csv_table(path)
     header = next(rows, [])
     place = header.index(pick(header, column, path))
     for row in rows:
@@ -158,7 +170,7 @@ def tasks(path: str | Path, column: str = "") -> Iterator[Task]:
                 yield Task(file, column, block, offset, len(block))
             continue
         texts, size = [], 0
-        for text in (csv_rows if file.suffix == ".csv" else parquet_rows)(file, column):
+        for text in (parquet_rows if file.suffix == ".parquet" else csv_rows)(file, column):
             texts.append(text)
             size += len(text)
             if size >= BLOCK:

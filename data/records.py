@@ -3,7 +3,6 @@
     for row in read(Path("reviews.csv")):     # {"text": "a good film", "label": "positive"}
 """
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ def read(path: Path) -> Iterator[dict]:
 
 
 def read_csv(path: Path) -> Iterator[dict]:
-    table = csv.reader(examples.csv_lines(path), delimiter="\t" if path.suffix == ".tsv" else ",")
+    table = examples.csv_table(path)
     header = next(table, [])
     for row in table:
         if row and len(row) != len(header):

@@ -34,7 +34,7 @@ SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>"]
 
 @dataclass
 class Options:
-    data_dir: str = ""  # folder of .txt, .csv, .jsonl or .parquet files, or one such file
+    data_dir: str = ""  # folder of .txt, .csv, .tsv, .jsonl or .parquet files, or one such file
     out_dir: str = "tokenizer"  # folder for the tokenizer
     tokenizer: Literal["bpe", "by-digit", "wordpiece"] = "by-digit"  # how text is cut up
     vocab_size: Count | None = None  # tokens, special ones counted; none: 16 by digit, else 30000
@@ -92,6 +92,7 @@ def main(args: Options) -> None:
         raise ValueError(f"--vocab_size {vocab_size} is too small: the characters of the data alone need {count}")
 
     out = Path(args.out_dir)
+    new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     draft = out / f".tokenizer.tmp-{os.getpid()}"  # its name is known when all examples are encoded
     try:
@@ -113,6 +114,8 @@ def main(args: Options) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+        if new and not any(out.iterdir()):  # what failed leaves nothing behind
+            out.rmdir()
     tokens = sum(length * times for length, times in counts.items())
     print(f"{path}: {count:,} tokens; {total:,} examples, {tokens:,} tokens with <s> and </s>, longest {max(counts):,}")
 

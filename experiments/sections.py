@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from core import config
-from core.values import Count, Fraction, NonNegative, Positive, Whole
+from core.values import Count, Dropout, Fraction, NonNegative, Positive, Whole
 
 
 @dataclass
@@ -73,8 +73,8 @@ class Attention:
     attention_embedding_dim: Count | None = None
     num_heads: Count = 4
     projection_bias: bool = True
-    attn_out_dropout: Fraction = 0.1
-    attn_dropout: Fraction = 0.0
+    attn_out_dropout: Dropout = 0.1
+    attn_dropout: Dropout = 0.0
     kind: Literal["mha", "lsh", "favor"] = "mha"
     mha: Exact = field(default_factory=Exact)
     lsh: LSH = field(default_factory=LSH)
@@ -86,8 +86,8 @@ class Architecture:
     embedding_dim: Count = 128
     num_layers: Count = 2
     mlp_size: Count = 256
-    mlp_dropout: Fraction = 0.1
-    embedding_dropout: Fraction = 0.1
+    mlp_dropout: Dropout = 0.1
+    embedding_dropout: Dropout = 0.1
     pos_encoding: Literal["rope", "learned", "sinusoidal"] = "rope"
     rope: Rope = field(default_factory=Rope)
     attention: Attention = field(default_factory=Attention)
@@ -104,7 +104,7 @@ class MLMHead:
 @dataclass
 class ClassificationHead:
     num_labels: Count = 2
-    classifier_dropout: Fraction = 0.1
+    classifier_dropout: Dropout = 0.1
     pooling: Literal["cls", "mean", "max", "min"] = "cls"
     pooler_type: Literal["bert", "roberta"] | None = "bert"
 

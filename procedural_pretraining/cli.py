@@ -24,7 +24,7 @@ from core import checkpoint, config, dist, hf, optim, preflight, rng, run
 from core.config import option
 from core.schedule import lr_at
 from core.tracker import Tracker, duration, peak_flops, peak_memory
-from core.values import Beta, Count, Fraction, NonNegative, Positive, Whole
+from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from model import GPT, GPTConfig
 from procedural_pretraining.judge import averages, draw_scores, judge, show_sample
 from procedural_pretraining.settings import FIXED, FREE, lengths, model_config, preset, settle
@@ -47,7 +47,7 @@ class Options:
     gpt2_size: str = "2_4_16"  # layers_heads_width
     position: str = "learned"  # kinds joined by +: learned rotary sinusoidal alibi none
     use_qk_norm: bool = False  # normalise queries and keys
-    dropout: Fraction = 0.1
+    dropout: Dropout = 0.1
     init_from: str = "scratch"  # scratch, resume, or a checkpoint or run folder to take weights from
     transfer: list[str] = option(["all"])  # parts to take: embed attn mlp norm head all, with layers as in attn:0-3
 

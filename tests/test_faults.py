@@ -564,13 +564,16 @@ def test_row_40_a_name_that_leaves_its_folder(loop, name, data, tmp_path, capsys
 
 SIZES = {
     "train": [("--n_head=3", "n_head must divide n_embd"), ("--block_size=0", "--block_size must be > 0"),
-              ("--n_layer=-1", "--n_layer must be > 0, got -1"), ("--dropout=1.5", "must be between 0 and 1")],
+              ("--n_layer=-1", "--n_layer must be > 0, got -1"), ("--dropout=1", "--dropout must be 0 or more and below 1, got 1.0")],
     "procedural_pretraining.cli": [("--gpt2_size=2_3_16", "n_head must divide"), ("--seq_length=0", "--seq_length"),
-                                   ("--gpt2_size=0_2_16", "n_layer must be > 0"), ("--batch_size=-4", "--batch_size")],
-    "reward_train": [("--data.batch_size=0", "batch_size must be > 0"), ("--data.max_length=-1", "must be > 0")],
-    "finetune": [("--model=n_head=3", "n_head must divide n_embd"), ("--batch_size=0", "--batch_size must be > 0")],
+                                   ("--gpt2_size=0_2_16", "n_layer must be > 0"), ("--batch_size=-4", "--batch_size"),
+                                   ("--dropout=1", "below 1")],
+    "reward_train": [("--data.batch_size=0", "batch_size must be > 0"), ("--data.max_length=-1", "must be > 0"),
+                     ("--model_params.dropout=1", "below 1")],
+    "finetune": [("--model=n_head=3", "n_head must divide n_embd"), ("--batch_size=0", "--batch_size must be > 0"),
+                 ("--classifier_dropout=1", "below 1")],
     "pretrain": [("--attention_heads=3", "n_head must divide n_embd"), ("--hidden_size=0", "--hidden_size must be > 0"),
-                 ("--per_device=-1", "--per_device must be > 0")],
+                 ("--per_device=-1", "--per_device must be > 0"), ("--hidden_prob=1", "--hidden_prob must be 0 or more and below 1")],
 }  # fmt: skip
 
 

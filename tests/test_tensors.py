@@ -179,6 +179,9 @@ def test_csv_to_splits_with_labels_by_name(tmp_path, tokenizer):
         for i in range(len(rows)):
             assert ("good" in text_of(rows, i, tokenizer)) == bool(rows.labels[i])
     assert json.loads((tmp_path / "out/labels.json").read_text()) == {"negative": 0, "positive": 1}
+    (tmp_path / "b.csv").write_text((tmp_path / "a.csv").read_text().replace(",label", ";label").replace('",', '";'))
+    again = build(tmp_path, tokenizer, input=str(tmp_path / "b.csv"), label_column="label")  # semicolons
+    assert all((again[k].labels == found[k].labels).all() and (again[k].ids == found[k].ids).all() for k in found)
 
 
 def test_splits_hold_each_example_once_whatever_their_shares(tmp_path, tokenizer):

@@ -88,7 +88,7 @@ def test_max_size_is_the_rank_of_the_length_in_the_name(tmp_path):
         assert [p.name for p in out.iterdir()] == [path.name]
     with pytest.raises(ValueError, match="5 examples"):
         train("--data_dir", tmp_path / "t.txt", "--out_dir", tmp_path / "6", "--max_size", 6)
-    assert not list((tmp_path / "6").iterdir())
+    assert not (tmp_path / "6").exists()  # what failed leaves nothing behind
 
 
 @pytest.mark.parametrize(("kind", "size"), [("bpe", 300), ("bpe", 1200), ("wordpiece", 300)])
@@ -131,14 +131,19 @@ def test_datasets_reads_ours(tmp_path, by_digit):
 
 
 def test_workers_and_file_kinds_change_nothing(tmp_path, by_digit):
-    """The same examples from text by one process, from text by two, and from CSV, JSONL and Parquet."""
+    """The same examples from text by one process, from text by two, and from CSV, whatever parts its columns, JSONL
+    and Parquet."""
     lines = digits(tmp_path / "txt" / "a.txt", [1000] * 2500)  # more than encode() leaves to one process
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"n": 1, "text": line}) for line in lines))
     with open(tmp_path / "a.csv", "w", newline="") as f:
         f.write("\ufeffname,text\r\n" + "".join(f'"a,\nb","{line}"\r\n' for line in lines))
+    for name, mark in (("semicolons.csv", ";"), ("tabs.csv", "\t"), ("a.tsv", "\t")):
+        rows = [f"name{mark}text", *(f'"a{mark}b, c"{mark}{line}' for line in lines)]
+        (tmp_path / name).write_text("\n".join(rows))
     pq.write_table(pa.table({"text": lines, "n": range(2500)}), tmp_path / "a.parquet")
     hashes = set()
-    for n, (source, workers) in enumerate([("txt", 1), ("txt", 2), ("a.jsonl", 2), ("a.csv", 1), ("a.parquet", 1)]):
+    for n, (source, workers) in enumerate([("txt", 1), ("txt", 2), ("a.jsonl", 2), ("a.csv", 1), ("a.parquet", 1),
+                                         ("semicolons.csv", 1), ("tabs.csv", 1), ("a.tsv", 1)]):
         out = tmp_path / str(n)
         build("--train_dir", tmp_path / source, "--tokenizer", by_digit, "--out_dir", out, "--max_size", 900,
               "--workers", workers)  # fmt: skip
@@ -205,6 +210,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     refused("t.csv", "--column", "'a', 'b'", source="t.csv")
     refused("t.csv", "no column 'c'", source="t.csv", column="c")
+    (tmp_path / "t.csv").write_text("")
+    refused("t.csv is empty", "names of the columns", source="t.csv")
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3\n")
     refused("t.csv", "line 3", source="t.csv", column="b")
     pq.write_table(pa.table({"text": ["1", None]}), tmp_path / "t.parquet")

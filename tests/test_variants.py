@@ -147,25 +147,45 @@ def test_gradient_checkpointing_changes_nothing(changes):
         torch.testing.assert_close(p.grad, q.grad)
 
 
+def kept(model, x, y) -> int:
+    """Bytes that autograd keeps for the backward pass, weights not counted."""
+    sizes, own = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(t):
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = model(x, y)
+    assert loss.requires_grad
+    return sum(sizes.values())
+
+
 def test_gradient_checkpointing_saves_memory():
-    """What autograd keeps for the backward pass: of each block its input, and no more."""
+    """Of each block its input, and no more."""
+    saving = kept(build({"n_layer": 6}, use_gradient_checkpointing=True), *batch())
+    assert saving < 0.4 * kept(build({"n_layer": 6}), *batch())
 
-    def kept(**options) -> int:
-        model, (x, y) = build({"n_layer": 6}, **options), batch()
-        sizes, own = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
 
-        def pack(t):
-            storage = t.untyped_storage()
-            if storage.data_ptr() not in own:
-                sizes[storage.data_ptr()] = storage.nbytes()
-            return t
+@pytest.mark.parametrize("options, want", [({}, 36), ({"mlp_variant": "swiglu"}, 52), ({"use_gradient_checkpointing": True}, 4)])
+def test_memory_a_token_is_what_the_readme_says(options, want, monkeypatch):
+    """Bytes a token, layer and unit of width, with the fused attention that a GPU has; 16-bit copies of weights aside."""
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            loss = model(x, y)
-        assert loss.requires_grad
-        return sum(sizes.values())
+    def fused(q, k, v, **_):
+        return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=True)
 
-    assert kept(use_gradient_checkpointing=True) < 0.4 * kept()
+    monkeypatch.setitem(ATTENTIONS, "causal", fused)
+    C, found = 256, []
+    for n_layer in (2, 6):
+        model = GPT(GPTConfig(block_size=256, vocab_size=64, n_layer=n_layer, n_head=4, n_embd=C, **options))
+        x = torch.randint(64, (2, 256))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(kept(model, x, x))
+    copies = 0 if options.get("use_gradient_checkpointing") else sum(
+        2 * p.numel() for p in model.transformer.h[0].parameters() if p.dim() > 1)  # fmt: skip
+    assert (found[1] - found[0]) / 4 == pytest.approx(want * 512 * C + copies, rel=0.01)
 
 
 # -----------------------------------------------------------------------------
