@@ -39,17 +39,17 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from core import checkpoint, config, dist, files, hf, hub, optim, preflight, rng, run
+from core import checkpoint, config, dist, files, hf, optim, preflight, rng, run
 from core.config import option
 from core.files import Files
-from core.progress import duration, progress
+from core.progress import duration
 from core.schedule import lr_at
 from core.tracker import Tracker, peak_flops, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
-from data import arrow, examples, tensors, vocab
+from data import arrow, examples, tensors, vectors, vocab
 from data.masking import Masking
-from data.pretrained import check_fit, export, open_encoder
-from model import POSITION_KINDS, RobertaConfig, RobertaMLM, starts
+from data.pretrained import check_fit, export, open_weights
+from model import POSITION_KINDS, RobertaConfig, RobertaMLM
 from variants.activations import ACTIVATIONS
 
 
@@ -146,28 +146,6 @@ SHAPE = {"vocab_size": "vocab_size", "hidden_size": "n_embd", "hidden_depth": "n
 # model and tokenizer
 
 
-def open_source(args: Options) -> tuple[dict, dict, dict | None]:
-    """(config, weights, tokenizer's description) of what --init_from names, or of --reset's last checkpoint."""
-    if args.reset:
-        state, path = checkpoint.newest(args.save_path)
-        source = {"config": state["model_config"], "model": state["model"], "meta": state["meta"], "kind": "roberta"}
-    else:
-        path, source = args.init_from, hf.source(args.init_from)
-    about = source["meta"].get("tokenizer")
-    if about is None and hub.is_folder(path):
-        about = open_encoder(path, args.tokenizer).tokenizer
-    whole = "all" in args.transfer
-    if args.tokenizer and about and (whole or {"embed", "head"} & set(args.transfer)):
-        given, own = (vocab.load(t).hash for t in (examples.describe(args.tokenizer), about))
-        if given != own:
-            raise ValueError(f"--tokenizer {args.tokenizer} is {given}, {path} was trained with {own}: leave it out,"
-                             " or --transfer attn mlp norm")  # fmt: skip
-    if source["kind"] not in ("roberta", "classifier") and whole:
-        raise ValueError(f"--init_from {path} is a {source['kind']!r} model: name parts, --transfer attn mlp")
-    shape = {k: v for k, v in source["config"].items() if k in RobertaConfig.__dataclass_fields__}
-    return shape if whole else {}, source["model"], about
-
-
 def model_config(args: Options, source: dict, n_tokens: int, longest: int) -> RobertaConfig:
     """The source's shape, if there is one, with what the user gave; else the options."""
     given = {ours: getattr(args, name) for name, ours in SHAPE.items() if not source or name in args.given}
@@ -199,49 +177,14 @@ def open_rows(path: str, option: str, max_size: int | None, end: int, pad: int):
 
 
 # -----------------------------------------------------------------------------
-# vectors
-
-
-@torch.no_grad()
-def embed(args: Options) -> None:
-    """One row a text, in the file's order, float32."""
-    cfg, weights, about, _ = open_encoder(args.init_from or args.save_path, args.tokenizer)
-    device = dist.pick_device(args.device, 0)
-    model = RobertaMLM(RobertaConfig(**cfg))
-    model.load_state_dict({k: weights.get(k, v) for k, v in model.state_dict().items()})
-    model.to(device).eval()
-    autocast = dist.autocast(device, dist.precision(args.dtype, device)[0])
-    coder = examples.Encoder(about, min(args.max_size or sys.maxsize, model.config.block_size))
-    n, cut, done = sum(map(len, examples.read(args.embed, args.column))), 0, 0
-    if not n:
-        raise ValueError(f"--embed {args.embed} holds no text")
-    path = Path(args.out)
-    draft = path.with_name(f".{path.name}.tmp.npy")
-    vectors = np.lib.format.open_memmap(draft, "w+", np.float32, (n, model.config.n_embd))
-    for texts in progress(examples.read(args.embed, args.column), "embedding"):
-        for i in range(0, len(texts), 64):
-            coded = coder(texts[i : i + 64])
-            ids = torch.from_numpy(coded.ids.astype(np.int64)).to(device)
-            with autocast:
-                if args.pooling == "cls":
-                    x = model.encode(ids, coded.lengths, starts(coded.lengths, "cpu")).float()
-                else:
-                    x = model.encode(ids, coded.lengths).float().split(coded.lengths.tolist())
-                    x = torch.stack([part.mean(0) for part in x])
-            vectors[done : done + len(x)] = x.cpu().numpy()
-            done, cut = done + len(x), cut + coded.cut
-    vectors.flush()
-    draft.replace(path)
-    print(f"{path}: {n:,} vectors of {model.config.n_embd}, {cut:,} texts cut to {coder.max_size} tokens")
-
-
-# -----------------------------------------------------------------------------
 # training
 
 
 def main(args: Options) -> None:
     if args.embed:
-        return embed(args)
+        return vectors.write(args.embed, Path(args.out), args.init_from or args.save_path, tokenizer=args.tokenizer,
+                             device=dist.pick_device(args.device, 0), dtype=args.dtype, column=args.column,
+                             pooling=args.pooling, max_size=args.max_size)  # fmt: skip
     started, replaying = time.time(), args.replay_step is not None
     d = dist.init(args.device, timeout=args.timeout, deterministic=args.deterministic)
     say = print if d.main else lambda *a: None
@@ -287,7 +230,8 @@ def main(args: Options) -> None:
         if args.tokenizer and (now := vocab.load(examples.describe(args.tokenizer)).hash) != vocab.load(about).hash:
             raise ValueError(f"--tokenizer {args.tokenizer} is {now}, {path} was trained with {vocab.load(about).hash}")
     elif args.reset or args.init_from not in ("", "scratch"):
-        source, weights, about = open_source(args)
+        last = args.save_path if args.reset else ""
+        source, weights, about = open_weights(args.init_from, args.tokenizer, args.transfer, last)
     if not args.tokenizer and not about:
         raise ValueError("--tokenizer is missing: a tokenizers JSON, by data/train_tokenizer.py")
     about = examples.describe(args.tokenizer) if args.tokenizer else about

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from core import checkpoint, files, hf, hub
 from data import examples, qa, vocab
+from model import RobertaConfig
 
 
 class Encoder(NamedTuple):
@@ -41,6 +42,29 @@ def open_encoder(source: str, tokenizer: str = "") -> Encoder:
     scores = "classifier.dense.weight" in weights
     head = {"pooling": "cls", "pooler_type": "roberta", "names": names} if scores else {}
     return Encoder(cfg, weights, examples.describe(tokenizer) if tokenizer else qa.tokenizer(folder), head)
+
+
+def open_weights(source: str, tokenizer: str, transfer: list[str], run: str = "") -> tuple[dict, dict, dict | None]:
+    """(config, weights, tokenizer's description) to pretrain from: of what --init_from names, or of `run`, the folder
+    whose last checkpoint --reset takes. The config is empty where only parts are to be taken."""
+    if run:
+        state, path = checkpoint.newest(run)
+        found = {"config": state["model_config"], "model": state["model"], "meta": state["meta"], "kind": "roberta"}
+    else:
+        path, found = source, hf.source(source)
+    about = found["meta"].get("tokenizer")
+    if about is None and hub.is_folder(path):
+        about = open_encoder(path, tokenizer).tokenizer
+    whole = "all" in transfer
+    if tokenizer and about and (whole or {"embed", "head"} & set(transfer)):
+        given, own = (vocab.load(t).hash for t in (examples.describe(tokenizer), about))
+        if given != own:
+            raise ValueError(f"--tokenizer {tokenizer} is {given}, {path} was trained with {own}: leave it out,"
+                             " or --transfer attn mlp norm")  # fmt: skip
+    if found["kind"] not in ("roberta", "classifier") and whole:
+        raise ValueError(f"--init_from {path} is a {found['kind']!r} model: name parts, --transfer attn mlp")
+    shape = {k: v for k, v in found["config"].items() if k in RobertaConfig.__dataclass_fields__}
+    return shape if whole else {}, found["model"], about
 
 
 def check_fit(model, weights: dict, source: str, transfer: list[str], strict: bool = True) -> None:

@@ -1,0 +1,48 @@
+"""A vector for each text, by an encoder: the mean over its tokens, or its <s>.
+
+    write("texts.csv", Path("vectors.npy"), "out_pretrain", device=device, dtype="auto")   # (number of texts, width)
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from core import dist
+from core.progress import progress
+from data import examples
+from data.pretrained import open_encoder
+from model import RobertaConfig, RobertaMLM, starts
+
+
+@torch.no_grad()
+def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: str, tokenizer: str = "",
+          column: str = "", pooling: str = "mean", max_size: int | None = None) -> None:  # fmt: skip
+    """A .npy file, float32, with a row a text in the file's order."""
+    cfg, weights, about, _ = open_encoder(source, tokenizer)
+    model = RobertaMLM(RobertaConfig(**cfg))
+    model.load_state_dict({k: weights.get(k, v) for k, v in model.state_dict().items()})  # the head is not used
+    model.to(device).eval()
+    autocast = dist.autocast(device, dist.precision(dtype, device)[0])
+    coder = examples.Encoder(about, min(max_size or sys.maxsize, model.config.block_size))
+    n, cut, done = sum(map(len, examples.read(texts, column))), 0, 0
+    if not n:
+        raise ValueError(f"--embed {texts} holds no text")
+    draft = out.with_name(f".{out.name}.tmp.npy")
+    vectors = np.lib.format.open_memmap(draft, "w+", np.float32, (n, model.config.n_embd))
+    for part in progress(examples.read(texts, column), "embedding"):
+        for i in range(0, len(part), 64):
+            coded = coder(part[i : i + 64])
+            ids = torch.from_numpy(coded.ids.astype(np.int64)).to(device)
+            with autocast:
+                if pooling == "cls":
+                    x = model.encode(ids, coded.lengths, starts(coded.lengths, "cpu")).float()
+                else:
+                    x = model.encode(ids, coded.lengths).float().split(coded.lengths.tolist())
+                    x = torch.stack([tokens.mean(0) for tokens in x])
+            vectors[done : done + len(x)] = x.cpu().numpy()
+            done, cut = done + len(x), cut + coded.cut
+    vectors.flush()
+    draft.replace(out)
+    print(f"{out}: {n:,} vectors of {model.config.n_embd}, {cut:,} texts cut to {coder.max_size} tokens")
