@@ -18,6 +18,8 @@ from core.progress import duration
 from core.values import nearest, read_yaml
 
 PLACES = (("eval.csv", "train.csv"), ("metrics/eval/metrics.csv", "metrics/train/metrics.csv"))
+WIDTH = 80  # of the table; a wider one is turned
+PICTURES = (".png", ".pdf", ".svg", ".jpg")
 HIDDEN = ("out_dir", "output_dir", "run_name", "save_path", "name", "dirpath", "init_from", "ckpt_path")  # no settings
 
 
@@ -89,6 +91,8 @@ def best(run: Run, metric: str) -> tuple[int, float] | None:
 def table(runs: list[Run], metric: str) -> list[list[str]]:
     """Rows of text, the best run first."""
     names = list(dict.fromkeys(k for r in runs for k in r.settings if k.split(".")[-1] not in HIDDEN))
+    if common := [n for n in names if all(n in r.settings for r in runs)]:  # of several scripts: what all of them have
+        names = common
     values = {n: [r.settings.get(n) for r in runs] for n in names}
     differ = [n for n in names if len({v if isinstance(v, int | float) else str(v) for v in values[n]}) > 1]  # 4 is 4.0
     last = [n.split(".")[-1] for n in differ]
@@ -116,6 +120,19 @@ def lines(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
     return ["  ".join(row) for row in aligned]
+
+
+def upright(rows: list[list[str]]) -> list[str]:
+    """The table turned: a line for each thing that differs, and as many runs side by side as there is room for."""
+    names, *runs = rows
+    out: list[str] = []
+    while runs:
+        for n in range(len(runs), 0, -1):
+            block = lines([list(row) for row in zip(names, *runs[:n], strict=True)])
+            if len(block[0]) <= WIDTH:
+                break
+        out, runs = [*out, *block, ""], runs[n:]
+    return out[:-1]
 
 
 # -----------------------------------------------------------------------------
@@ -184,8 +201,11 @@ def main(args: Options) -> None:
     metric = metric or next((m for m in known if m.endswith("loss")), known[0] if known else "val_loss")
     if args.metric and metric not in known:
         raise ValueError(f"--metric must be one of {', '.join(known)}; got {metric!r}{nearest(metric, known)}")
+    if not args.text and Path(args.out).suffix not in PICTURES:
+        raise ValueError(f"--out must end in {', '.join(PICTURES)}, got {args.out}")
     curves = {str(r.path): r.curve(metric) for r in runs}
-    print("\n".join(lines(table(runs, metric))))
+    rows = table(runs, metric)
+    print("\n".join(lines(rows) if len(lines(rows)[0]) <= WIDTH else upright(rows)))
     if args.text:
         print("\n" + "\n".join(terminal(curves, metric, shutil.get_terminal_size((78, 24)).columns)))
     else:

@@ -406,8 +406,11 @@ def main(args: Options) -> None:
               f" score at {'the last token' if model.causal else '<s>'}, loss {kind}")  # fmt: skip
     for line in table:
         track.say(f"           {line}")
-    track.say(f"data       {file}: {len(train):,} + {len(val):,} {'pairs' if kind == 'pairwise' else 'rows'}, scores"
-              f" {mean:.3g} +- {std:.3g}; {template.report()} at {template.max_length} tokens")  # fmt: skip
+    spread = f", scores {mean:.3g} +- {known.std():.3g}" if len(known) else ""
+    track.say(f"data       {file}: {len(train):,} + {len(val):,} {'pairs' if kind == 'pairwise' else 'rows'}{spread}")
+    track.say(f"           {template.report()} at {template.max_length} tokens")
+    if kind != "pairwise" and not known.std():
+        track.say(f"           note: all scores are {mean:.3g}: there is nothing to learn from them")
     if template.max_length < args.data.max_length:
         track.say(f"           max_length {args.data.max_length} is more than the model's {c.block_size} positions")
     if args.data.on_tpu and not width:

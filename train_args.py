@@ -91,7 +91,7 @@ class Options:
     use_gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
 
     # optimization
-    optimizer: str = option("adamw", choices=OPTIMIZERS)
+    optimizer: str = option("adamw", choices=OPTIMIZERS)  # --list optimizers names them
     optimizer_args: dict = option({})  # its own arguments: momentum=0.9 nesterov=true; muon_lr=0.02 for hidden matrices
     sgd_momentum: Fraction = 0.9  # of sgd
     learning_rate: NonNegative = 1e-3

@@ -180,7 +180,7 @@ def describe(spec: Spec) -> str:
         names = [str(c) for c in (choices() if callable(choices) else choices)]
         text += f" [{' | '.join(names)}]" if len(names) <= 24 else f" [{len(names)} names]"
     default = "secret" if spec.meta.get("secret") else spec.default
-    shown = repr(default) if default == "" else default
+    shown = repr(default) if isinstance(default, str) and not default.strip() else default
     if isinstance(default, list):
         shown = " ".join(map(str, default)) or "none"
     return f"{text} (default: {shown}{bounds(spec.type)})".strip().replace("%", "%%")
@@ -273,6 +273,8 @@ def parse(cls: type, argv: list[str] | None = None, *, doc: str = "", config_fla
     for word in rest:
         if word.startswith("-"):
             name = word.lstrip("-").split("=")[0]
+            if not word.startswith("--") and name.replace("-", "_") in specs(cls):
+                raise ValueError(f"unknown option {word.split('=')[0]}: options have two dashes, --{name}")
             raise ValueError(f"unknown option --{name}{nearest(name, [*specs(cls), *aliases(cls)], '--')}")
         if not word.endswith((".yaml", ".yml", ".json")):
             raise ValueError(f"unexpected argument {word!r} (options start with --; a config file ends in .yaml)")

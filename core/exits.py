@@ -41,6 +41,8 @@ def verdict(e: BaseException) -> tuple[int, str]:
         return NOT_FINITE, str(e)
     if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
         return CANNOT_WRITE, f"{e.strerror}: {e.filename}" if e.filename else str(e.strerror)
+    if isinstance(e, FileExistsError | NotADirectoryError) and e.filename:
+        return BAD_INPUT, f"{e.filename}: a folder is wanted there, and a file is in the way"
     if isinstance(e, ValueError) and ours(e):
         return BAD_INPUT, str(e)
     if ranks() and isinstance(e, RuntimeError) and "imed out" in str(e):
@@ -70,6 +72,8 @@ def guard():
         code, message = verdict(e)
         if code == BUG and "another rank" not in message:
             traceback.print_exc()
+        if isinstance(e, KeyboardInterrupt):
+            print(file=sys.stderr)  # text may be standing in this line
         who = f"[rank {ranks().get_rank()}] " if ranks() else ""
         print(f"{who}error: {message}", file=sys.stderr)
     try:

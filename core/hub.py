@@ -125,6 +125,7 @@ def download(name: str) -> Path:
         if e.errno == errno.ENOSPC:
             raise
         why = getattr(e, "reason", e)
-        raise ValueError(f"{name!r} is no local folder with a config.json, and cannot be downloaded: {why}") from None
+        there = "is a folder without a config.json" if Path(name).is_dir() else "does not exist here"
+        raise ValueError(f"{name!r} {there}, and cannot be downloaded as a model of the hub: {why}") from None
     (folder / "complete").touch()
     return folder

@@ -133,6 +133,8 @@ class Run:
     def finish(self, code: int = OK) -> None:
         """The run's own last word; SystemExit(75) where a signal ended it."""
         self.finished = True
+        if code == STOPPED and self.main:
+            print(f"stopped before step {self.step} and saved: --init_from=resume goes on there", flush=True)
         self.leave(code)
         if code:
             raise SystemExit(code)

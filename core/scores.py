@@ -90,6 +90,10 @@ def write_csv(out: Path, header: list[str], rows: Iterable, make: Callable, abou
 
     A killed call goes on where it was, if it was `about` the same; a finished file gets its name at once.
     """
+    if out.exists():
+        with open(out, newline="", encoding="utf-8", errors="replace") as f:
+            if next(csv.reader(f), None) != header:
+                raise ValueError(f"--out {out} exists and holds something else: another name, so that nothing is lost")
     part, notes = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
     done, size = 0, 0
     if part.is_file() and notes.is_file():

@@ -144,7 +144,7 @@ class Tracker:
         if not quiet:
             width = len(str(self.total))
             shown = [f"{k} {show(k, v)}" for k, v in values.items()]
-            print(" | ".join([f"eval {step:>{width}}/{self.total}", *shown, *([note] if note else [])]), flush=True)
+            print(fold([f"eval {step:>{width}}/{self.total}", *shown, *([note] if note else [])]), flush=True)
         self.record(1, {"step": step, **values}, "eval/")
         if time.time() - self.drawn > 300:
             self.plot()
@@ -188,6 +188,17 @@ class Tracker:
             self.wandb.finish(quiet=True)
 
 
+def fold(parts: list[str], width: int = 80) -> str:
+    """a | b | c, in as many lines as it takes: an evaluation may have many values."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + 3 + len(part) > width:
+            lines.append(" " * (len(parts[0]) + 1) + f"| {part}")
+        else:
+            lines[-1] += f" | {part}"
+    return "\n".join(lines)
+
+
 def show(name: str, value) -> str:
     if isinstance(value, str):
         return value
@@ -226,11 +237,13 @@ def draw(path: Path, train: list[dict], evals: list[dict], resumes: list[int]) -
     rates = [(r["step"], r["lr"]) for r in train if isinstance(r.get("lr"), int | float)]
     if rates:
         twin = ax.twinx()
+        ax.set_zorder(twin.get_zorder() + 1)  # the rate lies behind the losses and their legend
+        ax.patch.set_visible(False)
         twin.plot(*zip(*rates, strict=True), color="#bbbbbb", lw=1, ls="--")
         twin.set_ylabel("learning rate (dashed)")
         twin.set_ylim(bottom=0)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, framealpha=1)
     ax.set_title(str(path.parent), fontsize=9)
     fig.tight_layout()
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")

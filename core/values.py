@@ -30,7 +30,7 @@ NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "
 def nearest(word: str, words, prefix: str = "") -> str:
     """", did you mean 'x'?" or nothing."""
     words = [str(w) for w in words]
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    close = [w for w in words if w.lower() == word.lower()] or difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if not close:  # `wandb.nam` is near `wandb.args.name` by its last part
         close = [w for w in words if w.split(".")[-1] == word.split(".")[-1]][:1]
     return f", did you mean {prefix + close[0]!r}?" if close else ""
@@ -154,7 +154,9 @@ def read_yaml(path: str | Path) -> dict:
     """A config file as a dict; YAML, or JSON by its ending."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"config file {path} does not exist")
+        inside = path / "config.yaml"
+        hint = f"is a folder: its file is {inside}" if inside.is_file() else "does not exist"
+        raise ValueError(f"config file {path} {hint}")
     try:
         text = path.read_text(encoding="utf-8-sig")
         data = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=Loader)

@@ -115,12 +115,16 @@ def open_dataset(name: str, root: str | Path = "data") -> Dataset:
         if not parts or ".." in parts:
             raise ValueError(f"a data set is a name in {root}/ or an absolute path, got {name!r}")
         path = root.joinpath(*parts)
+    if path.is_file():
+        command = f"python data/text/prepare.py --input {path} --out {root / path.stem}"
+        raise ValueError(f"{path} is a file: `{command}` makes the data set {path.stem} of it")
     if not path.is_dir() or not (any(path.glob("train*.bin")) or any(path.glob("val*.bin"))):
         script = path / "prepare.py"
         command = f"python {script}" if script.is_file() else f"python data/text/prepare.py --input FILES --out {path}"
         ready = sorted(p.parent.name for p in root.glob("*/train*.bin"))
         have = f" (prepared: {', '.join(dict.fromkeys(ready))})" if ready else ""
-        raise ValueError(f"no data set in {path}: prepare it with `{command}`{have}")
+        here = "" if path.is_absolute() or root.is_dir() else f" (there is no {root}/ in {Path.cwd()})"
+        raise ValueError(f"no data set in {path}{here}: prepare it with `{command}`{have}")
     return Dataset(path)
 
 
@@ -312,8 +316,9 @@ class Writer:
 
     def close(self) -> None:
         for split, file in self.open.items():
-            if not self.meta["count"][split]:
-                raise ValueError(f"{self.folder}: no tokens for {split}.bin, there is too little text")
+            if self.meta["count"][split] < 2:  # one to read, one to guess
+                n = self.meta["count"][split] or "no"
+                raise ValueError(f"{self.folder}: {n} token{'s' * (n != 1)} for {split}.bin, there is too little text")
             os.fsync(file.fileno())
         temporary = self.folder / f"meta.json.tmp-{os.getpid()}"
         with open(temporary, "w", encoding="utf-8") as f:

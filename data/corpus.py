@@ -2,9 +2,10 @@
 
     prepare(["book.txt", "web/"], "data/mine", "gpt2")
 
-Plain files, JSONL (.jsonl, .ndjson, .json) and Parquet. The last part of the input, by size, is validation: a plain
-file is cut at a character, the others at a row, so nothing is in both. Workers get pieces that end where a tokenizer
-would have ended a word anyway, and their ids are written in order: any number of processes gives the same files.
+Plain files, JSONL (.jsonl, .ndjson, .json), CSV (.csv, .tsv) and Parquet. The last part of the input, by size, is
+validation: a plain file is cut at a character, the others at a row, so nothing is in both. Workers get pieces that end
+where a tokenizer would have ended a word anyway, and their ids are written in order: any number of processes gives the
+same files.
 """
 
 import collections
@@ -33,6 +34,7 @@ PIECE = 1 << 18  # bytes of text a task
 SMALL = 1 << 23  # bytes: below, starting processes costs more than it saves
 BOM = b"\xef\xbb\xbf"
 LINES = (".jsonl", ".ndjson", ".json")
+TABLES = (".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Piece:
     split: str
     path: Path
     at: int  # byte of the file where it starts
-    content: bytes | list[str]  # of a file, or rows of a Parquet
+    content: bytes | list[str]  # of a file, or rows of a Parquet or CSV file
     ends: bool  # a document ends with it and another follows
     size: float  # bytes of input that it stands for
 
@@ -79,7 +81,7 @@ def pieces(paths: list[Path], val_fraction: float, column: str) -> Iterator[Piec
     sizes = [p.stat().st_size for p in paths]
     left = int(sum(sizes) * (1 - val_fraction))  # bytes of train that are still to come
     for path, size in zip(paths, sizes, strict=True):
-        read = rows if is_parquet(path) else lines if path.suffix in LINES else text
+        read = rows if is_parquet(path) or path.suffix in TABLES else lines if path.suffix in LINES else text
         yield from read(path, size, min(left, size), path != paths[-1], column)
         left = max(0, left - size)
 
@@ -156,11 +158,14 @@ def line_start(f, at: int) -> int:
 
 
 def rows(path: Path, size: int, cut: int, more: bool, column: str) -> Iterator[Piece]:
-    """Parquet: as JSONL, with a share of the rows in place of bytes."""
-    total = examples.open_parquet(path).metadata.num_rows
+    """Parquet and CSV: as JSONL, with a share of the rows in place of bytes."""
+    if path.suffix in TABLES:
+        read, total = examples.csv_rows, sum(1 for _ in examples.csv_rows(path, column))
+    else:
+        read, total = examples.parquet_rows, examples.open_parquet(path).metadata.num_rows
     first_val = total * cut // size
     held, chars, done = [], 0, 0
-    for row, text in enumerate(examples.parquet_rows(path, column)):
+    for row, text in enumerate(read(path, column)):
         if held and (chars >= PIECE or row == first_val):
             yield Piece("train" if done < first_val else "val", path, done, held, True, len(held) / total * size)
             held, chars, done = [], 0, row
@@ -316,7 +321,7 @@ def prepare(inputs, out, tokenizer: str, *, column="", val_fraction=0.1, process
     """Writes the data set `out`. With views, {suffix: None, or (alphabet, function of the text)}, one aligned data set
     each: a function gives a character of its alphabet for each of the text's."""
     if not inputs:
-        raise ValueError("--input is missing: text files, .jsonl, .parquet, or folders of them")
+        raise ValueError("--input is missing: text files, .jsonl, .csv, .parquet, or folders of them")
     if not 0 < val_fraction < 1:
         raise ValueError(f"--val_fraction must lie between 0 and 1, got {val_fraction}")
     paths = files(inputs, Path(out))
@@ -339,10 +344,12 @@ def prepare(inputs, out, tokenizer: str, *, column="", val_fraction=0.1, process
         about = vocab.find(tokenizer)
 
     with contextlib.ExitStack() as stack:
-        outputs, writers = {}, {}
+        outputs, writers, old = {}, {}, []
         for suffix, view in (views or {"": None}).items():
             outputs[suffix] = (about, None) if view is None else ({"kind": "char", "chars": list(view[0])}, view[1])
             size = load(json.dumps(outputs[suffix][0])).vocab_size
+            there = Path(f"{out}{suffix}", "meta.json").is_file()
+            old.append(bins.Dataset(f"{out}{suffix}").tokenizer if there else None)
             writers[suffix] = stack.enter_context(bins.Writer(f"{out}{suffix}", size, outputs[suffix][0]))
         word, lost = getattr(load(json.dumps(about)), "unknown", None), 0
         unknown = load(json.dumps(about)).tokenizer.token_to_id(word) if word else None
@@ -350,8 +357,10 @@ def prepare(inputs, out, tokenizer: str, *, column="", val_fraction=0.1, process
             for suffix, writer in writers.items():
                 writer.add(piece.split, ids[suffix])
             lost += int((ids[""] == unknown).sum()) if unknown is not None and "" in ids else 0
-    for writer in writers.values():
+    for writer, before in zip(writers.values(), old, strict=True):
         count, name = writer.meta["count"], writer.folder
+        if before is not None and before != writer.meta["tokenizer"]:
+            print(f"note: {name} held tokens of another tokenizer, now replaced: runs on those cannot be resumed")
         print(f"{name}: {count['train']:,} train and {count['val']:,} val tokens, vocabulary {writer.vocab_size:,}")
     if lost:
         print(f"note: {lost:,} tokens are {word}: the tokenizer has no token for what stood there")

@@ -57,7 +57,8 @@ def decode(block: bytes, path: Path, offset: int) -> str:
     try:
         return block.decode("utf-8")
     except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 at byte {offset + e.start}") from None
+        raise ValueError(f"{path} is not UTF-8 at byte {offset + e.start} (iconv -f latin1 -t utf-8 turns Latin-1 into"
+                         " it)") from None  # fmt: skip
 
 
 def pick(names: list[str], column: str, path: Path) -> str:

@@ -58,6 +58,8 @@ def read_file(path: Path, split: str | None) -> Iterator[tuple[str | None, objec
                     yield own, row
                 at += len(line)
         return
+    if path.suffix in (".csv", ".tsv"):
+        raise ValueError(f"{path}: questions and answers are read from JSON or JSONL; docs/reward.md turns CSV into it")
     data = parse_json(path.read_bytes(), str(path))
     if isinstance(data, list):
         data = {split: data}
@@ -105,6 +107,11 @@ def bad_number(value: object) -> str:
         return " is not finite"
 
 
+def absent(name: str, row: dict) -> str:
+    near = nearest(name, row).replace(", did you mean", ": rename").rstrip("?")
+    return f".{name} is missing{near}"
+
+
 def problems(row: object, pairs: bool, scored: bool) -> Iterator[str]:
     """What is wrong with a row, each beginning with the field."""
     if not isinstance(row, dict):
@@ -113,14 +120,16 @@ def problems(row: object, pairs: bool, scored: bool) -> Iterator[str]:
     for name in ("Question", "Accepted_Answer", "Answer") if pairs else ("Question", "Answer"):
         text = row.get(name)
         if name not in row:
-            yield f".{name} is missing{nearest(name, row)}"
+            yield absent(name, row)
         elif not isinstance(text, str):
             yield f".{name} is {json.dumps(text)[:40]}, not text"
         elif any("\ud800" <= c <= "\udfff" for c in text):
             yield f".{name} holds half a surrogate pair"
+    if not pairs and row.get("Accepted_Answer") is not None:
+        yield ".Accepted_Answer makes a pair, and the first row is none: all rows are pairs, or none is"
     for name in ("Accepted_Score", "Score") if pairs and "Accepted_Score" in row else () if pairs else ("Score",):
         if name not in row and scored:
-            yield f".{name} is missing{nearest(name, row)}"
+            yield absent(name, row)
         elif (scored or row.get(name) is not None) and (wrong := bad_number(row[name])):
             yield f".{name}{wrong}"
 
@@ -148,7 +157,8 @@ def check(path: Path, scored: bool = True, needed: tuple[str, ...] = ()) -> tupl
     for names in needed:
         if not any(counts[s] for s in (counts if names == "any" else names.split("|"))):
             found = ", ".join(f"{n} {s or 'without a split'}" for s, n in counts.items()) or "none"
-            raise ValueError(f"{path} has no {names.replace('|', ' or ')} rows (rows: {found})")
+            hint = '; write {"train": [...], "test": [...]}' if None in counts and names != "any" else ""
+            raise ValueError(f"{path} has no {names.replace('|', ' or ')} rows (rows: {found}){hint}")
     return bool(pairs), counts
 
 

@@ -29,6 +29,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     n, cut, done = sum(map(len, examples.read(texts, column))), 0, 0
     if not n:
         raise ValueError(f"--embed {texts} holds no text")
+    if out.exists() and out.read_bytes()[:6] != np.lib.format.MAGIC_PREFIX:
+        raise ValueError(f"--out {out} exists and is no .npy file: another name, so that nothing is lost")
     draft = out.with_name(f".{out.name}.tmp.npy")
     vectors = np.lib.format.open_memmap(draft, "w+", np.float32, (n, model.config.n_embd))
     for part in progress(examples.read(texts, column), "embedding"):

@@ -341,6 +341,8 @@ def test_nothing_changes_before_the_end(tmp_path):
 
 def test_an_empty_split_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="no tokens for val.bin"), bins.Writer(tmp_path, 7) as out:
+        out.add("train", [1, 2])
+    with pytest.raises(ValueError, match="1 token for train.bin, there is too little"), bins.Writer(tmp_path, 7) as out:
         out.add("train", [1])
     assert not any(tmp_path.iterdir())
 

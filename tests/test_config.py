@@ -62,7 +62,7 @@ def test_one_argument_may_hold_a_list():
 
 
 @pytest.mark.parametrize(("line", "says"), [
-    ("--bach 3", "unknown option --bach, did you mean '--batch'?"), ("--batch 0", "--batch must be > 0, got 0"),
+    ("--bach 3", "unknown option --bach, did you mean '--batch'?"), ("-batch 3", "two dashes, --batch"), ("--batch 0", "--batch must be > 0, got 0"),
     ("--batch 1.5", "--batch must be a whole number, got '1.5'"), ("--batch three", "--batch must be a whole number"),
     ("--lr nan", "--lr must be a number, got 'nan'"), ("--flag=perhaps", "--flag must be true or false"),
     ("--kind three", "--kind must be one of one, two; got 'three'"), ("--layers 1 x", "--layers must be a whole number"),

@@ -273,7 +273,7 @@ def test_without_network_a_name_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    with pytest.raises(ValueError, match="'gpt2' is no local folder .* cannot be downloaded: .*refused"):
+    with pytest.raises(ValueError, match="'gpt2' does not exist here, and cannot be downloaded .*refused"):
         hf.load("gpt2")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE"):

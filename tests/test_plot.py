@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -29,7 +30,8 @@ def show(*runs, **options):
 
 
 @pytest.fixture
-def runs(tmp_path):
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot, "WIDTH", 500)  # the folders' names are long here
     a = make_run(tmp_path / "a", 0.001, [2.0, 1.5, 1.7], test_accuracy=0.5)
     b = make_run(tmp_path / "b", 0.01, [2.0, 1.0], places=plot.PLACES[1], test_accuracy=0.75)
     return a, b
@@ -49,6 +51,21 @@ def test_a_metric_that_should_grow_is_ranked_by_its_highest(runs, tmp_path, caps
     first = capsys.readouterr().out.splitlines()[1]
     assert first.split()[:3] == [str(runs[1]), "0.01", "0.9000"]
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_wide_table_is_turned_and_runs_of_several_scripts_show_what_they_share(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [make_run(Path(name), lr, [2.0, lr]) for name, lr in (("a", 0.5), ("b" * 40, 0.25), ("c" * 40, 0.125))]
+    for i, folder in enumerate(folders):
+        with open(folder / "config.yaml", "a") as f:
+            f.write(f"only_{i}: {i}\n")  # as another script's option
+    show(*folders, text=True)
+    out = capsys.readouterr().out
+    assert "only_" not in out and max(map(len, out.split("\n\nval_loss")[0].splitlines())) <= 80
+    turned = [line.split() for line in out.splitlines()]
+    assert [r for r in turned if r[:1] == ["learning_rate"]] == [["learning_rate", "0.125"], ["learning_rate", "0.25", "0.5"]]
+    with pytest.raises(ValueError, match="--out must end in .png"):
+        show(*folders, out="x.txt")
 
 
 def test_the_terminal_chart_falls_from_left_to_right():

@@ -1,5 +1,6 @@
 """data/vocab.py, data/corpus.py and the prepare scripts: what goes in comes out again, by any number of processes."""
 
+import csv
 import hashlib
 import json
 import os
@@ -260,12 +261,16 @@ def rows_of(n: int) -> list[str]:
 def store(path: Path, rows: list[str]) -> Path:
     if path.suffix == ".parquet":
         pq.write_table(pa.table({"id": list(range(len(rows))), "text": rows}), path, row_group_size=7)
+    elif path.suffix in (".csv", ".tsv"):
+        mark = "\t" if path.suffix == ".tsv" else ";"
+        with open(path, "w", newline="") as f:
+            csv.writer(f, delimiter=mark).writerows([["id", "text"], *enumerate(rows)])
     else:
         path.write_bytes("\n".join(json.dumps({"text": r}) for r in rows).encode())
     return path
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv", "tsv"])
 @pytest.mark.parametrize("n", [2, 5, 200])
 def test_a_row_is_in_train_or_in_val(tmp_path, small_pieces, kind, n):
     path = store(tmp_path / f"a.{kind}", rows_of(n))
@@ -310,6 +315,10 @@ def test_a_folder_of_train_tokenizer_and_what_its_vocabulary_lacks(tmp_path, cap
     assert "<unk>" not in capsys.readouterr().out
     corpus.prepare([tmp_path / "in.txt"], tmp_path / "lacks", str(tmp_path / "tok"))
     assert "note: 60 tokens are <unk>" in capsys.readouterr().out
+    corpus.prepare([tmp_path / "in.txt"], tmp_path / "lacks", str(tmp_path / "tok"))
+    assert "another tokenizer" not in capsys.readouterr().out
+    corpus.prepare([tmp_path / "in.txt"], tmp_path / "lacks", "char")
+    assert "lacks held tokens of another tokenizer, now replaced" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--tokenizer must be char, byte, gpt2, .*; got 'bpe'"):
         vocab.find("bpe")
     (tmp_path / "tok" / "tokenizer_vocab9_max9.json").write_text("{}")

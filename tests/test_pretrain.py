@@ -378,6 +378,8 @@ def test_vectors_do_not_depend_on_their_batch(run, tmp_path):
             x = model.encode(torch.from_numpy(coded.ids.astype(np.int64)), coded.lengths)
             want = x[0] if pooling == "cls" else x.mean(0)
             assert np.abs(vectors[i] - want.detach().numpy()).max() < 1e-5
+    with pytest.raises(ValueError, match="t.txt exists and is no .npy file"):
+        run(f"--init_from={tmp_path / 'run'}", f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 't.txt'}")
 
 
 def test_masks_are_filled_in(run, tmp_path, capsys):

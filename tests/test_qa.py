@@ -86,6 +86,18 @@ def test_a_bad_score_is_named_by_split_index_and_field(tmp_path, score, said):
         qa.check(tmp_path / "qa.json")
 
 
+def test_pairs_and_scores_do_not_mix_and_csv_is_named(tmp_path):
+    mixed = [row(), {**row(), "Accepted_Answer": "b"}, {**row(), "Accepted_Answer": None}]
+    file = write(tmp_path / "qa.json", {"train": mixed, "test": [row()]})
+    with pytest.raises(ValueError, match=r"1 of 4 rows .* train\[1\].Accepted_Answer makes a pair, and the first row is"):
+        qa.check(file)
+    (tmp_path / "qa.csv").write_text("Question,Answer,Score\n")
+    with pytest.raises(ValueError, match="qa.csv: questions and answers are read from JSON or JSONL"):
+        qa.check(tmp_path / "qa.csv")
+    with pytest.raises(ValueError, match="3 without a split.*write {"):
+        qa.check(write(tmp_path / "list.json", [row()] * 3), needed=("train",))
+
+
 def test_each_bad_row_is_counted_and_the_first_ones_shown(tmp_path):
     bad = [{"Question": "q", "Answer": "a"}, {"question": "q", "Answer": 3, "Score": 1}, 7, row("\ud800")]
     file = write(tmp_path / "qa.json", {"train": [row()] * 3 + bad, "test": [{"Answer": "a", "Score": 1}] * 20})
@@ -94,7 +106,7 @@ def test_each_bad_row_is_counted_and_the_first_ones_shown(tmp_path):
     text = str(e.value)
     assert "24 of 27 rows cannot be used (4 in train, 20 in test)" in text and "\n" not in text
     assert "train[3].Score is missing" in text
-    assert "train[4].Question is missing, did you mean 'question'?" in text and "train[4].Answer is 3, not text" in text
+    assert "train[4].Question is missing: rename 'question'" in text and "train[4].Answer is 3, not text" in text
     assert "train[5] is 7, not an object" in text and "train[6].Question holds half a surrogate pair" in text
     assert "test[0].Question is missing" in text and text.endswith("; ...")
 

@@ -721,6 +721,12 @@ def test_a_killed_scoring_goes_on_where_it_was(toy, tmp_path, capsys, monkeypatc
     reward_train.main(options([*flags, f"--out={tmp_path / 'b.csv'}"]))
     assert "after 32 rows" in capsys.readouterr().out and calls == [32, 32, 32]
     assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
+    (tmp_path / "mine.csv").write_text("id,text\n1,a\n")
+    for name in (tmp_path / "mine.csv", toy / "scores.json"):  # the second would be its own input
+        before = name.read_bytes()
+        with pytest.raises(ValueError, match=f"{name.name} exists and holds something else"):
+            reward_train.main(options([*flags, f"--out={name}"]))
+        assert name.read_bytes() == before
     with open(tmp_path / "c.csv.part", "w") as f:  # another model's beginnings are not gone on with
         f.write("x")
     (tmp_path / "c.csv.part.json").write_text(json.dumps({"about": {"checkpoint": "other"}, "done": 1, "bytes": 1}))

@@ -62,6 +62,22 @@ def test_a_library_s_value_error_is_a_bug_and_ours_is_not():
             assert exits.ours(e) is expected
 
 
+def test_a_file_where_a_folder_should_be_is_one_line(tmp_path, capsys):
+    (tmp_path / "out.txt").write_text("")
+    for path in (tmp_path / "out.txt", tmp_path / "out.txt" / "run"):
+        code, err = code_of(lambda path=path: run.claim(path), capsys)
+        assert code == 2 and "out.txt" in err and "a file is in the way" in err and len(err.splitlines()) == 1
+
+
+def test_a_run_that_a_signal_stops_says_how_it_goes_on(tmp_path, capsys):
+    folder = run.claim(tmp_path / "r")
+    folder.begin(holds="aside", resume=False)
+    folder.step = 7
+    with pytest.raises(SystemExit):
+        folder.finish(run.STOPPED)
+    assert capsys.readouterr().out == "stopped before step 7 and saved: --init_from=resume goes on there\n"
+
+
 def test_two_runs_in_one_folder(tmp_path):
     first = run.claim(tmp_path / "r")
     with pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on"):

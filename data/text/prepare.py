@@ -4,10 +4,10 @@
     python data/text/prepare.py --input notes/ more.txt --out data/notes --tokenizer gpt2
     python data/text/prepare.py --input web.jsonl --field text --out data/web --tokenizer tokenizer/tokenizer.json
 
-Plain files, .jsonl and .parquet, files or folders or patterns ('src/**/*.py'), of any size. The tokenizer is char,
-byte, gpt2 (or another of tiktoken's names), or a file: tokenizer.json (data/train_tokenizer.py trains one), or GPT-2's
-vocab.bpe (merges.txt) where there is no network. The last part of the input is validation. Folders give their files in
-a fixed random order.
+Plain files, .jsonl, .csv and .parquet, files or folders or patterns ('src/**/*.py'), of any size. The tokenizer is
+char, byte, gpt2 (or another of tiktoken's names), or a file: tokenizer.json (data/train_tokenizer.py trains one), or
+GPT-2's vocab.bpe (merges.txt) where there is no network. The last part of the input is validation. Folders give their
+files in a fixed random order.
 """
 
 import sys
@@ -27,7 +27,7 @@ class Options:
     input: list[Path] = config.option([])  # files, folders or patterns
     out: str = ""  # folder of the data set, data/NAME
     tokenizer: str = "char"  # char, byte, gpt2, a tokenizer.json or vocab.bpe, or the folder of one
-    field: str = config.option("", alias=("column",))  # of JSONL and Parquet; '': text, or the only one there is
+    field: str = config.option("", alias=("column",))  # of JSONL, CSV and Parquet; '': text, or the only one there is
     val_fraction: Fraction = 0.1  # of the input, its end
     processes: Whole = 0  # 0: one a core, for more than a few megabytes
 
