@@ -4,12 +4,14 @@
     python finetune.py --init_from=out_pretrain --train reviews/train.pt --val reviews/val.pt --test reviews/test.pt
     python finetune.py --init_from=resume --out_dir=out_finetune                    go on where it stopped
     python finetune.py --init_from=out_finetune --predict new.csv --out answers.csv
+    python finetune.py --init_from=out_finetune --predict labelled.csv --label_column label     and how many are right
     torchrun --nproc_per_node=2 finetune.py configs/finetune/small_cpu.yaml --init_from=out_pretrain
 
 An encoder comes from pretrain.py, from an experiment, or from a folder in Hugging Face's RoBERTa format.
 `python train.py -n NAME -m finetuning` runs an experiment's config.yaml through this loop.
 """
 
+import csv
 import itertools
 import math
 import sys
@@ -30,7 +32,7 @@ from core.progress import duration, progress
 from core.schedule import lr_at
 from core.scores import write_csv
 from core.tracker import Tracker, peak_memory
-from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
+from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole, nearest
 from data import examples, records, tensors, vocab
 from data.pretrained import check_fit, open_encoder
 from model import Classifier, RobertaConfig
@@ -94,6 +96,7 @@ class Options:
     # prediction
     predict: str = ""  # label the texts of this file (.csv, .tsv, .jsonl, .parquet, .txt) and stop
     text_column: str = ""  # where they are; none: `text`, or the only column
+    label_column: str = ""  # where their true labels are: predictions are counted against these
     out: str = "predictions.csv"
 
     # logging
@@ -112,8 +115,8 @@ class Options:
 
 
 # taken from the command at a resume, whatever the stored run says
-FREE = ("init_from", "transfer", "out_dir", "check", "replay_step", "predict", "text_column", "out", "device",
-        "timeout", *files.FREE)  # fmt: skip
+FREE = ("init_from", "transfer", "out_dir", "check", "replay_step", "predict", "text_column", "label_column", "out",
+        "device", "timeout", *files.FREE)  # fmt: skip
 FIXED = ("data", "model", "seed")
 
 
@@ -141,7 +144,7 @@ def stand_still(model: Classifier, args: Options) -> list[torch.nn.Parameter]:
 
 
 def predict(args: Options) -> None:
-    """A row for each text: the text, its label, the probability of each label."""
+    """A row for each text: the text, its label, the probability of each label, and the true label where it is known."""
     cfg, weights, tokenizer, head = open_encoder(args.init_from, args.tokenizer)
     if not head:
         raise ValueError(f"--init_from {args.init_from} is an encoder without a classifier: fine-tune it first")
@@ -155,6 +158,9 @@ def predict(args: Options) -> None:
     if not (first := next(rows, {})):
         raise ValueError(f"--predict {args.predict} holds no texts")
     column, cut = records.text_column(first, args.text_column, args.predict), 0
+    if args.label_column and args.label_column not in first:
+        raise ValueError(f"--label_column must be one of {', '.join(first)}; got {args.label_column!r}"
+                         f"{nearest(args.label_column, first)}")  # fmt: skip
     if not isinstance(first[column], str):
         raise ValueError(f"--predict {args.predict}: column {column!r} must hold text, got {str(first[column])[:40]}")
 
@@ -167,14 +173,24 @@ def predict(args: Options) -> None:
         with autocast:
             logits = model(torch.from_numpy(coded.ids.astype(np.int64)).to(device), torch.from_numpy(coded.lengths))
         shares = logits.double().softmax(1).cpu().numpy()
-        return [[text, names[p.argmax()], *(f"{x:.6f}" for x in p)] for text, p in zip(texts, shares, strict=True)]
+        true = [[str(row[args.label_column]).strip()] if args.label_column else [] for row in part]
+        if unknown := next((t for t in true if t and t[0] not in names), None):
+            raise ValueError(f"--label_column {args.label_column} holds {unknown[0]!r}, the labels here are"
+                             f" {', '.join(names)}")  # fmt: skip
+        found = zip(texts, shares, true, strict=True)
+        return [[text, names[p.argmax()], *(f"{x:.6f}" for x in p), *t] for text, p, t in found]
 
     mark = float(model.classifier.out_proj.weight.detach().double().sum())  # tells this model from another
     about = {"file": args.predict, "from": args.init_from, "mark": mark}
-    header = [column, "label", *(f"p_{name}" for name in names)]
+    header = [column, "label", *(f"p_{name}" for name in names), *["true label"] * bool(args.label_column)]
     rows = progress(itertools.chain([first], rows), "labelling", unit="texts")
     n = write_csv(Path(args.out), header, rows, label, about, 64)
     print(f"{args.out}: {n:,} texts labelled, {cut:,} of them cut to {coder.max_size} tokens")
+    if args.label_column:
+        with open(args.out, newline="", encoding="utf-8") as f:  # all of them, also those before a kill
+            both = [(names.index(row["label"]), names.index(row["true label"])) for row in csv.DictReader(f)]
+        counts = metrics.confusion_of(*np.array(both).T, len(names))
+        print(f"accuracy {metrics.accuracy(counts):.4f}, macro F1 {metrics.macro_f1(counts):.4f}")
 
 
 # -----------------------------------------------------------------------------
@@ -464,12 +480,11 @@ def main(args: Options) -> None:
     if (folder.path / place.best).is_file():
         model.load_state_dict(checkpoint.load(folder.path / place.best)["model"])
     results = {"steps": last_step, "epochs": args.epochs, "seconds": round(loop["seconds"], 1), "labels": names}
-    for name in ("val", "test"):
-        if name in splits:
-            if (logits := evaluate(splits[name])) is None:
-                return folder.finish(run.STOPPED)  # a resume comes here again
-            values, confusion = metrics.measure(logits, splits[name].labels)
-            results |= {f"{name}_{k}": v for k, v in values.items()} | {"confusion": confusion.tolist()}
+    for name in [n for n in ("val", "test") if n in splits]:
+        if (logits := evaluate(splits[name])) is None:
+            return folder.finish(run.STOPPED)  # a resume comes here again
+        values, confusion = metrics.measure(logits, splits[name].labels)
+        results |= {f"{name}_{k}": v for k, v in values.items()} | {"confusion": confusion.tolist()}
     track.results(results)
     if d.main:
         metrics.draw_confusion(folder.path / "confusion.png", confusion, names, f"{folder.path}, {name}")

@@ -28,6 +28,7 @@ machine    device auto, dtype auto, fp16, compile, deterministic, timeout 120
 """
 
 import math
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -164,13 +165,22 @@ def model_config(args: Options, source: dict, n_tokens: int, longest: int) -> Ro
     if longest > cfg.block_size:
         raise ValueError(f"sequences have up to {longest} tokens, the model reads {cfg.block_size}: --max_size"
                          f" {cfg.block_size} cuts them")  # fmt: skip
-    return RobertaConfig(**config.to_dict(cfg))
+    try:
+        return RobertaConfig(**config.to_dict(cfg))
+    except ValueError as e:  # in the names that the options have here
+        names = {ours: f"--{name}" for name, ours in SHAPE.items()}
+        raise ValueError(re.sub(r"\w+", lambda m: names.get(m[0], m[0]), str(e))) from None
 
 
 def open_rows(path: str, option: str, max_size: int | None, end: int, pad: int):
     if not path:
         raise ValueError(f"--{option} is missing: a folder of Arrow files, by data/build_pretrain_data.py")
+    if Path(path).suffix in examples.SUFFIXES:
+        raise ValueError(f"--{option} {path} is text: data/build_pretrain_data.py makes Arrow files of it")
     rows = tensors.Rows(path, max_size, end, pad) if path.endswith(".pt") else arrow.Rows(path, max_size, end)
+    if min(rows.longest, max_size or rows.longest) < 3:
+        raise ValueError(f"--{option} {path}: no sequence has a token between <s> and </s> (--max_size must be at"
+                         " least 3)")  # fmt: skip
     if rows.longest > 1 << 20:
         raise ValueError(f"{path} has a sequence of {rows.longest:,} tokens: --max_size cuts it")
     return rows

@@ -132,7 +132,7 @@ def flatten(cls: type, data: dict, source: str) -> dict[str, Any]:
                 continue
             target = other.get(name, name)
             if target not in known:
-                raise ValueError(f"{source}: unknown key {name!r}{nearest(name, [*known, *other])}")
+                raise ValueError(f"{source}: unknown key {name!r}{nearest(name, [*sections, *known, *other])}")
             if target in out and out[target] != value:
                 raise ValueError(f"{source}: {name} is given twice, as {out[target]!r} and as {value!r}")
             out[target] = value

@@ -176,6 +176,7 @@ class Tracker:
         if self.main:
             path = self.folder / "results.json"
             temporary = path.with_name(path.name + ".tmp")
+            values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
             temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             temporary.replace(path)
 

@@ -117,7 +117,7 @@ def main(args: Options) -> None:
             raise ValueError(f"{folder} exists and is no data set: it is not replaced")
     hash_ = vocab.load(examples.describe(args.tokenizer)).hash
     train, held = writers = [Writer(folder, coder.dtype, hash_) for folder in folders]
-    total = cut = lost = 0
+    total = cut = lost = unknown = 0
     try:
         for which, (source, size) in enumerate(zip(sources, sizes, strict=True)):
             done = 0
@@ -131,6 +131,7 @@ def main(args: Options) -> None:
                     train.write(c.ids[~inside], c.lengths[~out])
                     held.write(c.ids[inside], c.lengths[out])
                 done, cut, lost = done + len(c.lengths), cut + c.cut, lost + c.lost
+                unknown += coder.lost(c.ids)
             total += done
         for writer, folder in zip(writers, folders, strict=True):
             if not writer.rows:
@@ -146,6 +147,7 @@ def main(args: Options) -> None:
             writer.end_file()
             shutil.rmtree(writer.name, ignore_errors=True)
     print(f"{cut:,} of {total:,} examples were cut to {args.max_size} tokens ({lost:,} tokens left out)")
+    examples.note_lost(unknown, sum(writer.tokens for writer in writers))
 
 
 if __name__ == "__main__":

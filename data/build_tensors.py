@@ -65,8 +65,9 @@ def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarr
         if args.label_column:
             names = ["" if (v := row.get(args.label_column)) is None else str(v).strip() for row in batch]
             if "" in names:
-                row = done + names.index("") + 1
-                raise ValueError(f"{args.input}: row {row} has no label in {args.label_column!r}")
+                row, others = done + names.index("") + 1, names.count("") - 1
+                more = f", nor have {others} of the next {len(names)}" if others else ""
+                raise ValueError(f"{args.input}: row {row} has no label in {args.label_column!r}{more}")
             labels += names
         ids, lengths, cut, done = [*ids, coded.ids], [*lengths, coded.lengths], cut + coded.cut, done + len(batch)
     if not done:
@@ -96,6 +97,8 @@ def main(args: Options) -> None:
     shares = {config.safe_name(k, "the name of a split"): float(v) for k, v in args.splits.items()}
     if min(shares.values(), default=0) <= 0 or sum(shares.values()) > 1 + 1e-9:
         raise ValueError(f"--splits takes shares above 0 that add up to 1 at most, got {args.splits}")
+    if args.max_length < 3:
+        raise ValueError(f"--max_length must be at least 3 (<s>, one token, </s>), got {args.max_length}")
     coder = examples.encoder(args.tokenizer, args.max_length)
     pad = examples.token_id(coder.tokenizer, "pad")
     tokenizer = vocab.load(examples.describe(args.tokenizer)).hash
@@ -118,11 +121,15 @@ def main(args: Options) -> None:
         tensors.save(out / f"{name}.pt", flat, lengths[rows], pad, y, names, tokenizer, args.layout)
         each = [] if y is None else zip(names, np.bincount(y, minlength=len(names)), strict=True)
         counts = "; " + ", ".join(f"{label} {count:,}" for label, count in each) if names else ""
+        counts = counts if len(names or []) <= 20 else f"; {len(names)} labels"
         print(f"{out / name}.pt: {len(rows):,} examples, {lengths[rows].sum():,} tokens{counts}")
     if names:
         mapping = {name: i for i, name in enumerate(names)}
         (out / "labels.json").write_text(json.dumps(mapping, ensure_ascii=False, indent=1), encoding="utf-8")
+        if len(names) > n // 2:
+            print(f"note: {len(names):,} labels for {n:,} examples: is {args.label_column!r} the column of labels?")
     print(f"{cut:,} of {n:,} examples were cut to {args.max_length} tokens")
+    examples.note_lost(coder.lost(ids), len(ids))
 
 
 if __name__ == "__main__":

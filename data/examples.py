@@ -188,7 +188,9 @@ def texts_of(task: Task) -> list[str]:
             block = json_lines(block, task.file, task.offset, task.column)
         else:  # not splitlines(): it also cuts at characters that are no line ends to anyone else
             block = decode(block, task.file, task.offset).split("\n")
-    return [text for text in (line.strip() for line in block) if text]
+    if task.file.suffix == ".txt":
+        block = [line.strip() for line in block]
+    return [text for text in block if text and not text.isspace()]  # a row's own spaces are its text's
 
 
 def read(path: str | Path, column: str = "") -> Iterator[list[str]]:
@@ -280,6 +282,8 @@ class Encoder:
         self.special = {t.content: i for i, t in self.tokenizer.get_added_tokens_decoder().items()}
         about = json.loads(self.tokenizer.to_str())
         self.ends = self.tokenizer.encode("").ids  # <s> </s>
+        word = about["model"].get("unk_token")
+        self.unknown = self.tokenizer.token_to_id(word) if word else None
         self.table = None
         if about["model"]["type"] == "WordLevel" and about["pre_tokenizer"] == BY_DIGIT and len(self.ends) == 2:
             words = about["model"]["vocab"]
@@ -295,6 +299,10 @@ class Encoder:
             lengths = np.fromiter(map(len, rows), np.int64, len(rows))
             ids = np.fromiter((i for row in rows for i in row), self.dtype, int(lengths.sum()))
         return self.cut(ids, lengths)
+
+    def lost(self, ids: np.ndarray) -> int:
+        """How many tokens are <unk>."""
+        return 0 if self.unknown is None else int((ids == self.unknown).sum())
 
     def look_up(self, texts: list[str]):
         """A table instead of the library, for tokenizers of single characters: some hundred times faster."""
@@ -324,6 +332,11 @@ class Encoder:
         closes = np.isin(closing, list(self.special.values()))
         out[(np.cumsum(kept) - 1)[over[closes]]] = closing[closes]
         return Coded(out, kept.astype(np.int32), len(over), int((lengths - kept).sum()))
+
+
+def note_lost(lost: int, tokens: int) -> None:
+    if lost:
+        print(f"note: {lost:,} of the {tokens:,} tokens are <unk>: the tokenizer has none for what stood there")
 
 
 @functools.cache

@@ -12,6 +12,8 @@ from data import arrow, examples
 
 def read(path: Path) -> Iterator[dict]:
     """Its rows as {column: value}."""
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder")
     if path.suffix in (".csv", ".tsv"):
         yield from read_csv(path)
     elif path.suffix in (".txt", ".jsonl"):

@@ -125,8 +125,8 @@ class Rows:
             raise ValueError(f"{self.path} has no labels (data/build_tensors.py writes them from a column)")
         bad = np.flatnonzero((self.labels < 0) | (self.labels >= num_labels))
         if bad.size:
-            raise ValueError(f"{self.path} row {bad[0]} has the label {self.labels[bad[0]]}, but there are {num_labels}"
-                             f" (0 to {num_labels - 1}); so have {bad.size} rows")  # fmt: skip
+            raise ValueError(f"{self.path} row {bad[0]} has the label {self.labels[bad[0]]}, but num_labels is"
+                             f" {num_labels} (0 to {num_labels - 1}); so have {bad.size} rows")  # fmt: skip
 
 
 def save(path: str | Path, ids: np.ndarray, lengths: np.ndarray, pad: int, labels: np.ndarray | None = None,

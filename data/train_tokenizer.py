@@ -98,13 +98,15 @@ def main(args: Options) -> None:
     try:
         tokenizer.save(str(draft))
         counts: collections.Counter[int] = collections.Counter()
-        unknown, lost = tokenizer.token_to_id("<unk>"), 0
+        lost, coder = 0, examples.Encoder(draft, None)
         coded = examples.encode(args.data_dir, draft, column=args.column)
         size = examples.source_size(args.data_dir) / 1e6
         for c in progress(coded, "measuring lengths", size, "MB", size=lambda c: c.size / 1e6):
             counts.update(c.lengths.tolist())
-            lost += int((c.ids == unknown).sum())
+            lost += coder.lost(c.ids)
         total = sum(counts.values())
+        if not total:
+            raise ValueError(f"{args.data_dir} has no examples that are not blank")
         if args.max_size > total:
             raise ValueError(f"--max_size {args.max_size}: {args.data_dir} has {total:,} examples that are not blank")
         seen = 0
@@ -122,9 +124,9 @@ def main(args: Options) -> None:
     print(f"{path}: {count:,} tokens; {total:,} examples, {tokens:,} tokens with <s> and </s>, longest {max(counts):,}")
     if count < (args.vocab_size or 0):
         print(f"note: {count:,} tokens in place of {vocab_size:,}: the text has no more that come together twice")
-    if lost:
-        hint = "; --tokenizer bpe is for text other than digits" if args.tokenizer == "by-digit" else ""
-        print(f"note: {lost:,} of the {tokens:,} tokens are <unk>{hint}")
+    examples.note_lost(lost, tokens)
+    if lost and args.tokenizer == "by-digit":
+        print("note: --tokenizer bpe is for text that is not digits")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     model.to(device).eval()
     autocast = dist.autocast(device, dist.precision(dtype, device)[0])
     coder = examples.Encoder(about, min(max_size or sys.maxsize, model.config.block_size))
-    n, cut, done = sum(map(len, examples.read(texts, column))), 0, 0
+    n, cut, done, tokens, lost = sum(map(len, examples.read(texts, column))), 0, 0, 0, 0
     if not n:
         raise ValueError(f"--embed {texts} holds no text")
     if out.exists() and out.read_bytes()[:6] != np.lib.format.MAGIC_PREFIX:
@@ -45,6 +45,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
                     x = torch.stack([tokens.mean(0) for tokens in x])
             vectors[done : done + len(x)] = x.cpu().numpy()
             done, cut = done + len(x), cut + coded.cut
+            tokens, lost = tokens + len(coded.ids), lost + coder.lost(coded.ids)
     vectors.flush()
     draft.replace(out)
     print(f"{out}: {n:,} vectors of {model.config.n_embd}, {cut:,} texts cut to {coder.max_size} tokens")
+    examples.note_lost(lost, tokens)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core import config
-from core.values import nearest, read_yaml, scalar
+from core.values import coerce, nearest, read_yaml, scalar
 from experiments import folders
 from experiments.sections import KINDS
 
@@ -96,7 +96,7 @@ def settings(pairs: list[str], kind: str) -> dict:
             raise ValueError(f"--set takes section.key=value, got {pair!r}")
         if key not in known:
             raise ValueError(f"--set {key}: no such key{nearest(key, known)}")
-        out[key] = scalar(value)
+        out[key] = coerce(scalar(value), known[key].type, f"--set {key}", known[key].meta.get("choices"))
     return out
 
 
@@ -202,8 +202,10 @@ def main(argv: list[str]) -> None:
     p.add_argument("-m", "--mode", required=True, choices=tuple(SCRIPTS), help="its kind")
     p.add_argument("--overwrite", action="store_true", help="replace the run that is in its folder")
     p.add_argument("--init_from", choices=("resume",), help="go on where it stopped")
-    args = p.parse_args(argv)
-
+    args, rest = p.parse_known_args(argv)
+    if rest:
+        raise ValueError(f"{rest[0]}: an experiment's settings stand in its config.yaml, only --overwrite and"
+                         " --init_from=resume are given here")  # fmt: skip
     kind, folder = args.mode, folders.find(args.mode, args.name)
     source = folder / "config.yaml"
     exp = read(read_yaml(source), kind, str(source))

@@ -16,6 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+if __name__ == "__main__":  # as a file, too
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import torch
 from torch.nn.parallel import DistributedDataParallel
 

@@ -572,7 +572,7 @@ SIZES = {
                      ("--model_params.dropout=1", "below 1")],
     "finetune": [("--model=n_head=3", "n_head must divide n_embd"), ("--batch_size=0", "--batch_size must be > 0"),
                  ("--classifier_dropout=1", "below 1")],
-    "pretrain": [("--attention_heads=3", "n_head must divide n_embd"), ("--hidden_size=0", "--hidden_size must be > 0"),
+    "pretrain": [("--attention_heads=3", "--attention_heads must divide --hidden_size, got --attention_heads 3"), ("--hidden_size=0", "--hidden_size must be > 0"),
                  ("--per_device=-1", "--per_device must be > 0"), ("--hidden_prob=1", "--hidden_prob must be 0 or more and below 1")],
 }  # fmt: skip
 

@@ -258,6 +258,25 @@ def test_predictions_are_the_models_a_row_a_text(data, tmp_path):
         assert row["label"] == WORDS[p.argmax()]
 
 
+def test_predictions_are_counted_against_true_labels(data, tmp_path, capsys):
+    tune(data, tmp_path / "run")
+    (tmp_path / "new.csv").write_text("text,is\n" + "".join(f"{i} 1,{WORDS[i % 3]}\n" for i in range(9)))
+    flags = {"init_from": str(tmp_path / "run"), "predict": str(tmp_path / "new.csv"), "out": str(tmp_path / "out.csv")}
+    predict(**flags, label_column="is")
+    with open(tmp_path / "out.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert [r["true label"] for r in rows] == [WORDS[i % 3] for i in range(9)]
+    share = sum(r["label"] == r["true label"] for r in rows) / 9
+    assert f"accuracy {share:.4f}, macro F1 " in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--label_column must be one of text, is; got 'iss', did you mean 'is'"):
+        predict(**flags, label_column="iss")
+    (tmp_path / "new.csv").write_text("text,is\n1,eleven\n")
+    with pytest.raises(ValueError, match="--label_column is holds 'eleven', the labels here are seven, eight, nine"):
+        predict(**flags, label_column="is")
+    with pytest.raises(ValueError, match="none.csv: no such file"):
+        predict(init_from=str(tmp_path / "run"), predict=str(tmp_path / "none.csv"))
+
+
 def test_a_published_classifier_predicts_and_trains_on(theirs, data, tmp_path):
     model, folder = theirs
     tokenizer = checkpoint.load(data / "encoder.pt")["meta"]["tokenizer"]
@@ -301,7 +320,7 @@ def wrong(data, tmp_path, case):
         return [f"--val={new}"], "has no labels"
     if case == "label out of range":
         tensors.save(new, ids, lengths, 1, rows.labels + 1)
-        return [f"--val={new}"], r"row \d+ has the label 3, but there are 3"
+        return [f"--val={new}"], r"row \d+ has the label 3, but num_labels is 3"
     if case == "other names":
         tensors.save(new, ids, lengths, 1, rows.labels, ["a", "b", "c"])
         return [f"--val={new}"], r"numbers its labels \['a', 'b', 'c'\]"
@@ -318,7 +337,7 @@ def wrong(data, tmp_path, case):
         torch.save({"model": Evil()}, new)
         return [f"--init_from={new}"], "damaged|code"
     if case == "too few labels":
-        return ["--num_labels=2"], "has the label 2, but there are 2"
+        return ["--num_labels=2"], "has the label 2, but num_labels is 2"
     if case == "too many labels":
         return ["--num_labels=4"], "--num_labels is 4, .* has the 3 labels seven, eight, nine"
     return {

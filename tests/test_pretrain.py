@@ -356,6 +356,15 @@ def test_ids_outside_the_vocabulary_are_found_before_the_first_step(run, data, t
         run(f"--eval={tmp_path / 'a.arrow'}")
 
 
+@pytest.mark.parametrize("flag, told", [
+    ("--max_size=2", "no sequence has a token between <s> and </s> .--max_size must be at least 3"),
+    ("--train=a.csv", "a.csv is text: data/build_pretrain_data.py makes Arrow files"),
+])  # fmt: skip
+def test_data_without_a_token_to_guess_and_text_are_refused(run, flag, told):
+    with pytest.raises(ValueError, match=told):
+        run(flag)
+
+
 # -----------------------------------------------------------------------------
 # vectors and masks filled in
 

@@ -95,7 +95,7 @@ def test_ids_and_labels_out_of_range_name_their_row(tmp_path):
     rows.check_labels(4)
     with pytest.raises(ValueError, match="row 0, place 3: id 9, but the vocabulary has 9"):
         rows.check_ids(9)
-    with pytest.raises(ValueError, match="row 1 has the label 3, but there are 2 .*so have 1 rows"):
+    with pytest.raises(ValueError, match="row 1 has the label 3, but num_labels is 2 .*so have 1 rows"):
         rows.check_labels(2)
     with pytest.raises(ValueError, match="no labels"):
         tensors.Rows(store(tmp_path / "b.pt", as_dict())).check_labels(2)
@@ -180,6 +180,8 @@ def test_csv_to_splits_with_labels_by_name(tmp_path, tokenizer):
             assert ("good" in text_of(rows, i, tokenizer)) == bool(rows.labels[i])
     assert json.loads((tmp_path / "out/labels.json").read_text()) == {"negative": 0, "positive": 1}
     (tmp_path / "b.csv").write_text((tmp_path / "a.csv").read_text().replace(",label", ";label").replace('",', '";'))
+    with pytest.raises(ValueError, match="--max_length must be at least 3"):
+        build(tmp_path, tokenizer, input=source, max_length=2)
     again = build(tmp_path, tokenizer, input=str(tmp_path / "b.csv"), label_column="label")  # semicolons
     assert all((again[k].labels == found[k].labels).all() and (again[k].ids == found[k].ids).all() for k in found)
 

@@ -130,6 +130,25 @@ def test_datasets_reads_ours(tmp_path, by_digit):
         assert other[3] == theirs[3] and other.features == theirs.features
 
 
+def test_a_row_keeps_its_spaces_and_unknown_tokens_are_counted(tmp_path, capsys):
+    """The same text has the same tokens in pretraining as where it is classified; a line of .txt is stripped in both."""
+    from data import records
+
+    (tmp_path / "a.csv").write_text('text,n\n" two words ",1\n"   ",2\n')
+    (tmp_path / "a.txt").write_text("  two words  \n\n")
+    for name, want in (("a.csv", " two words "), ("a.txt", "two words")):
+        found = [t for texts in examples.read(tmp_path / name, "text") for t in texts]
+        assert found == [want] == [row["text"] for row in records.read(tmp_path / name) if row["text"].strip()]
+    (tmp_path / "b.txt").write_text("12 a\nbb\n")
+    path = train("--data_dir", tmp_path / "b.txt", "--out_dir", tmp_path / "t")
+    note = "note: 3 of the 9 tokens are <unk>"
+    out = capsys.readouterr().out
+    assert note in out and "--tokenizer bpe is for text that is not digits" in out
+    build("--train_dir", tmp_path / "b.txt", "--tokenizer", path, "--out_dir", tmp_path / "out", "--max_size", 9,
+          "--split_prop", 0.5)  # fmt: skip
+    assert note in capsys.readouterr().out
+
+
 def test_workers_and_file_kinds_change_nothing(tmp_path, by_digit):
     """The same examples from text by one process, from text by two, and from CSV, whatever parts its columns, JSONL
     and Parquet."""
@@ -218,6 +237,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
     refused("t.parquet", "row 1", source="t.parquet")
     (tmp_path / "t.txt").write_text("\n \n")
     refused("empty", source="t.txt")
+    with pytest.raises(ValueError, match="t.txt has no examples that are not blank"):
+        train("--data_dir", tmp_path / "t.txt", "--out_dir", tmp_path / "none")
     (tmp_path / "mine" / "pretrain_eval_trunc9").mkdir(parents=True)
     with pytest.raises(ValueError, match="is not replaced"):
         build("--train_dir", tmp_path, "--tokenizer", by_digit, "--out_dir", tmp_path / "mine", "--max_size", 9)
