@@ -1,12 +1,13 @@
-"""A GPT, a reward model or a classifier as a folder that transformers loads.
+"""A GPT, an encoder, a classifier or a reward model as a folder that transformers loads.
 
     python export_hf.py --init_from=out --out=exported
 
     >>> from transformers import AutoModelForCausalLM, AutoTokenizer
     >>> model, tokenizer = AutoModelForCausalLM.from_pretrained("exported"), AutoTokenizer.from_pretrained("exported")
 
-A classifier and a reward model load with AutoModelForSequenceClassification. A reward model's config.json has a mean
-and a std: score_mean + score_std * logit is the score of "Question: Q\\nAnswer: A" and the end of text.
+An encoder loads with AutoModelForMaskedLM, or AutoModel.from_pretrained("exported", add_pooling_layer=False) for its
+vectors. A classifier and a reward model load with AutoModelForSequenceClassification. A reward model's config.json has
+a mean and a std: score_mean + score_std * logit is the score of "Question: Q\\nAnswer: A" and the end of text.
 """
 
 import json
@@ -18,8 +19,8 @@ from pathlib import Path
 import torch
 
 from core import checkpoint, config, hf, run
-from data import vocab
-from model import GPT, Classifier, GPTConfig, Roberta, RobertaConfig, ScoreModel
+from data import pretrained, vocab
+from model import GPT, Classifier, GPTConfig, Roberta, RobertaConfig, RobertaMLM, ScoreModel
 
 
 @dataclass
@@ -133,6 +134,15 @@ def export_scores(state: dict, out: Path) -> tuple[str, float]:
     return words, (a - b).abs().max().item()
 
 
+def export_encoder(state: dict, out: Path) -> tuple[str, float]:
+    pretrained.export(out, state, state["options"].get("class_prob", 0.1), strict=True)
+    cfg, (_, again, weights) = state["model_config"], hf.load(out)
+    ids = torch.randint(0, cfg["vocab_size"], (cfg["block_size"],), generator=torch.Generator().manual_seed(0))
+    a, b = (load(RobertaMLM(RobertaConfig(**c)), w)(ids, [len(ids)], torch.arange(len(ids)))
+            for c, w in ((cfg, state["model"]), (again, weights)))  # fmt: skip
+    return "tokenizers", (a - b).abs().max().item()
+
+
 def export_classifier(state: dict, out: Path) -> tuple[str, float]:
     cfg, about, head = state["model_config"], state["meta"]["tokenizer"], state["meta"]["head"]
     if head["pooling"] != "cls" or not head["pooler_type"]:
@@ -151,7 +161,7 @@ def export_classifier(state: dict, out: Path) -> tuple[str, float]:
     return words, (a - b).abs().max().item()
 
 
-EXPORTS = {"gpt": export_gpt, "reward": export_scores, "classifier": export_classifier}
+EXPORTS = {"gpt": export_gpt, "reward": export_scores, "classifier": export_classifier, "roberta": export_encoder}
 
 
 @torch.no_grad()
@@ -161,8 +171,7 @@ def main(args: Options) -> None:
     path, out = checkpoint.find(args.init_from), Path(args.out)
     state = checkpoint.load(path)
     if state["kind"] not in EXPORTS:
-        raise ValueError(f"{path} holds a {state['kind']} model: this exports {' and '.join(EXPORTS)} models"
-                         " (pretrain.py exports its own)")  # fmt: skip
+        raise ValueError(f"{path} holds a {state['kind']} model: this exports {', '.join(EXPORTS)} models")
     if out.exists() and any(out.iterdir()) and not args.overwrite:
         raise ValueError(f"--out {out} is not empty: --overwrite replaces what is in it")
     words, gap = EXPORTS[state["kind"]](state, out)

@@ -79,22 +79,25 @@ def check_fit(model, weights: dict, source: str, transfer: list[str], strict: bo
             print(f"{source} {what} {names[0]}{more}")
 
 
-def export(folder: Path, state: dict, class_prob: float) -> str:
-    """The tokenizer and, where transformers has such a model, the model in its format; says what it wrote."""
+def export(folder: Path, state: dict, class_prob: float, strict: bool = False) -> str:
+    """The tokenizer and, where transformers has such a model (strict: else an error), the model; says what it wrote."""
     cfg, about = state["model_config"], state["meta"]["tokenizer"]
     tokenizer = examples.load_tokenizer(about)
     names = {"bos_token": "start", "eos_token": "end", "cls_token": "start", "sep_token": "end", "pad_token": "pad",
              "mask_token": "mask"}  # fmt: skip
     words = {k: tokenizer.id_to_token(examples.token_id(tokenizer, v)) for k, v in names.items()}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": cfg["block_size"], **words}
-    for name, text in (("tokenizer.json", about["json"]), ("tokenizer_config.json", json.dumps(settings, indent=2))):
-        checkpoint.replace(folder / name, lambda f, text=text: f.write(text.encode()))
     ids = {f"{k}_token_id": tokenizer.token_to_id(words[f"{k}_token"]) for k in ("bos", "eos")}
+    said = "ckpt.pt, tokenizer, and the Hugging Face format"
     try:
         hf.save(folder, "roberta", cfg, state["model"], classifier_dropout=class_prob, **ids)
     except ValueError as e:
-        return f"ckpt.pt, tokenizer; no Hugging Face format: {e}"
-    return "ckpt.pt, tokenizer, and the Hugging Face format"
+        if strict:
+            raise
+        said = f"ckpt.pt, tokenizer; no Hugging Face format: {e}"
+    for name, text in (("tokenizer.json", about["json"]), ("tokenizer_config.json", json.dumps(settings, indent=2))):
+        checkpoint.replace(folder / name, lambda f, text=text: f.write(text.encode()))
+    return said
 
 
 def open_backbone(source: str) -> tuple[str, dict, dict, dict]:

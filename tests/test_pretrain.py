@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import export_hf
 import pretrain
 import sample
 from core import checkpoint, config, tracker
@@ -109,6 +110,17 @@ def test_other_positions_train_and_are_not_exported(run, tmp_path, kind):
     assert kind in out and "no Hugging Face format" in out
     assert not (tmp_path / "run" / "final" / "config.json").exists()
     assert (tmp_path / "run" / "final" / "tokenizer.json").exists()
+    with pytest.raises(ValueError, match="position"):
+        export_hf.main(export_hf.Options(init_from=str(tmp_path / "run"), out=str(tmp_path / "hf")))
+    assert not (tmp_path / "hf").exists()
+
+
+def test_any_checkpoint_is_exported_as_the_final_one_is(run, tmp_path, capsys):
+    run("--max_steps=2")
+    export_hf.main(export_hf.Options(init_from=str(tmp_path / "run" / "final"), out=str(tmp_path / "hf")))
+    assert "the largest difference between logits is 0.0" in capsys.readouterr().out
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "hf" / name).read_bytes() == (tmp_path / "run" / "final" / name).read_bytes()
 
 
 @pytest.mark.parametrize("option", [
