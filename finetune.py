@@ -11,8 +11,6 @@ An encoder comes from pretrain.py, from an experiment, or from a folder in Huggi
 `python train.py -n NAME -m finetuning` runs an experiment's config.yaml through this loop.
 """
 
-import csv
-import itertools
 import math
 import sys
 import time
@@ -28,12 +26,11 @@ from torch.nn.parallel import DistributedDataParallel
 from core import checkpoint, config, dist, files, metrics, optim, preflight, rng, run
 from core.config import option
 from core.files import Files
-from core.progress import duration, progress
+from core.progress import duration
 from core.schedule import lr_at
-from core.scores import write_csv
 from core.tracker import Tracker, peak_memory
-from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole, nearest
-from data import examples, records, tensors, vocab
+from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
+from data import examples, predictions, tensors, vocab
 from data.pretrained import check_fit, open_encoder
 from model import Classifier, RobertaConfig
 from variants.losses import IGNORE
@@ -140,60 +137,6 @@ def stand_still(model: Classifier, args: Options) -> list[torch.nn.Parameter]:
 
 
 # -----------------------------------------------------------------------------
-# prediction
-
-
-def predict(args: Options) -> None:
-    """A row for each text: the text, its label, the probability of each label, and the true label where it is known."""
-    cfg, weights, tokenizer, head = open_encoder(args.init_from, args.tokenizer)
-    if not head:
-        raise ValueError(f"--init_from {args.init_from} is an encoder without a classifier: fine-tune it first")
-    device, names = dist.pick_device(args.device, 0), head["names"]
-    model = Classifier(encoder_config(cfg, {}), len(names), head["pooling"], head["pooler_type"], 0.0)
-    model.load_state_dict({k: weights[k] for k in model.state_dict()})
-    model.to(device).eval()
-    autocast = dist.autocast(device, dist.precision(args.dtype, device)[0])
-    coder = examples.Encoder(tokenizer, min(args.max_length or sys.maxsize, model.config.block_size))
-    rows = records.read(Path(args.predict))
-    if not (first := next(rows, {})):
-        raise ValueError(f"--predict {args.predict} holds no texts")
-    column, cut = records.text_column(first, args.text_column, args.predict), 0
-    if args.label_column and args.label_column not in first:
-        raise ValueError(f"--label_column must be one of {', '.join(first)}; got {args.label_column!r}"
-                         f"{nearest(args.label_column, first)}")  # fmt: skip
-    if not isinstance(first[column], str):
-        raise ValueError(f"--predict {args.predict}: column {column!r} must hold text, got {str(first[column])[:40]}")
-
-    @torch.no_grad()
-    def label(part: list[dict]) -> list[list]:
-        nonlocal cut
-        texts = [str(row[column]) for row in part]
-        coded = coder(texts)
-        cut += coded.cut
-        with autocast:
-            logits = model(torch.from_numpy(coded.ids.astype(np.int64)).to(device), torch.from_numpy(coded.lengths))
-        shares = logits.double().softmax(1).cpu().numpy()
-        true = [[str(row[args.label_column]).strip()] if args.label_column else [] for row in part]
-        if unknown := next((t for t in true if t and t[0] not in names), None):
-            raise ValueError(f"--label_column {args.label_column} holds {unknown[0]!r}, the labels here are"
-                             f" {', '.join(names)}")  # fmt: skip
-        found = zip(texts, shares, true, strict=True)
-        return [[text, names[p.argmax()], *(f"{x:.6f}" for x in p), *t] for text, p, t in found]
-
-    mark = float(model.classifier.out_proj.weight.detach().double().sum())  # tells this model from another
-    about = {"file": args.predict, "from": args.init_from, "mark": mark}
-    header = [column, "label", *(f"p_{name}" for name in names), *["true label"] * bool(args.label_column)]
-    rows = progress(itertools.chain([first], rows), "labelling", unit="texts")
-    n = write_csv(Path(args.out), header, rows, label, about, 64)
-    print(f"{args.out}: {n:,} texts labelled, {cut:,} of them cut to {coder.max_size} tokens")
-    if args.label_column:
-        with open(args.out, newline="", encoding="utf-8") as f:  # all of them, also those before a kill
-            both = [(names.index(row["label"]), names.index(row["true label"])) for row in csv.DictReader(f)]
-        counts = metrics.confusion_of(*np.array(both).T, len(names))
-        print(f"accuracy {metrics.accuracy(counts):.4f}, macro F1 {metrics.macro_f1(counts):.4f}")
-
-
-# -----------------------------------------------------------------------------
 # training
 
 
@@ -202,7 +145,10 @@ def main(args: Options) -> None:
     if not args.init_from:
         raise ValueError("--init_from is missing: an encoder's folder or checkpoint, scratch, or resume")
     if args.predict:
-        return predict(args)
+        return predictions.write(args.predict, Path(args.out), args.init_from, tokenizer=args.tokenizer,
+                                 text_column=args.text_column, label_column=args.label_column,
+                                 max_length=args.max_length, device=dist.pick_device(args.device, 0),
+                                 dtype=args.dtype)  # fmt: skip
     d = dist.init(args.device, timeout=args.timeout, deterministic=args.deterministic)
     say = print if d.main else lambda *a: None
 

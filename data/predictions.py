@@ -1,0 +1,70 @@
+"""The label of each text, by a classifier of finetune.py; and how many are right, where the true ones are known.
+
+    write("new.csv", Path("answers.csv"), "out_finetune", device=device, dtype="auto")
+"""
+
+import csv
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from core import dist, metrics
+from core.progress import progress
+from core.scores import write_csv
+from core.values import nearest
+from data import examples, records
+from data.pretrained import open_encoder
+from model import Classifier, RobertaConfig
+
+
+def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: str, tokenizer: str = "",
+          text_column: str = "", label_column: str = "", max_length: int | None = None) -> None:  # fmt: skip
+    """A row for each text: the text, its label, the probability of each label, and the true label where it is known."""
+    cfg, weights, about, head = open_encoder(source, tokenizer)
+    if not head:
+        raise ValueError(f"--init_from {source} is an encoder without a classifier: fine-tune it first")
+    names = head["names"]
+    model = Classifier(RobertaConfig(**cfg), len(names), head["pooling"], head["pooler_type"], 0.0)
+    model.load_state_dict({k: weights[k] for k in model.state_dict()})
+    model.to(device).eval()
+    autocast = dist.autocast(device, dist.precision(dtype, device)[0])
+    coder = examples.Encoder(about, min(max_length or sys.maxsize, model.config.block_size))
+    rows = records.read(Path(texts))
+    if not (first := next(rows, {})):
+        raise ValueError(f"--predict {texts} holds no texts")
+    column, cut = records.text_column(first, text_column, texts), 0
+    if label_column and label_column not in first:
+        raise ValueError(f"--label_column must be one of {', '.join(first)}; got {label_column!r}"
+                         f"{nearest(label_column, first)}")  # fmt: skip
+    if not isinstance(first[column], str):
+        raise ValueError(f"--predict {texts}: column {column!r} must hold text, got {str(first[column])[:40]}")
+
+    @torch.no_grad()
+    def label(part: list[dict]) -> list[list]:
+        nonlocal cut
+        some = [str(row[column]) for row in part]
+        coded = coder(some)
+        cut += coded.cut
+        with autocast:
+            logits = model(torch.from_numpy(coded.ids.astype(np.int64)).to(device), torch.from_numpy(coded.lengths))
+        shares = logits.double().softmax(1).cpu().numpy()
+        true = [[str(row[label_column]).strip()] if label_column else [] for row in part]
+        if unknown := next((t for t in true if t and t[0] not in names), None):
+            raise ValueError(f"--label_column {label_column} holds {unknown[0]!r}, the labels here are"
+                             f" {', '.join(names)}")  # fmt: skip
+        found = zip(some, shares, true, strict=True)
+        return [[text, names[p.argmax()], *(f"{x:.6f}" for x in p), *t] for text, p, t in found]
+
+    mark = float(model.classifier.out_proj.weight.detach().double().sum())  # tells this model from another
+    header = [column, "label", *(f"p_{name}" for name in names), *["true label"] * bool(label_column)]
+    rows = progress(itertools.chain([first], rows), "labelling", unit="texts")
+    n = write_csv(out, header, rows, label, {"file": texts, "from": source, "mark": mark, "header": header}, 64)
+    print(f"{out}: {n:,} texts labelled, {cut:,} of them cut to {coder.max_size} tokens")
+    if label_column:
+        with open(out, newline="", encoding="utf-8") as f:  # all of them, also those before a kill
+            both = [(names.index(row["label"]), names.index(row["true label"])) for row in csv.DictReader(f)]
+        counts = metrics.confusion_of(*np.array(both).T, len(names))
+        print(f"accuracy {metrics.accuracy(counts):.4f}, macro F1 {metrics.macro_f1(counts):.4f}")
