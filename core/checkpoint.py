@@ -108,8 +108,10 @@ def previous(path: Path) -> Path:
 
 def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
     def body(f):
-        out = Hashed(f)
+        out, crc = Hashed(f), torch.serialization.get_crc32_options()
         try:
+            # the SHA-256 tells damage; torch's own sums pass the file on in small pieces, at three times the CPU time
+            torch.serialization.set_crc32_options(False)
             torch.save(state, out)
             f.write(MAGIC + out.sha.digest())
         except (OSError, RuntimeError) as e:
@@ -117,6 +119,8 @@ def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
             if isinstance(cause, OSError) and cause.errno:
                 raise run.disk_full(path.parent, size_of(state), cause) from None
             raise
+        finally:
+            torch.serialization.set_crc32_options(crc)
 
     if keep and path in _good and path.exists():  # a damaged one must not take the place of a good one
         link(path, previous(path))
