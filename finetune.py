@@ -34,6 +34,7 @@ from data import examples, predictions, tensors, vocab
 from data.pretrained import check_fit, open_encoder
 from model import Classifier, RobertaConfig
 from variants.losses import IGNORE
+from variants.packed import send
 
 
 @dataclass
@@ -215,7 +216,7 @@ def main(args: Options) -> None:
         """Logits (texts, C), float32."""
         ids, lengths = split.rows(which)
         with autocast:
-            return through(torch.from_numpy(ids).to(d.device), torch.from_numpy(lengths))
+            return through(send(torch.from_numpy(ids), d.device), torch.from_numpy(lengths))
 
     # -----------------------------------------------------------------------------
     # model
@@ -379,7 +380,7 @@ def main(args: Options) -> None:
                 ids = train.rows(mine)[0]
                 text = vocab.readable(tokenizer, train.row(mine[0]).tolist())
                 print(preflight.part(d.rank, micro, mine, torch.from_numpy(ids), text))
-            y = torch.from_numpy(train.labels[mine] if len(mine) else np.array([IGNORE])).to(d.device)
+            y = send(torch.from_numpy(train.labels[mine] if len(mine) else np.array([IGNORE])), d.device)
             rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             if d.world > 1:
                 net.require_backward_grad_sync = micro == micro_steps - 1

@@ -25,7 +25,7 @@ from variants.long_attentions import LONG
 from variants.losses import IGNORE, loss_sum
 from variants.mlps import MLPS
 from variants.norms import NORMS
-from variants.packed import BIASES, Packing, compiles_shapes, exact, fill_up
+from variants.packed import BIASES, Packing, compiles_shapes, exact, fill_up, send
 from variants.positions import POSITIONS, rotary_table, rotate
 
 
@@ -322,7 +322,7 @@ def build_gpt(config: GPTConfig) -> GPT:
 def starts(lengths, device: torch.device) -> Tensor:
     """Where each of the packed sequences begins: the rows of <s>."""
     lengths = torch.as_tensor(lengths).cpu()
-    return (lengths.cumsum(0) - lengths).to(device)
+    return send(lengths.cumsum(0) - lengths, torch.device(device))
 
 
 def pack(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -593,7 +593,7 @@ class Classifier(Roberta):
         if self.pooling == "cls":
             x = self.encode(tokens, lengths, starts(lengths, tokens.device))
         else:
-            x, lengths = self.encode(tokens, lengths), torch.as_tensor(lengths).to(tokens.device)
+            x, lengths = self.encode(tokens, lengths), send(torch.as_tensor(lengths), tokens.device)
             x = torch.segment_reduce(x.float(), self.pooling, lengths=lengths)  # (N, C) -> (B, C)
         return self.classifier(x).float()
 
@@ -654,8 +654,8 @@ class ScoreModel(nn.Module):
         shift = torch.arange(B) * T - lengths.cumsum(0) + lengths
         at = torch.arange(len(tokens)) + torch.repeat_interleave(shift, lengths)
         idx = tokens.new_zeros(B * T)
-        idx[at.to(tokens.device)] = tokens
-        last = (torch.arange(B, device=tokens.device), (lengths - 1).to(tokens.device))
+        idx[send(at, tokens.device)] = tokens
+        last = (torch.arange(B, device=tokens.device), send(lengths - 1, tokens.device))
         return self.backbone.hidden(idx.view(B, T), cache, select=last).squeeze(1)
 
     def answers(self, shared: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ from data.masking import Masking
 from data.pretrained import check_fit, export, open_weights
 from model import POSITION_KINDS, RobertaConfig, RobertaMLM
 from variants.activations import ACTIVATIONS
+from variants.packed import send
 
 
 @dataclass
@@ -343,8 +344,8 @@ def main(args: Options) -> None:
             if len(mine):
                 ids, lengths, where, targets = masked(rows, mine, "eval")
                 with autocast:
-                    logits = model(ids.to(d.device), lengths, where).float()
-                targets = targets.to(d.device)
+                    logits = model(send(ids, d.device), lengths, where).float()
+                targets = send(targets, d.device)
                 loss = F.cross_entropy(logits, targets, reduction="sum") if len(targets) else torch.zeros(())
                 total += [loss.item(), (logits.argmax(1) == targets).sum().item(), len(targets)]
             if folder.stopping():
@@ -460,7 +461,7 @@ def main(args: Options) -> None:
             if d.world > 1:
                 net.require_backward_grad_sync = micro == micro_steps - 1
             with autocast:  # DDP averages over ranks; guesses counts the whole global batch
-                loss = net(ids.to(d.device), lengths, where, targets.to(d.device)) * d.world / max(1, guesses)
+                loss = net(send(ids, d.device), lengths, where, send(targets, d.device)) * d.world / max(1, guesses)
             scaler.scale(loss).backward()
             loss_sum += loss.detach()
         seen += real

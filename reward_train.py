@@ -32,6 +32,7 @@ from core.tracker import Tracker, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from data import qa, vocab
 from data.scorer import Scorer, make_template, open_model, reopen, score_file
+from variants.packed import send
 
 load = Scorer  # score = reward_train.load(RUN); score(question, answer)
 METRICS = ("val_loss", "val_accuracy", "val_mse", "val_mae", "val_spearman", "val_pearson", "train_loss")
@@ -306,7 +307,7 @@ def main(args: Options) -> None:
     def forward(texts: np.ndarray, split: qa.QA, through) -> torch.Tensor:
         """Scores (n,) of texts, each padded as little as its neighbours allow."""
         found = split.texts(texts)
-        tokens = torch.from_numpy(np.concatenate(found).astype(np.int64)).to(d.device, non_blocking=True)
+        tokens = send(torch.from_numpy(np.concatenate(found).astype(np.int64)), d.device)
         with autocast:
             return through(tokens, torch.tensor([len(f) for f in found]), width)
 
@@ -483,7 +484,7 @@ def main(args: Options) -> None:
             rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             if d.world > 1:
                 net.require_backward_grad_sync = micro == micro_steps - 1
-            y = torch.from_numpy((train.labels[texts] - mean) / std).float().to(d.device)
+            y = send(torch.from_numpy((train.labels[texts] - mean) / std).float(), d.device)
             each = losses(p, kind, forward(texts, train, net), y)
             loss = each[:n].sum() * d.world / len(batch)  # DDP averages over ranks; len(batch) counts all of theirs
             scaler.scale(loss).backward()

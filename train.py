@@ -24,6 +24,7 @@ from data import bins, vocab
 from model import GPTConfig, build_gpt
 from train_args import FIXED, FREE, Options
 from variants import optimizers
+from variants.packed import send
 
 
 def main(args: Options) -> None:
@@ -78,7 +79,7 @@ def main(args: Options) -> None:
 
     def to_device(arrays):
         x = torch.from_numpy(np.stack(arrays) if aligned else arrays[0])
-        return x.pin_memory().to(d.device, non_blocking=True) if d.device.type == "cuda" else x.to(d.device)
+        return send(x, d.device)
 
     def windows(part: str, k: int, starts):
         """x, y of data set k, (b, T) each; of all aligned streams, (S, b, T)."""

@@ -189,8 +189,8 @@ class Tracker:
             self.wandb.finish(quiet=True)
 
 
-def fold(parts: list[str], width: int = 80) -> str:
-    """a | b | c, in as many lines as it takes: an evaluation may have many values."""
+def fold(parts: list[str], width: int = 88) -> str:
+    """a | b | c, in as many lines as it takes: an evaluation may have many values, and a word more is none."""
     lines = [parts[0]]
     for part in parts[1:]:
         if len(lines[-1]) + 3 + len(part) > width:

@@ -31,6 +31,7 @@ from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, W
 from model import GPT, GPTConfig
 from procedural_pretraining.judge import averages, draw_scores, judge, show_sample
 from procedural_pretraining.settings import FIXED, FREE, lengths, model_config, preset, settle
+from variants.packed import send
 
 
 @dataclass
@@ -151,7 +152,7 @@ def main(args: Options) -> None:
 
     def to_device(x):
         x = torch.from_numpy(x)
-        return x.pin_memory().to(d.device, non_blocking=True) if d.device.type == "cuda" else x.to(d.device)
+        return send(x, d.device)
 
     # -----------------------------------------------------------------------------
     # model

@@ -42,6 +42,15 @@ def test_the_log_line(tmp_path, capsys):
     assert len(line) < 110
 
 
+def test_a_long_evaluation_is_folded_and_nothing_of_it_is_lost(tmp_path, capsys):
+    values = {f"val loss {name}": 1.5 for name in ("manual", "library", "novels", "letters")}
+    make(tmp_path).eval(20, values, "best")
+    out = capsys.readouterr().out.rstrip("\n")
+    assert max(map(len, out.splitlines())) <= 88 and len(out.splitlines()) == 2
+    parts = [part.strip() for line in out.splitlines() for part in line.split("|") if part.strip()]
+    assert parts == ["eval   20/5000", *(f"{name} 1.5000" for name in values), "best"]
+
+
 def test_durations():
     assert [duration(s) for s in (0.4, 41, 200, 7500)] == ["0s", "41s", "3m20s", "2h05m"]
 
