@@ -30,7 +30,7 @@ from core.progress import duration
 from core.schedule import lr_at
 from core.tracker import Tracker, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
-from data import examples, predictions, tensors, vocab
+from data import examples, tensors, vocab
 from data.pretrained import check_fit, open_encoder
 from model import Classifier, RobertaConfig
 from variants.losses import IGNORE
@@ -146,6 +146,8 @@ def main(args: Options) -> None:
     if not args.init_from:
         raise ValueError("--init_from is missing: an encoder's folder or checkpoint, scratch, or resume")
     if args.predict:
+        from data import predictions
+
         return predictions.write(args.predict, Path(args.out), args.init_from, tokenizer=args.tokenizer,
                                  text_column=args.text_column, label_column=args.label_column,
                                  max_length=args.max_length, device=dist.pick_device(args.device, 0),

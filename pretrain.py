@@ -47,7 +47,7 @@ from core.progress import duration
 from core.schedule import lr_at
 from core.tracker import Tracker, peak_flops, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
-from data import arrow, examples, tensors, vectors, vocab
+from data import examples, tensors, vocab
 from data.masking import Masking
 from data.pretrained import check_fit, export, open_weights
 from model import POSITION_KINDS, RobertaConfig, RobertaMLM
@@ -178,6 +178,8 @@ def open_rows(path: str, option: str, max_size: int | None, end: int, pad: int):
         raise ValueError(f"--{option} is missing: a folder of Arrow files, by data/build_pretrain_data.py")
     if Path(path).suffix in examples.SUFFIXES:
         raise ValueError(f"--{option} {path} is text: data/build_pretrain_data.py makes Arrow files of it")
+    from data import arrow  # pyarrow takes a tenth of a second to load, which --help need not wait for
+
     rows = tensors.Rows(path, max_size, end, pad) if path.endswith(".pt") else arrow.Rows(path, max_size, end)
     if min(rows.longest, max_size or rows.longest) < 3:
         raise ValueError(f"--{option} {path}: no sequence has a token between <s> and </s> (--max_size must be at"
@@ -193,6 +195,8 @@ def open_rows(path: str, option: str, max_size: int | None, end: int, pad: int):
 
 def main(args: Options) -> None:
     if args.embed:
+        from data import vectors
+
         return vectors.write(args.embed, Path(args.out), args.init_from or args.save_path, tokenizer=args.tokenizer,
                              device=dist.pick_device(args.device, 0), dtype=args.dtype, column=args.column,
                              pooling=args.pooling, max_size=args.max_size)  # fmt: skip
