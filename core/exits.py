@@ -43,6 +43,8 @@ def verdict(e: BaseException) -> tuple[int, str]:
         return CANNOT_WRITE, f"{e.strerror}: {e.filename}" if e.filename else str(e.strerror)
     if isinstance(e, FileExistsError | NotADirectoryError) and e.filename:
         return BAD_INPUT, f"{e.filename}: a folder is wanted there, and a file is in the way"
+    if isinstance(e, IsADirectoryError) and e.filename:
+        return BAD_INPUT, f"{e.filename} is a folder, and a file is wanted there"
     if isinstance(e, ValueError) and ours(e):
         return BAD_INPUT, str(e)
     if ranks() and isinstance(e, RuntimeError) and "imed out" in str(e):

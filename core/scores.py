@@ -5,6 +5,7 @@
 """
 
 import csv
+import io
 import json
 import math
 import os
@@ -90,9 +91,10 @@ def write_csv(out: Path, header: list[str], rows: Iterable, make: Callable, abou
 
     A killed call goes on where it was, if it was `about` the same; a finished file gets its name at once.
     """
+    csv.writer(first := io.StringIO()).writerow(header)
     if out.exists():
         with open(out, newline="", encoding="utf-8", errors="replace") as f:
-            if next(csv.reader(f), None) != header:
+            if f.read(len(first.getvalue())) != first.getvalue():
                 raise ValueError(f"--out {out} exists and holds something else: another name, so that nothing is lost")
     part, notes = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
     done, size = 0, 0

@@ -69,6 +69,11 @@ def test_a_file_where_a_folder_should_be_is_one_line(tmp_path, capsys):
         assert code == 2 and "out.txt" in err and "a file is in the way" in err and len(err.splitlines()) == 1
 
 
+def test_a_folder_where_a_file_should_be_is_one_line(tmp_path, capsys):
+    code, err = code_of(lambda: open(tmp_path).close(), capsys)
+    assert code == 2 and err == f"error: {tmp_path} is a folder, and a file is wanted there\n"
+
+
 def test_a_run_that_a_signal_stops_says_how_it_goes_on(tmp_path, capsys):
     folder = run.claim(tmp_path / "r")
     folder.begin(holds="aside", resume=False)
