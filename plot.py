@@ -5,6 +5,7 @@
     python plot.py out/a out/b --metric val_accuracy --out accuracy.png
 """
 
+import itertools
 import math
 import os
 import shutil
@@ -43,8 +44,8 @@ class Run:
     def seconds(self) -> float:
         """Of training, over all its resumes."""
         rows = [r for r in self.train if isinstance(r.get("ms"), int | float)]
-        steps = [1, *(b["step"] - a["step"] for a, b in zip(rows, rows[1:], strict=False))]
-        return sum(n * r["ms"] for n, r in zip(steps, rows, strict=False)) / 1000
+        first = rows[0]["ms"] if rows else 0  # a line tells the mean of the steps since the one before
+        return (first + sum((b["step"] - a["step"]) * b["ms"] for a, b in itertools.pairwise(rows))) / 1000
 
     def metrics(self) -> list[str]:
         found = (k for r in self.eval for k, v in r.items() if isinstance(v, int | float))

@@ -9,6 +9,7 @@ stays bounded.
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import tempfile
@@ -82,7 +83,7 @@ def records(path: Path) -> Iterator[tuple[str | None, object]]:
         files = [(s, path / (s + end)) for s in SPLITS for end in (".json", *LINES) if (path / (s + end)).is_file()]
         if not files:
             raise ValueError(f"{path} holds none of train.json, val.json, test.json (or .jsonl)")
-        for a, b in zip(files, files[1:], strict=False):
+        for a, b in itertools.pairwise(files):
             if a[0] == b[0]:
                 raise ValueError(f"{path} holds both {a[1].name} and {b[1].name}: keep one")
         for split, file in files:

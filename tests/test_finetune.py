@@ -239,6 +239,14 @@ def predict(**options):
     finetune.main(finetune.Options(device="cpu", dtype="float32", **options))
 
 
+def test_without_a_test_split_the_validation_split_is_reported(data, tmp_path, capsys):
+    tune(data, tmp_path / "run", "--test=")
+    done = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("done in"))
+    assert ": val loss " in done and "val accuracy" in done and "test" not in done
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert np.array(results["confusion"]).sum() == len(tensors.Rows(data / "val.pt", pad=1))
+
+
 def test_predictions_are_the_models_a_row_a_text(data, tmp_path):
     state = tune(data, tmp_path / "run")
     tokenizer = vocab.load(state["meta"]["tokenizer"]).tokenizer

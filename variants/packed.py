@@ -28,7 +28,8 @@ WASTE_GPU = 1 << 23
 
 def send(x: Tensor, device: torch.device) -> Tensor:
     """To the device; to a GPU from pinned memory, so that no step waits for the copy."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+    pinned = device.type == "cuda" and x.device.type == "cpu"  # what is on a GPU already cannot be pinned
+    return x.pin_memory().to(device, non_blocking=True) if pinned else x.to(device)
 
 
 # -----------------------------------------------------------------------------
