@@ -25,7 +25,7 @@ from variants.long_attentions import LONG
 from variants.losses import IGNORE, loss_sum
 from variants.mlps import MLPS
 from variants.norms import NORMS
-from variants.packed import BIASES, Packing, compiles_shapes, exact, fill_up, send
+from variants.packed import BIASES, Grouped, Packing, compiles_shapes, exact, fill_up, in_one, send
 from variants.positions import POSITIONS, rotary_table, rotate
 
 
@@ -393,17 +393,24 @@ class PackedAttention(nn.Module):
         self.size, self.n_head, self.dropout = config.attn_size or config.n_embd, config.n_head, config.attn_dropout
         head_size, make = self.size // config.n_head, LONG.get(config.attention)
         self.attend = make(head_size, config.block_size, **config.attention_args) if make else EXACT[config.attention]
-        self.parts = make.parts if make else 3
-        self.c_attn = nn.Linear(config.n_embd, self.parts * self.size, bias=config.attn_bias)
+        self.native = None if make else config.attention == "exact"
+        self.c_attn = nn.Linear(config.n_embd, (make.parts if make else 3) * self.size, bias=config.attn_bias)
         self.c_proj = nn.Linear(self.size, config.n_embd, bias=config.attn_bias)
         self.bias = BIASES.get(config.position)
         learnt = config.position.startswith("relative")  # an embedding of each distance
         self.rel = nn.Embedding(2 * config.block_size - 1, self.size // self.n_head) if learnt else None
         self.rope = (config.rope_base, config.rope_scale) if config.position == "rope" else None
 
-    def heads(self, x: Tensor, n: int) -> tuple[Tensor, ...]:
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """(b, T, n * A) -> n of (b, nh, T, hs)."""
-        return x.unflatten(2, (n, self.n_head, -1)).permute(2, 0, 3, 1, 4).unbind()
+        return x.unflatten(2, (-1, self.n_head, self.size // self.n_head)).permute(2, 0, 3, 1, 4).unbind()
+
+    def turn(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Rotary positions for queries and keys: all of x (N, n * A) but values, its last part where n > 1."""
+        hs = self.size // self.n_head
+        turned, rest = x.tensor_split([max(self.size, x.shape[1] - self.size)], dim=1)
+        turned = rotate(turned.unflatten(1, (-1, hs)).transpose(0, 1)[None], *rotary_table(positions, hs, *self.rope))
+        return torch.cat((turned[0].transpose(0, 1).flatten(1), rest), 1)
 
     def forward(self, x: Tensor, batch: Packing, narrow: bool = False) -> Tensor:
         """(N, C) -> (N, C); narrow: only the rows that batch.select names, (M, C)."""
@@ -412,26 +419,23 @@ class PackedAttention(nn.Module):
             w, b = self.c_attn.weight.split([self.size, 2 * self.size]), (None, None)
             if self.c_attn.bias is not None:
                 b = self.c_attn.bias.split([self.size, 2 * self.size])
-            q = F.linear(x.index_select(0, batch.select), w[0], b[0])
-            queries = [self.heads(part, 1) for part in batch.queries.split(q)]
-            keys = [self.heads(kv, 2) for kv in batch.keys.split(F.linear(x, w[1], b[1]))]
-            groups = [(*q, *kv) for q, kv in zip(queries, keys, strict=True)]
+            q, x = F.linear(x.index_select(0, batch.select), w[0], b[0]), F.linear(x, w[1], b[1])
         else:
-            groups = [self.heads(qkv, self.parts) for qkv in batch.keys.split(self.c_attn(x))]
-            groups = [(qkv[0], *qkv[-2:]) for qkv in groups]  # of two parts the first is query and key
-        places = batch.queries if few else batch.keys
+            q, x = None, self.c_attn(x)
         if self.rope:
-            where = [p.squeeze(2) for p in places.split(batch.positions[batch.select if few else slice(None), None])]
+            q = q if q is None else self.turn(q, batch.positions[batch.select])
+            x = self.turn(x, batch.positions)
         p = self.dropout if self.training else 0.0
-        out = []
-        for i, (q, k, v) in enumerate(groups):
-            if self.rope:
-                at = torch.arange(k.shape[2], device=k.device)
-                q = rotate(q, *rotary_table(where[i], q.shape[3], *self.rope))
-                k = rotate(k, *rotary_table(at, k.shape[3], *self.rope))
-            table = None if self.rel is None else self.rel.weight
-            out.append(self.attend(q, k, v, batch.keys.real[i], p, self.bias, table).transpose(1, 2).flatten(2))
-        y = places.join(out)
+        if self.native is not None and self.bias is None and in_one(x, batch, few, self.n_head, p, self.native):
+            y = Grouped.apply(x, q, batch, self.n_head, p)
+        else:
+            keys = [self.heads(part) for part in batch.keys.split(x)]  # of two parts the first is query and key
+            places = batch.queries if few else batch.keys
+            queries = [self.heads(part) for part in places.split(q)] if few else keys
+            more = p, self.bias, None if self.rel is None else self.rel.weight
+            each = zip(queries, keys, batch.keys.real, strict=True)
+            out = [self.attend(q[0], *kv[-2:], real, *more) for q, kv, real in each]
+            y = places.join([part.transpose(1, 2).flatten(2) for part in out])
         return self.c_proj(y.index_select(0, batch.select) if narrow and not few else y)
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+import model as model_file
 import variants.packed as packed
 from model import POSITION_KINDS, Roberta, RobertaConfig, RobertaMLM, pack, starts
-from variants.dropout import dropout
+from variants.dropout import PIECE, dropout, mask
 from variants.packed import Packing, relative_key, relative_key_query
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -287,6 +288,42 @@ def test_dropout_drops_its_share_and_keeps_the_mean(dtype):
     assert torch.equal(a, dropout(x, 0.1)) and not torch.equal(a, dropout(x, 0.1))
     assert dropout(x, 0.1, training=False) is x and dropout(x, 0.0) is x
     assert not dropout(x, 1.0).any()
+
+
+def test_masks_have_nothing_to_do_with_one_another():
+    """Pieces of one mask, and masks one after the other, drop different elements."""
+    torch.manual_seed(0)
+    n = 2 * PIECE + 1000
+    masks = [mask((n,), 0.3) for _ in range(3)]
+    assert all(set(m.unique().tolist()) == {0, -1} for m in masks)
+    rows = [m[i : i + PIECE].float() for m in masks for i in (0, PIECE)]
+    found = torch.corrcoef(torch.stack(rows)) - torch.eye(len(rows))
+    assert found.abs().max() < 0.008  # 5 standard deviations of what chance gives
+
+
+@pytest.mark.parametrize("position", ["absolute", "rope"])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_groups_in_one_node(monkeypatch, position, p, narrow):
+    """Grouped's written-out backward is that of single groups, also where a group has no row that is asked for."""
+    monkeypatch.setitem(packed.WASTE, "cpu", 0)
+    tokens, lengths, *_ = batch()
+    rows = [1, 4, 8, 10, 11, 60] if narrow else None
+    found = []
+    for alone in (True, False):
+        model = make(cls=Roberta, position=position, attention="plain", attn_dropout=p)
+        if alone:
+            monkeypatch.setattr(model_file, "in_one", lambda *args: False)
+        else:
+            monkeypatch.undo()
+            monkeypatch.setitem(packed.WASTE, "cpu", 0)
+            monkeypatch.setattr(packed.Plain, "apply", None)
+        torch.manual_seed(3)
+        y = model.encode(tokens, lengths, rows)
+        found.append((y, gradients(model, y.square().sum())))
+    close(*(y for y, _ in found))
+    for name, g in found[0][1].items():
+        close(g, found[1][1][name], 1e-4)
 
 
 def test_stripes_drop_the_same_on_the_way_back(monkeypatch):

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from variants.dropout import cheap, kept
-from variants.dropout import dropout as drop
+from variants import dropout as drop
 from variants.softmaxes import SOFTMAXES
 
 
@@ -41,7 +40,7 @@ def plain(q, k, v, scale, *, seen=None, bias=None, dropout=0.0, softcap=None, so
         if seen is not None:
             scores = scores.masked_fill(~seen, lowest)
     weights = SOFTMAXES[softmax](scores, -1).to(v.dtype)
-    return drop(weights, dropout) @ v
+    return drop.dropout(weights, dropout) @ v
 
 
 def stripes(T: int, window: int | None) -> list[tuple[slice, slice]]:
@@ -67,29 +66,30 @@ class Striped(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, p: float) -> Tensor:
-        ctx.shape, ctx.scale, ctx.stripes = q.shape, scale, stripes(q.shape[2], window)
+        ctx.shape, ctx.scale, ctx.p, ctx.stripes = q.shape, scale, p, stripes(q.shape[2], window)
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (B * H, T, D)
-        weights, keep, y = [], [], []
+        weights, kept, y = [], [], []
         for rows, cols in ctx.stripes:
             mask = low(rows.stop - rows.start, cols.stop - cols.start, window, q.dtype, q.device)
             scores = torch.baddbmm(mask, q[:, rows], k[:, cols].transpose(1, 2), alpha=scale)
             weights.append(torch.softmax(scores, -1))
-            if p:
-                keep.append(kept(weights[-1], p))
-            y.append(torch.bmm(weights[-1] * keep[-1] if p else weights[-1], v[:, cols]))
-        ctx.save_for_backward(q, k, v, *weights, *keep)
-        return (torch.cat(y, 1) if len(y) > 1 else y[0]).view(ctx.shape)
+            kept += [drop.mask(weights[-1].shape, p)] if p else []
+            y.append(torch.bmm(drop.keep(weights[-1], kept[-1]) if p else weights[-1], v[:, cols]))
+        ctx.save_for_backward(q, k, v, *weights, *kept)
+        y = torch.cat(y, 1) if len(y) > 1 else y[0]
+        return (y.mul_(drop.factor(p)) if p else y).view(ctx.shape)
 
     @staticmethod
     def backward(ctx, g: Tensor):
         q, k, v, *saved = ctx.saved_tensors
         n, dq, dk, dv = len(ctx.stripes), [], None, None
-        g, weights, keep = g.flatten(0, 1), saved[:n], saved[n:] or [None] * n
-        for (rows, cols), w, left in zip(ctx.stripes, weights, keep, strict=True):
+        g, weights, masks = g.flatten(0, 1), saved[:n], saved[n:] or [None] * n
+        g = g * drop.factor(ctx.p) if ctx.p else g
+        for (rows, cols), w, kept in zip(ctx.stripes, weights, masks, strict=True):
             part = g[:, rows]
             dw = torch.bmm(part, v[:, cols].transpose(1, 2))
-            ds = torch._softmax_backward_data(dw if left is None else dw.mul_(left), w, -1, w.dtype)
-            w = w if left is None else w * left
+            ds = torch._softmax_backward_data(dw if kept is None else drop.keep(dw, kept), w, -1, w.dtype)
+            w = w if kept is None else drop.keep(w, kept)
             dq.append(torch.bmm(ds, k[:, cols]))
             if n == 1:
                 dk, dv = torch.bmm(ds.transpose(1, 2), q), torch.bmm(w.transpose(1, 2), part)
@@ -132,7 +132,7 @@ def attend(
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale)
 
     square = causal and 1 < T_q == T_k and mask is None and bias is None
-    if slow_kernel and square and softcap is None and softmax == "softmax" and (not dropout or cheap(q, dropout)):
+    if slow_kernel and square and softcap is None and softmax == "softmax" and (not dropout or drop.cheap(q, dropout)):
         return Striped.apply(q, k, v, scale, window, dropout)
 
     seen = mask

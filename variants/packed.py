@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from variants.dropout import cheap, dropout, kept
+from variants.dropout import cheap, dropout, factor, keep, mask
 from variants.positions import alibi_slopes
 
 # scores (batch * heads * T * T) from which attention is computed in stripes, and once more on the way back
@@ -95,7 +95,7 @@ class Padded:
 
     def __init__(self, first: np.ndarray, lengths: np.ndarray, groups: list[np.ndarray], device: torch.device):
         even = compiles_shapes(device)
-        rows, self.shapes, self.real = [], [], []
+        rows, self.shapes, self.real, self.known = [], [], [], {}
         places = np.empty(int(lengths.sum()), dtype=np.int64)
         at = 0
         for group in groups:
@@ -116,6 +116,25 @@ class Padded:
         """(N, D) -> (b, T, D) a group."""
         parts = ToPadded.apply(x, self.rows, self.places).split([b * T for b, T in self.shapes])
         return [part.view(b, T, x.shape[1]) for part, (b, T) in zip(parts, self.shapes, strict=True)]
+
+    def views(self, x: Tensor, n: int, n_head: int) -> list[Tensor]:
+        """(padded rows, n * A) -> views (n, b, nh, T, hs) of the groups, to read and to write."""
+        both = zip(x.split([b * T for b, T in self.shapes]), self.shapes, strict=True)
+        return [part.unflatten(1, (n, n_head, -1)).unflatten(0, shape).permute(2, 0, 3, 1, 4) for part, shape in both]
+
+    def heads(self, x: Tensor, n: int, n_head: int) -> list[Tensor]:
+        """(N, n * A) -> (n, b * nh, T, hs) a group."""
+        return [view.flatten(1, 2) for view in self.views(x.index_select(0, self.rows), n, n_head)]
+
+    def lows(self, n_head: int, dtype: torch.dtype) -> list[Tensor | None]:
+        """What hides each group's padding when it is added to scores, (b * nh, 1, T)."""
+        if (n_head, dtype) not in self.known:  # all layers ask for the same
+            least = torch.finfo(dtype).min
+            self.known[n_head, dtype] = [
+                None if real is None else (~real).to(dtype).mul_(least).repeat_interleave(n_head, 0).unsqueeze(1)
+                for real in self.real
+            ]
+        return self.known[n_head, dtype]
 
     def join(self, parts: list[Tensor]) -> Tensor:
         return ToPacked.apply(torch.cat([part.flatten(0, 1) for part in parts]), self.places)
@@ -202,35 +221,97 @@ def alibi(q: Tensor, k: Tensor, rows: slice, table: None = None) -> Tensor:
 BIASES: dict[str, Callable] = {"relative_key": relative_key, "relative_key_query": relative_key_query, "alibi": alibi}
 
 # -----------------------------------------------------------------------------
-# exact attention of one group
+# exact attention
 
 
-class Plain(torch.autograd.Function):
-    """Scores, softmax, dropout, values: one node with its backward written out, in place of a dozen.
+def forth(q: Tensor, k: Tensor, v: Tensor, low: Tensor | None, scale: float, p: float) -> tuple[Tensor, ...]:
+    """Scores, softmax, dropout, values: the result, the weights, and what dropout kept of them.
 
     q (N, R, D), k, v (N, T, D); `low` (N, 1 or R, T) is added to the scores, which are scaled.
     """
+    if low is None:
+        scores = torch.bmm(q * scale, k.transpose(1, 2))
+    else:  # mask and scale cost no pass of their own
+        scores = torch.baddbmm(low, q, k.transpose(1, 2), alpha=scale)
+    w = torch.softmax(scores, -1)
+    if not p:
+        return torch.bmm(w, v), w, None
+    kept = mask(w.shape, p)
+    return torch.bmm(keep(w, kept), v).mul_(factor(p)), w, kept
+
+
+def back(g: Tensor, q: Tensor, k: Tensor, v: Tensor, w: Tensor, kept: Tensor | None, p: float) -> tuple[Tensor, ...]:
+    """The gradients of q, k and v; those of q and k are still to be scaled."""
+    g = g if kept is None else g * factor(p)
+    dw = torch.bmm(g, v.transpose(1, 2))
+    ds = torch._softmax_backward_data(dw if kept is None else keep(dw, kept), w, -1, w.dtype)
+    w = w if kept is None else keep(w, kept)
+    return torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q), torch.bmm(w.transpose(1, 2), g)
+
+
+class Plain(torch.autograd.Function):
+    """One group's: one node with its backward written out, in place of a dozen."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, low: Tensor | None, scale: float, p: float) -> Tensor:
-        if low is None:
-            scores = torch.bmm(q * scale, k.transpose(1, 2))
-        else:  # mask and scale cost no pass of their own
-            scores = torch.baddbmm(low, q, k.transpose(1, 2), alpha=scale)
-        weights = torch.softmax(scores, -1)
-        keep = kept(weights, p) if p else None
-        ctx.scale = scale
-        ctx.save_for_backward(q, k, v, weights, keep)
-        return torch.bmm(weights * keep if p else weights, v)
+        y, w, kept = forth(q, k, v, low, scale, p)
+        ctx.scale, ctx.p = scale, p
+        ctx.save_for_backward(q, k, v, w, kept)
+        return y
 
     @staticmethod
     def backward(ctx, g: Tensor):
-        q, k, v, w, keep = ctx.saved_tensors
-        dw = torch.bmm(g, v.transpose(1, 2))
-        ds = torch._softmax_backward_data(dw if keep is None else dw.mul_(keep), w, -1, w.dtype)
-        w = w if keep is None else w * keep
-        dq, dk = torch.bmm(ds, k).mul_(ctx.scale), torch.bmm(ds.transpose(1, 2), q).mul_(ctx.scale)
-        return dq, dk, torch.bmm(w.transpose(1, 2), g), None, None, None
+        dq, dk, dv = back(g, *ctx.saved_tensors, ctx.p)
+        return dq.mul_(ctx.scale), dk.mul_(ctx.scale), dv, None, None, None
+
+
+class Grouped(torch.autograd.Function):
+    """All groups', from packed projections to the packed result: one node in place of twenty a group.
+
+    x (N, 3 * A) are queries, keys and values; or q (M, A) the queries of batch.select, and x (N, 2 * A) the rest.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, q: Tensor | None, batch: Packing, n_head: int, p: float) -> Tensor:
+        places, n = (batch.keys, 3) if q is None else (batch.queries, 2)
+        A = x.shape[1] // n
+        ctx.batch, ctx.n_head, ctx.n, ctx.scale, ctx.p = batch, n_head, n, (A // n_head) ** -0.5, p
+        keys = batch.keys.heads(x, n, n_head)
+        queries = keys if q is None else places.heads(q, 1, n_head)
+        padded, weights, masks = x.new_empty(len(places.rows), A), [], []
+        each = zip(places.views(padded, 1, n_head), queries, keys, batch.keys.lows(n_head, x.dtype), strict=True)
+        for out, queried, kv, low in each:
+            y, w, kept = forth(queried[0], *kv[-2:], low, ctx.scale, p)
+            out[0].copy_(y.view(out[0].shape))
+            weights.append(w)
+            masks.append(kept)
+        ctx.save_for_backward(*keys, *queries, *weights, *masks)
+        return padded.index_select(0, places.places)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        batch, n_head, n, A = ctx.batch, ctx.n_head, ctx.n, g.shape[1]
+        places, count = batch.keys if n == 3 else batch.queries, len(batch.groups)
+        saved = zip(*(ctx.saved_tensors[i * count : (i + 1) * count] for i in range(4)), strict=True)
+        given = g.new_zeros(len(places.rows), A).index_copy_(0, places.places, g)  # none to what stands for padding
+        dx = g.new_empty(len(batch.keys.rows), n * A)
+        dq = dx[:, :A] if n == 3 else torch.empty_like(given)
+        to = zip(places.views(dq, 1, n_head), batch.keys.views(dx[:, -2 * A :], 2, n_head), strict=True)
+        each = zip(places.views(given, 1, n_head), to, saved, strict=True)
+        for part, (to_q, to_kv), (kv, queried, w, kept) in each:
+            got = back(part[0].flatten(0, 1), queried[0], *kv[-2:], w, kept, ctx.p)
+            for new, to, scale in zip(got, (*to_q, *to_kv), (ctx.scale, ctx.scale, 1.0), strict=True):
+                torch.mul(new.view(to.shape), scale, out=to)
+        dq = dq.index_select(0, places.places) if n == 2 else None
+        return dx.index_select(0, batch.keys.places), dq, None, None, None
+
+
+def in_one(x: Tensor, batch: Packing, few: bool, n_head: int, p: float, native: bool) -> bool:
+    """Whether Grouped can and should do it: not where there is a fused kernel, or squares are too large to be kept."""
+    if x.device.type != "cpu" or (native and x.dtype == torch.float32 and not p) or (p and not cheap(x, p)):
+        return False
+    both = zip(batch.keys.shapes, (batch.queries if few else batch.keys).shapes, strict=True)
+    return all(b * n_head * T * R <= SQUARE for (b, T), (_, R) in both)
 
 
 def stripe(q, k, v, low, rows: slice, bias, table, p: float) -> Tensor:
