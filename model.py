@@ -126,19 +126,35 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary=None, bias=None, window=None, cache: Cache | None = None,
                 select: tuple | None = None) -> Tensor:  # fmt: skip
-        B, T, C = x.shape
-        q, k, v = self.c_attn(x).split([n * self.head_size for n in (self.n_head, self.n_kv, self.n_kv)], dim=2)
-        q = self.q_norm(q.view(B, T, self.n_head, -1)).transpose(1, 2)  # (B, T, C) -> (B, nh, T, hs)
-        k = self.k_norm(k.view(B, T, self.n_kv, -1)).transpose(1, 2)
-        v = v.view(B, T, self.n_kv, -1).transpose(1, 2)
+        queries, keys = self.n_head * self.head_size, self.n_kv * self.head_size
+        if select is None:
+            q, k, v = self.c_attn(x).split([queries, keys, keys], dim=2)
+        else:
+            q, kv = apart(self.c_attn, queries, pick(x, select), x)
+            k, v = kv.split(keys, dim=2)
+        q, k, v = (y.unflatten(2, (-1, self.head_size)) for y in (q, k, v))  # (B, T, C) -> (B, T, nh, hs)
+        q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
         if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+            own = rotary if select is None else [r[select[1], None] for r in rotary]
+            q, k = rotate(q, *own), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
+        how = {"causal": self.causal, "bias": bias, "window": window}
+        if select is not None:  # a query a row, which sees what stands before it
+            far = select[1][:, None] + (k.shape[2] - x.shape[1]) - torch.arange(k.shape[2], device=x.device)
+            how = {"causal": False, "mask": ((far >= 0) & (far < window))[:, None, None]}  # (B, T_k) -> (B, 1, 1, T_k)
+            how["bias"] = None if bias is None else bias[:, select[1]].transpose(0, 1).unsqueeze(2)
         p = self.dropout if self.training else 0.0
-        y = self.attend(q, k, v, causal=self.causal, bias=bias, window=window, dropout=p, **self.options)
-        y = self.c_proj(pick(y.transpose(1, 2), select).flatten(2).to(q.dtype))
+        y = self.attend(q, k, v, dropout=p, **how, **self.options)
+        y = self.c_proj(y.transpose(1, 2).flatten(2).to(q.dtype))
         return dropout(y, self.dropout, self.training)
+
+
+def apart(layer: nn.Linear, first: int, few: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The first outputs of a layer for few rows, and the others for all of x."""
+    sizes = [first, layer.out_features - first]
+    (w, u), (b, c) = layer.weight.split(sizes), (None, None) if layer.bias is None else layer.bias.split(sizes)
+    return F.linear(few, w, b), F.linear(x, u, c)
 
 
 def pick(x: Tensor, select: tuple | None) -> Tensor:
@@ -416,10 +432,7 @@ class PackedAttention(nn.Module):
         """(N, C) -> (N, C); narrow: only the rows that batch.select names, (M, C)."""
         few = narrow and self.bias is None and not isinstance(self.attend, nn.Module)  # other rows need no query then
         if few:
-            w, b = self.c_attn.weight.split([self.size, 2 * self.size]), (None, None)
-            if self.c_attn.bias is not None:
-                b = self.c_attn.bias.split([self.size, 2 * self.size])
-            q, x = F.linear(x.index_select(0, batch.select), w[0], b[0]), F.linear(x, w[1], b[1])
+            q, x = apart(self.c_attn, self.size, x.index_select(0, batch.select), x)
         else:
             q, x = None, self.c_attn(x)
         if self.rope:
