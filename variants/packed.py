@@ -100,7 +100,7 @@ class Padded:
         at = 0
         for group in groups:
             n, T = lengths[group][:, None], int(lengths[group].max())
-            column = np.arange(round_up(T, 4, 64) if even else T)
+            column = np.arange(round_up(T, 8, 64) if even else T)
             real = column < n
             row = first[group][:, None] + np.minimum(column, np.maximum(n - 1, 0))  # padding repeats the last token
             place = at + np.arange(row.size).reshape(row.shape)
