@@ -25,7 +25,7 @@ from variants.long_attentions import LONG
 from variants.losses import IGNORE, loss_sum
 from variants.mlps import MLPS
 from variants.norms import NORMS
-from variants.packed import BIASES, Grouped, Packing, compiles_shapes, exact, fill_up, in_one, send
+from variants.packed import BIASES, Grouped, Packing, compiles_shapes, exact, fill_up, in_one, round_up, send
 from variants.positions import POSITIONS, rotary_table, rotate
 
 
@@ -667,6 +667,8 @@ class ScoreModel(nn.Module):
     def read(self, tokens: Tensor, lengths: Tensor, width: int | None = None, cache: Cache | None = None) -> Tensor:
         """The hidden state at each text's last token, (B, C); padding stands behind it, where no token looks."""
         B, T = len(lengths), width or int(lengths.max())
+        if not width and compiles_shapes(tokens.device):
+            T = max(T, min(round_up(T, 16), self.config.block_size - (cache.length if cache else 0)))
         lengths = lengths.cpu()
         shift = torch.arange(B) * T - lengths.cumsum(0) + lengths
         at = torch.arange(len(tokens)) + torch.repeat_interleave(shift, lengths)

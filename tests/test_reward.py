@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -405,6 +406,22 @@ def test_on_tpu_pads_to_max_length_and_changes_no_loss(toy, tmp_path, monkeypatc
     assert {w for _, w in shapes} == {80} and {n for n, _ in shapes} <= {16, 12}  # 12 evaluation rows
     a, b = ([r["loss"] for r in tracker.read(tmp_path / x / "train.csv")] for x in "ab")
     assert len(a) == 3 and a == pytest.approx(b, abs=1e-5)
+
+
+def test_texts_of_all_lengths_make_few_shapes(monkeypatch):
+    """16-bit products compile a kernel a shape on a CPU: there texts are padded to round lengths, within the model's."""
+    model, seen, hidden = gpt_scores(), set(), GPT.hidden
+    texts = [np.random.default_rng(n).integers(0, 50, n).tolist() for n in range(1, 97)]
+    with torch.no_grad():
+        alone = [score(model, [text])[0] for text in texts]
+        monkeypatch.setattr(sys.modules["model"], "compiles_shapes", lambda device: True)
+        monkeypatch.setattr(GPT, "hidden", lambda m, idx, *a, **k: seen.add(idx.shape[1]) or hidden(m, idx, *a, **k))
+        for text, want in zip(texts, alone, strict=True):
+            assert score(model, [text]) == pytest.approx([want], abs=1e-5)
+        assert len(seen) < 64 and max(seen) == 96, sorted(seen)
+        both = model.answers(torch.tensor(texts[90]), torch.tensor([*texts[0], *texts[4]]), torch.tensor([1, 5]))
+        want = score(model, [texts[90] + texts[0], texts[90] + texts[4]])
+    assert both.tolist() == pytest.approx(want, abs=1e-5)
 
 
 def test_misspelt_keys_stand_beside_right_ones():

@@ -210,6 +210,24 @@ def test_round_shapes_change_nothing(kind, monkeypatch):
         close(g, want[name])
 
 
+def test_queries_make_few_shapes(monkeypatch):
+    """Each shape costs a kernel of half a MB: the queries of the last layer hardly add to those of the keys."""
+    monkeypatch.setattr(packed, "compiles_shapes", lambda device: True)
+    g, keys, both = np.random.default_rng(0), set(), set()
+    for _ in range(60):
+        lengths = np.clip(np.exp(g.normal(4.8, 0.7, 16)), 16, 512).astype(int)
+        where = np.flatnonzero(g.random(lengths.sum()) < 0.15)
+        batch = packed.Packing(lengths, 4, torch.device("cpu"), where)
+        keys.update(batch.keys.shapes)
+        both.update((*k, R) for k, (_, R) in zip(batch.keys.shapes, batch.queries.shapes, strict=True))
+        counts = np.diff(np.searchsorted(where, np.append(0, lengths.cumsum())))
+        for group, (b, R) in zip(batch.groups, batch.queries.shapes, strict=True):
+            assert b == len(group) and counts[group].max() <= R <= max(4, lengths[group].max())
+    assert len(both) <= 1.2 * len(keys), (len(both), len(keys))
+    first = packed.Packing(lengths, 4, torch.device("cpu"), lengths.cumsum() - lengths)
+    assert {R for _, R in first.queries.shapes} == {1}
+
+
 def test_options_act():
     tokens, lengths, where, targets = batch()
     base = make()(tokens, lengths, where, targets).item()

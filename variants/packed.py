@@ -93,14 +93,18 @@ class ToPacked(torch.autograd.Function):
 class Padded:
     """Which packed row stands at each place of the padded groups, and at which place each row stands."""
 
-    def __init__(self, first: np.ndarray, lengths: np.ndarray, groups: list[np.ndarray], device: torch.device):
+    def __init__(self, first: np.ndarray, lengths: np.ndarray, groups: list[np.ndarray], device: torch.device,
+                 keys: "Padded | None" = None):  # fmt: skip
         even = compiles_shapes(device)
         rows, self.shapes, self.real, self.known = [], [], [], {}
         places = np.empty(int(lengths.sum()), dtype=np.int64)
         at = 0
-        for group in groups:
+        for i, group in enumerate(groups):
             n, T = lengths[group][:, None], int(lengths[group].max())
-            column = np.arange(round_up(T, 8, 64) if even else T)
+            if even:  # of queries mostly a quarter of the keys, for as few shapes as there are of keys
+                quarter = -(-keys.shapes[i][1] // 4) if keys else 0
+                T = -(-T // quarter) * quarter if 4 * T > quarter > 0 else round_up(T, 8, 64)
+            column = np.arange(T)
             real = column < n
             row = first[group][:, None] + np.minimum(column, np.maximum(n - 1, 0))  # padding repeats the last token
             place = at + np.arange(row.size).reshape(row.shape)
@@ -162,7 +166,7 @@ class Packing:
             bounds = np.searchsorted(select, np.append(first, N))
             counts = np.diff(bounds)
             first_selected = np.minimum(bounds[:-1], max(0, len(select) - 1))  # of a sequence without any: never read
-            self.queries = Padded(first_selected, counts, self.groups, device)
+            self.queries = Padded(first_selected, counts, self.groups, device, self.keys)
 
 
 def similar(lengths: np.ndarray, n_head: int, waste: int) -> list[np.ndarray]:
