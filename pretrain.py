@@ -272,7 +272,8 @@ def main(args: Options) -> None:
         """The step's global batch, all ranks': an epoch's last may be smaller."""
         epoch, place = divmod(step, epoch_steps)
         i = np.arange(place * B, min(len(train), (place + 1) * B))
-        return rng.permute(i, len(train), args.seed, "order", epoch) if args.shuffle else i
+        which = rng.permute(i, len(train), args.seed, "order", epoch) if args.shuffle else i
+        return dist.deal(which, train.length[which], micro_steps * d.world)
 
     def masked(split, which: np.ndarray, epoch: int | str):
         """ids (N,), lengths, where (M,) there is something to guess, targets (M,)."""

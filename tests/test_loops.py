@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
-from core import checkpoint, exits, run, tracker
+from core import checkpoint, dist, exits, run, tracker
 from core.values import read_yaml
+from model import Roberta
 from tests.loops import LOOPS, ROOT
 
 ROWS = pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
@@ -75,6 +77,21 @@ def die(loop, argv, monkeypatch, step: int) -> None:
         for number, handler in exits.held.old.items():
             signal.signal(number, handler)
         exits.held = None
+
+
+@pytest.mark.parametrize("loop", [x for x in LOOPS if x.module in ("pretrain", "finetune")], ids=lambda x: x.name)
+def test_micro_steps_share_the_tokens_of_a_batch(loop, data, tmp_path, monkeypatch):
+    """Sequences without padding differ in what they cost: ranks would wait for the one that has the long ones."""
+    seen, run = [], Roberta.run
+    monkeypatch.setattr(Roberta, "run", lambda m, ids, *a: m.training and seen.append(len(ids)) or run(m, ids, *a))
+    uneven = []
+    for deal in (dist.deal, lambda which, *a: which):
+        monkeypatch.setattr(dist, "deal", deal)
+        seen.clear()
+        loop.run([*begin(loop, data(loop), tmp_path / str(len(uneven))), *loop.batch(4, 2, 1)])
+        shares = np.array(seen).reshape(STEPS, 2)
+        uneven.append(np.median(np.abs(np.diff(shares)[:, 0]) / shares.sum(1)))
+    assert uneven[0] < 0.5 * uneven[1], uneven
 
 
 def resume_equals(loop, data, tmp_path, monkeypatch) -> None:

@@ -177,6 +177,19 @@ def test_a_rank_s_share_of_a_batch(args, want):
     assert dist.split(*args) == want
 
 
+def test_parts_of_a_batch_have_nearly_as_much_to_do():
+    g = np.random.default_rng(0)
+    which, sizes = g.permutation(1000)[:64], np.clip(np.exp(g.normal(4.8, 0.7, 64)), 16, 512).astype(np.int32)
+    for parts in (2, 4, 8):
+        dealt = dist.deal(which, sizes, parts)
+        assert sorted(dealt) == sorted(which)
+        shares = dict(zip(which, sizes, strict=True))
+        as_cut, fair = (np.array([sum(shares[i] for i in part) for part in w.reshape(parts, -1)])
+                        for w in (which, dealt))  # fmt: skip
+        assert np.ptp(fair) < 0.35 * np.ptp(as_cut) and fair.max() < 1.1 * fair.mean(), (as_cut, fair)
+    assert dist.deal(which, sizes, 1) is which and dist.deal(which, sizes, 3) is which
+
+
 def test_a_batch_that_does_not_divide_over_ranks():
     with pytest.raises(ValueError, match="9 does not divide over 2 ranks"):
         dist.split(9, 4, 2)
