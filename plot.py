@@ -157,7 +157,7 @@ def terminal(curves: dict[str, list[tuple[int, float]]], metric: str, width: int
     for i, points in enumerate(curves.values()):
         letter = chr(ord("a") + i % 26)
         points = sorted(points)
-        for (xa, ya), (xb, yb) in zip(points, points[1:] or points, strict=False):
+        for (xa, ya), (xb, yb) in itertools.pairwise(points if len(points) > 1 else points * 2):
             for c in range(column(xa), column(xb) + 1):  # a straight line between two evaluations
                 share = (c - column(xa)) / max(1, column(xb) - column(xa))
                 r = round((y1 - (ya + share * (yb - ya))) / (y1 - y0 or 1) * (height - 1))

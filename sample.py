@@ -95,6 +95,7 @@ def beginnings(text: str, tokens: list) -> list[list[int]]:
         return [tokens[0].encode(prompt(text)) or [tokens[0].eot or 0]]
     if text == Options.start:
         return [[0]] * len(tokens)
+    # another number of texts than streams is refused below, with what there is of them
     parts = [t.encode(prompt(part)) for t, part in zip(tokens, text.split("||"), strict=False)]
     if text.count("||") + 1 != len(tokens) or len({len(p) for p in parts}) > 1 or not parts[0]:
         raise ValueError(f"--start needs {len(tokens)} texts of equally many tokens with || between them, one a stream;"

@@ -205,7 +205,7 @@ def main(args: Options) -> None:
             with autocast:
                 y = generate(model, x, args.max_sample_tokens or 200, temperature=args.temperature, top_k=args.top_k,
                              seed=args.seed, **at(k))  # fmt: skip
-            for name, ids, words in zip(names[k:], y.flatten(0, -2).tolist(), tokens, strict=False):
+            for name, ids, words in zip(names[k:][: len(tokens)], y.flatten(0, -2).tolist(), tokens, strict=True):
                 say(*[f"[{name}]"] * (len(names) > 1), words.decode(ids), "\n---")
 
     wanted = args.max_sample_tokens or args.sample_each_eval or args.sample_only

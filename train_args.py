@@ -253,11 +253,14 @@ def check_tokenizers(streams: list[dict], meta: dict, where: str) -> None:
         about = {k: v for k, v in about.items() if k != "merges" or about.get("name") != "gpt2"}
         return f"{about['kind']}, {hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]}"
 
-    for now, then in zip(streams, meta.get("streams") or [meta], strict=False):
-        ours, theirs = now["tokenizer"], then.get("tokenizer")
-        if ours and theirs and digest(ours) != digest(theirs):
+    before = meta.get("streams") or [meta]
+    # as many: each its own, in this order; else all share one vocabulary, with one or some tokenizers
+    allowed = [[then] for then in before] if len(before) == len(streams) else [before] * len(streams)
+    for now, those in zip(streams, allowed, strict=True):
+        ours, theirs = now["tokenizer"], [digest(then["tokenizer"]) for then in those if then.get("tokenizer")]
+        if ours and theirs and digest(ours) not in theirs:
             raise ValueError(f"the tokenizer of {now['name']} ({digest(ours)}) is not that of {where}"
-                             f" ({digest(theirs)}): prepare the data with it, or --transfer attn mlp norm")  # fmt: skip
+                             f" ({'; '.join(theirs)}): use it for the data, or --transfer attn mlp norm")  # fmt: skip
 
 
 def prompts(args: Options, streams: list[dict], val: list, device: torch.device) -> list[tuple[torch.Tensor, list]]:

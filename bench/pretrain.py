@@ -141,7 +141,7 @@ def main() -> None:
                              SIDES[1]: lambda: theirs(folder, args.shape, their_steps, True),
                              SIDES[2]: lambda: ours(folder, args.shape, our_steps)}, args.repeats)  # fmt: skip
     title = f"pretrain.py, {layers} layers x {width}, lengths log-normal, batch {batch}"
-    for base, goal in zip(SIDES, goals, strict=False):
+    for base, goal in zip(SIDES[:2], goals, strict=True):
         both = {name: runs for name, runs in table.pick(found, "tok/s").items() if name in (base, SIDES[2])}
         table.report(args, f"{title}, against the {base}", both, base, unit="real tok/s", goal=goal)
     table.report(args, f"{title}: memory", table.pick(found, "MiB"), SIDES[1], unit="peak MiB", more=False)

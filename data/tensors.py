@@ -30,7 +30,7 @@ def read(path: Path) -> tuple[dict, bool]:
     if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
         raise ValueError(f"{path} must hold a TensorDataset of input_ids, mask and perhaps labels, or a dict of them;"
                          f" got {type(data).__name__}")  # fmt: skip
-    return dict(zip(("input_ids", "attention_mask", "labels"), parts, strict=False)), True
+    return dict(zip(("input_ids", "attention_mask", "labels")[: len(parts)], parts, strict=True)), True
 
 
 def check(path: Path, table: dict) -> None:

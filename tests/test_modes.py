@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import sample
 import train
+import train_args
 from core import checkpoint, config, tracker
 from core.run import guard
 from core.schedule import SCHEDULES
@@ -503,6 +504,21 @@ def test_another_tokenizer_is_refused(data, tmp_path, capsys):
     line = refused(capsys, tmp_path / "no", dataset=other, init_from=tmp_path / "old", **START)
     assert "the tokenizer of other (char, " in line and "--transfer attn mlp norm" in line
     run("--transfer", "attn", "mlp", "norm", dataset=other, init_from=tmp_path / "old", out_dir=tmp_path / "a", **START)
+
+
+def test_each_data_set_s_tokenizer_is_compared():
+    """Also where a mixture starts from weights of one data set, or one data set from weights of a mixture."""
+    a, b = ({"kind": "char", "chars": list(chars)} for chars in ("abc", "xyz"))
+
+    def streams(*tokenizers):
+        return [{"name": f"set{i}", "tokenizer": t} for i, t in enumerate(tokenizers)]
+
+    for now, before in (([a, a], [a]), ([a], [a, a]), ([b], [a, b]), ([a, b], [a, b]), ([a, None], [a]), ([b], [None])):
+        train_args.check_tokenizers(streams(*now), {"streams": streams(*before)}, "old.pt")
+        train_args.check_tokenizers(streams(*now[:1]), streams(now[0])[0], "old.pt")  # weights from elsewhere
+    for now, before, which in (([a, b], [a], 1), ([b], [a, a], 0), ([a, b], [b, a], 0)):
+        with pytest.raises(ValueError, match=f"the tokenizer of set{which} "):
+            train_args.check_tokenizers(streams(*now), {"streams": streams(*before)}, "old.pt")
 
 
 def test_what_may_change_on_a_resume(data, tmp_path, capsys):

@@ -184,7 +184,7 @@ def build(
             optimizer = WithAdamW(groups, cls, options, adamw | {"fused": wanted.get("fused", False)})
         else:
             optimizer = cls(groups, **options)
-    except (TypeError, ValueError, ArithmeticError, NotImplementedError) as e:
+    except (TypeError, ValueError, ArithmeticError, NotImplementedError) as e:  # what classes say of values they refuse
         raise ValueError(f"optimizer {name}: {e}") from None
     if name not in TORCH:
         tame(optimizer, name)
