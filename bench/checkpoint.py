@@ -3,11 +3,10 @@
     python bench/checkpoint.py                 # GPT-2 124M with AdamW: 1.5 GB
     python bench/checkpoint.py --quick         # 6 x 384
 
-Steps are trained while the file is written; what the steps from a save to the end of its writing take longer than
-undisturbed ones, and the copy before them, is what the save costs.
+Steps are trained while the file is written; what they take longer than as many undisturbed ones right after them, and
+the copy before them, is what the save costs.
 """
 
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -46,23 +45,23 @@ def main() -> None:
     for _ in range(3):
         step()
     with tempfile.TemporaryDirectory() as scratch:
-        quiet: list[float] = []
+        path = Path(scratch)
 
         def blocking() -> float:
-            quiet.extend(step() for _ in range(3))
+            step()
             start = time.perf_counter()
-            with open(Path(scratch) / "plain.pt", "wb") as f:
+            with open(path / "plain.pt", "wb") as f:
                 torch.save(state(), f)
             return time.perf_counter() - start
 
         def background() -> float:
-            quiet.extend(step() for _ in range(3))
-            usual, start = statistics.median(quiet), time.perf_counter()
-            checkpoint.save(Path(scratch) / "ckpt.pt", state(), background=True)
-            lost = time.perf_counter() - start
+            step()
+            start = time.perf_counter()
+            checkpoint.save(path / "ckpt.pt", state(), background=True)
+            lost, disturbed = time.perf_counter() - start, []
             while checkpoint._writer.is_alive():
-                lost += step() - usual
-            return lost
+                disturbed.append(step())
+            return lost + sum(disturbed) - sum(step() for _ in disturbed)
 
         background()  # the first copy takes its memory from the system
         found = table.turns({"blocking torch.save": blocking, "checkpoint.save": background}, args.repeats)

@@ -1,6 +1,7 @@
 """Checkpoints: atomic, verified, data only; the newest good one is found, whatever happened to the files."""
 
 import errno
+import os
 import pickle
 import threading
 
@@ -61,6 +62,45 @@ def test_a_full_disk_found_while_writing_is_named(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert load(tmp_path / "ckpt.pt")["step"] == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="the system has no direct writing")
+@pytest.mark.parametrize("disk, direct", [("willing", 3), ("refuses the flag", 0), ("refuses the blocks", 0),
+                                          ("writes a part", 1)])  # fmt: skip
+def test_large_files_go_past_the_page_cache_where_the_disk_lets_them(tmp_path, monkeypatch, disk, direct):
+    try:
+        os.close(os.open(tmp_path / "try", os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
+    except OSError:
+        pytest.skip("this file system has no direct writing")
+    fcntl, write, done = checkpoint.run.fcntl, os.write, []
+    control = fcntl.fcntl
+
+    def flags(fd, command, value=0):
+        if disk == "refuses the flag" and value & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return control(fd, command, value)
+
+    def put(fd, data):
+        now = control(fd, fcntl.F_GETFL)
+        if not now & os.O_DIRECT:
+            return write(fd, data)
+        if disk == "refuses the blocks" or len(data) % 4096:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        done.append(len(data))
+        if disk == "willing":
+            return write(fd, data)
+        control(fd, fcntl.F_SETFL, now & ~os.O_DIRECT)
+        count = write(fd, data[:1000])
+        control(fd, fcntl.F_SETFL, now)
+        return count
+
+    monkeypatch.setattr(fcntl, "fcntl", flags)
+    monkeypatch.setattr(os, "write", put)
+    big = state()
+    big["model"]["weight"] = torch.arange(3 * checkpoint.BLOCK // 4 + 1000).float()  # three blocks and a rest
+    save(tmp_path / "ckpt.pt", big)
+    assert done == [checkpoint.BLOCK] * direct
+    assert torch.equal(load(tmp_path / "ckpt.pt")["model"]["weight"], big["model"]["weight"])
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flip", "tail", "grown"])
