@@ -152,7 +152,7 @@ def main(args: Options) -> None:
                                  text_column=args.text_column, label_column=args.label_column,
                                  max_length=args.max_length, device=dist.pick_device(args.device, 0),
                                  dtype=args.dtype)  # fmt: skip
-    d = dist.init(args.device, timeout=args.timeout, deterministic=args.deterministic)
+    d = dist.init(args.device, timeout=args.timeout)
     say = print if d.main else lambda *a: None
 
     # -----------------------------------------------------------------------------
@@ -238,6 +238,7 @@ def main(args: Options) -> None:
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)
     autocast = dist.autocast(d.device, dtype)
+    dist.repeatable(d.device, args.deterministic)
     scaler = torch.amp.GradScaler(d.device.type, enabled=dtype == torch.float16)
     net = model
     if d.world > 1:  # without find_unused_parameters buckets are rebuilt, and a resumed run sums in another order

@@ -201,7 +201,7 @@ def main(args: Options) -> None:
                              device=dist.pick_device(args.device, 0), dtype=args.dtype, column=args.column,
                              pooling=args.pooling, max_size=args.max_size)  # fmt: skip
     started, replaying = time.time(), args.replay_step is not None
-    d = dist.init(args.device, timeout=args.timeout, deterministic=args.deterministic)
+    d = dist.init(args.device, timeout=args.timeout)
     say = print if d.main else lambda *a: None
 
     # -----------------------------------------------------------------------------
@@ -298,6 +298,7 @@ def main(args: Options) -> None:
     autocast = dist.autocast(d.device, dtype)
     scaler = torch.amp.GradScaler(d.device.type, enabled=dtype == torch.float16)
     compiling = d.device.type == "cuda" if args.compile is None else args.compile
+    dist.repeatable(d.device, args.deterministic, compiling)
     if compiling:
         model.compile_blocks()
     net = model

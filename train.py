@@ -31,7 +31,7 @@ def main(args: Options) -> None:
     if args.list:
         return print(train_args.catalogue(args.list))
     started, replaying = time.time(), args.replay_step is not None
-    d = dist.init(args.device, args.backend, timeout=args.timeout, deterministic=args.deterministic)
+    d = dist.init(args.device, args.backend, timeout=args.timeout)
     say = print if d.main else lambda *a: None
 
     # -----------------------------------------------------------------------------
@@ -123,6 +123,7 @@ def main(args: Options) -> None:
     autocast = dist.autocast(d.device, dtype)
     scaler = torch.amp.GradScaler(d.device.type, enabled=dtype == torch.float16)
     compiling = d.device.type == "cuda" if args.compile is None else args.compile
+    dist.repeatable(d.device, args.deterministic, compiling)
     net = torch.compile(model) if compiling else model
     if d.world > 1:  # without find_unused_parameters buckets are rebuilt, and a resumed run sums in another order
         ids = [d.device.index] if d.device.type == "cuda" else None

@@ -25,7 +25,7 @@ class Dist:
     main: bool
 
 
-def init(device: str = "auto", backend: str | None = None, *, timeout: float = 120, deterministic=False) -> Dist:
+def init(device: str = "auto", backend: str | None = None, *, timeout: float = 120) -> Dist:
     """Joins torchrun's process group where there is one, and picks the device."""
     global _control
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -34,10 +34,6 @@ def init(device: str = "auto", backend: str | None = None, *, timeout: float = 1
     if where.type == "cpu":
         keep_memory()
         keep_kernels()
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
     if world > 1 and not td.is_initialized():
         die_with_parent()
         if where.type == "cpu":  # torchrun says one thread each, whatever the machine has
@@ -52,6 +48,16 @@ def init(device: str = "auto", backend: str | None = None, *, timeout: float = 1
         td.init_process_group(backend, timeout=limit, **own)
         _control = td.group.WORLD if backend == "gloo" else td.new_group(backend="gloo", timeout=limit)
     return Dist(rank, world, local, where, rank == 0)
+
+
+def repeatable(device: torch.device, asked: bool, compiling: bool = False) -> None:
+    """Each sum in the same order each time; on a CPU only compiled code needs to be told, in which threads add to an
+    embedding's gradient as they come. Before the first product on a GPU."""
+    yes = asked or compiling and device.type == "cpu"
+    if yes:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(yes)
 
 
 def keep_memory() -> None:

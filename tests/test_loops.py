@@ -1,6 +1,7 @@
 """One contract for all loops: exact resume, batches cut in any way, ranks, the logged loss, and that they learn."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +250,45 @@ def test_sigkill_and_resume_equals_uninterrupted(loop, ranks, data, tmp_path):
     assert process.returncode == 0, text
     assert kills >= 2
     assert same(weights(loop, tmp_path / "a"), weights(loop, out))
+
+
+@pytest.mark.parametrize("name", ["train", "pretrain", "finetune", "procedural_pretraining"])
+def test_a_deterministic_run_is_resumed_as_one(name, data, tmp_path):
+    """The resume does not repeat the option; what this process did before is no matter."""
+    loop = next(loop for loop in LOOPS if loop.name == name)
+    try:
+        loop.run(begin(loop, data(loop), tmp_path, "--deterministic"))
+        torch.use_deterministic_algorithms(False)
+        loop.run([*begin(loop, data(loop), tmp_path), *loop.resume(tmp_path)])
+        assert torch.are_deterministic_algorithms_enabled()
+        loop.run(begin(loop, data(loop), tmp_path / "other"))
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+WIDE = {"train": ["--n_embd=64", "--block_size=32"], "procedural_pretraining": ["--gpt2_size=2_2_64", "--seq_length=16"]}
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+@pytest.mark.parametrize("loop", [loop for loop in LOOPS if loop.name in WIDE], ids=lambda loop: loop.name)
+def test_compiled_for_two_threads_a_run_goes_on_exactly(loop, data, tmp_path):
+    """Two threads that add to one gradient in either order would end in other bits; a resume names no option again."""
+    two, (whole, out) = {"OMP_NUM_THREADS": "2"}, (tmp_path / name for name in "ab")
+
+    def flags(out):
+        return [*loop.flags(data(loop), out), *loop.steps(60), *loop.batch(16, 1, 1), *WIDE[loop.name]]
+
+    finish(loop.spawn([*flags(whole), "--compile"], env=two))
+    process = loop.spawn([*flags(out), "--compile"], env=two)
+    while process.poll() is None and not last_exists(loop, out):
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    text = finish(loop.spawn([*flags(out), *loop.resume(out)], env=two))
+    assert "resuming " in text and "compile on" in text and "finished" not in text, text
+    assert same(weights(loop, whole), weights(loop, out))
 
 
 def last_exists(loop, out) -> bool:
