@@ -133,6 +133,15 @@ def test_compile_with_inductor():
     check_compiled(WIRINGS["everything"], "inductor")
 
 
+def test_16_bit_attention_compiles_without_a_warning(recwarn):
+    torch._dynamo.reset()
+    q, k, v = torch.randn(3, 2, 2, 24, 8).bfloat16().requires_grad_()
+    how = {"causal": True, "window": 5}
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)(q, k, v, **how)
+    assert torch.equal(compiled, attend(q, k, v, **how)) and compiled.grad_fn is not None
+    assert not [str(w.message) for w in recwarn]
+
+
 @EACH
 def test_gradient_checkpointing_changes_nothing(changes):
     x, y = batch()

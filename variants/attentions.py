@@ -50,12 +50,17 @@ def stripes(T: int, window: int | None) -> list[tuple[slice, slice]]:
     return [(r, slice(0 if window is None else max(0, r.start - window + 1), r.stop)) for r in rows]
 
 
-@lru_cache(maxsize=64)
 def low(T_q: int, T_k: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What is added to the scores: 0, or the lowest number where a query may not look."""
-    with torch.inference_mode(False):  # it is kept, and a tensor of that mode would be no use in training
-        mask = torch.zeros(T_q, T_k, dtype=dtype, device=device)
-        return mask.masked_fill_(~visible(T_q, T_k, True, window, device), torch.finfo(dtype).min)
+    mask = torch.zeros(T_q, T_k, dtype=dtype, device=device)
+    return mask.masked_fill_(~visible(T_q, T_k, True, window, device), torch.finfo(dtype).min)
+
+
+@lru_cache(maxsize=64)
+def low_once(*shape) -> Tensor:
+    """low(*shape), for as long as the process lives."""
+    with torch.inference_mode(False):  # a tensor of that mode would be no use in training
+        return low(*shape)
 
 
 class Striped(torch.autograd.Function):
@@ -70,7 +75,8 @@ class Striped(torch.autograd.Function):
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (B * H, T, D)
         weights, kept, y = [], [], []
         for rows, cols in ctx.stripes:
-            mask = low(rows.stop - rows.start, cols.stop - cols.start, window, q.dtype, q.device)
+            shape = (rows.stop - rows.start, cols.stop - cols.start, window, q.dtype, q.device)
+            mask = low(*shape) if torch.compiler.is_compiling() else low_once(*shape)  # a compiler warns of caches
             scores = torch.baddbmm(mask, q[:, rows], k[:, cols].transpose(1, 2), alpha=scale)
             weights.append(torch.softmax(scores, -1))
             kept += [drop.mask(weights[-1].shape, p)] if p else []
