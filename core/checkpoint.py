@@ -17,8 +17,8 @@ from core import dist, run
 FORMAT = 1
 KEYS = ("format", "kind", "model_config", "model", "optimizer", "loop", "rng", "step", "best", "options", "meta")
 MAGIC = b"\nSHA256:"  # then 32 bytes
-BLOCK = 1 << 22
-NICE = 10
+BLOCK = 1 << 22  # bytes written at once
+NICE = 10  # of the thread that writes beside training: bench/NOTES.md compares
 _writer: threading.Thread | None = None
 _failed: list[BaseException] = []
 _good: set[Path] = set()  # written or verified by this process: fit to be kept as the one before
@@ -207,7 +207,8 @@ def save(path: str | Path, state: dict, *, also: tuple = (), keep: bool = True, 
     def work():
         try:
             if sys.platform == "linux":  # where 0 is this thread alone: it takes what training leaves of the cores
-                os.setpriority(os.PRIO_PROCESS, 0, NICE)
+                with contextlib.suppress(OSError):  # a sandbox may forbid it
+                    os.setpriority(os.PRIO_PROCESS, 0, NICE)
             write(path, state, also, keep)
         except BaseException as e:
             _failed.append(e)
