@@ -244,7 +244,8 @@ def main(args: Options) -> None:
     if d.world > 1:  # without find_unused_parameters buckets are rebuilt, and a resumed run sums in another order
         ids = [d.device.index] if d.device.type == "cuda" else None
         net = DistributedDataParallel(net, device_ids=ids, find_unused_parameters=True)
-    share = metrics.class_weights(args.class_weights, train.labels, C).to(d.device)
+    share = metrics.class_weights(args.class_weights, train.labels, C)
+    shares = share.to(d.device)
 
     # -----------------------------------------------------------------------------
     # optimizer
@@ -375,7 +376,7 @@ def main(args: Options) -> None:
         # micro-steps
 
         which = batch(step)
-        weight = float(share.cpu()[train.labels[which]].sum())  # of the global batch's texts, by their labels
+        weight = float(share[train.labels[which]].sum())  # of the global batch's texts, by their labels
         loss_sum = torch.zeros((), device=d.device)
         for micro in range(micro_steps):
             i = (micro * d.world + d.rank) * micro_batch
@@ -389,7 +390,7 @@ def main(args: Options) -> None:
             if d.world > 1:
                 net.require_backward_grad_sync = micro == micro_steps - 1
             logits = forward(net, train, mine if len(mine) else which[:1])  # every rank takes every micro-step
-            loss = F.cross_entropy(logits, y, share, reduction="sum", label_smoothing=args.label_smoothing)
+            loss = F.cross_entropy(logits, y, shares, reduction="sum", label_smoothing=args.label_smoothing)
             loss = loss * d.world / max(weight, 1e-12)  # DDP averages over ranks; weight counts the whole global batch
             scaler.scale(loss).backward()
             loss_sum += loss.detach()

@@ -335,10 +335,10 @@ def build_gpt(config: GPTConfig) -> GPT:
 # RoBERTa
 
 
-def starts(lengths, device: torch.device) -> Tensor:
-    """Where each of the packed sequences begins: the rows of <s>."""
+def starts(lengths) -> Tensor:
+    """Where each of the packed sequences begins: the rows of <s>, on the CPU as the lengths."""
     lengths = torch.as_tensor(lengths).cpu()
-    return send(lengths.cumsum(0) - lengths, torch.device(device))
+    return lengths.cumsum(0) - lengths
 
 
 def pack(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -479,7 +479,7 @@ class Roberta(nn.Module):
     """The encoder. It sees no padding: tokens (N,) are B sequences one after the other, lengths their B lengths.
 
     hidden = model.encode(tokens, lengths)  # (N, C)
-    first = model.encode(tokens, lengths, starts(lengths, device))  # (B, C), the last layer computed for these only
+    first = model.encode(tokens, lengths, starts(lengths))  # (B, C), the last layer computed for these only
     """
 
     def __init__(self, config: RobertaConfig):
@@ -505,7 +505,7 @@ class Roberta(nn.Module):
                     nn.init.zeros_(m.bias)
 
     def encode(self, tokens: Tensor, lengths, select=None) -> Tensor:
-        """(N,) ids of B sequences, their lengths (on the CPU) -> (N, C); or the sorted rows `select` of it, (M, C)."""
+        """(N,) ids of B sequences, B lengths -> (N, C); or of it the sorted rows `select`. Both are told on the CPU."""
         return self.run(tokens, lengths, select)[: len(tokens) if select is None else len(select)]
 
     def run(self, tokens: Tensor, lengths, select=None) -> Tensor:
@@ -608,7 +608,7 @@ class Classifier(Roberta):
 
     def forward(self, tokens: Tensor, lengths) -> Tensor:
         if self.pooling == "cls":
-            x = self.encode(tokens, lengths, starts(lengths, tokens.device))
+            x = self.encode(tokens, lengths, starts(lengths))
         else:
             x, lengths = self.encode(tokens, lengths), send(torch.as_tensor(lengths), tokens.device)
             x = torch.segment_reduce(x.float(), self.pooling, lengths=lengths)  # (N, C) -> (B, C)
@@ -654,7 +654,7 @@ class ScoreModel(nn.Module):
         if self.causal:
             x = self.read(tokens, lengths, width)
         else:
-            x = self.backbone.encode(tokens, lengths, starts(lengths, tokens.device))
+            x = self.backbone.encode(tokens, lengths, starts(lengths))
         return self.head(x)
 
     def head(self, x: Tensor) -> Tensor:

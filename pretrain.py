@@ -344,7 +344,8 @@ def main(args: Options) -> None:
     def evaluate(name: str = "eval") -> dict | None:
         """Loss and accuracy over all of a split under the same masks each time; None where a signal came in between."""
         model.eval()
-        rows, total = splits[name], np.zeros(3)  # loss, right guesses, guesses
+        rows, n = splits[name], 0
+        found = [torch.zeros(2, device=d.device)]  # loss, right guesses: read at the end, so that no batch waits
         for i in range(0, len(rows), args.per_device * d.world):
             mine = np.arange(len(rows))[i + d.rank * args.per_device :][: args.per_device]
             if len(mine):
@@ -352,12 +353,13 @@ def main(args: Options) -> None:
                 with autocast:
                     logits = model(send(ids, d.device), lengths, where).float()
                 targets = send(targets, d.device)
-                loss = F.cross_entropy(logits, targets, reduction="sum") if len(targets) else torch.zeros(())
-                total += [loss.item(), (logits.argmax(1) == targets).sum().item(), len(targets)]
+                right = (logits.argmax(1) == targets).sum()
+                found.append(torch.stack([F.cross_entropy(logits, targets, reduction="sum"), right]))
+                n += len(targets)
             if folder.stopping():
                 return None
         model.train()
-        loss, right, n = dist.sums(total.tolist())
+        loss, right, n = dist.sums([*torch.stack(found).cpu().double().sum(0).tolist(), n])
         loss = loss / n if n else math.nan
         values = {"loss": loss, "accuracy": right / max(1, n), "perplexity": math.exp(min(loss, 700))}
         return {f"{name} {k}": v for k, v in values.items()}

@@ -340,7 +340,8 @@ def main(args: Options) -> None:
     if replaying:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
     finite = run.Finite(optimizer, d.device, t.max_bad_steps, loop["bad_steps"])
-    since = [torch.tensor(loop["train"][0] * d.main, device=d.device, dtype=torch.float64), loop["train"][1]]
+    double = torch.float32 if d.device.type == "mps" else torch.float64  # which mps has not
+    since = [torch.tensor(loop["train"][0] * d.main, device=d.device, dtype=double), loop["train"][1]]
     stored = weights = None  # a copy of the model that nobody needs any more
 
     # -----------------------------------------------------------------------------
@@ -356,7 +357,7 @@ def main(args: Options) -> None:
         mine = []
         for i in progress(range(0, len(batches), d.world), "evaluating") if d.main else range(0, len(batches), d.world):
             for batch in batches[i + d.rank : i + d.rank + 1]:
-                mine.append((batch, forward(batch, split, model).double().cpu().numpy()))
+                mine.append((batch, forward(batch, split, model).cpu().double().numpy()))
             if folder.stopping():
                 model.train()
                 return None

@@ -175,16 +175,17 @@ def main(args: Options) -> None:
                 method, count = ("sequential", places) if places <= count else ("random", count)
                 purpose = f"eval {part} {names[k]}" if mix.n > 1 else f"eval {part}"
                 starts = bins.starts(method, n, T, count, args.seed, purpose, 0)
-                total = torch.zeros(len(names) if aligned else 1, dtype=torch.float64)
+                found = [torch.zeros(len(names) if aligned else (), device=d.device)]  # read at the end: no batch waits
                 for i in range(0, len(starts), args.batch_size * d.world):
                     mine = starts[i + d.rank * args.batch_size :][: args.batch_size]
                     if len(mine):
                         x, y = windows(part, k, mine)
                         with autocast:
-                            total += model(x, y, **at(k)).double().cpu()
+                            found.append(model(x, y, **at(k)))
                     if folder.stopping():
                         return None
-                each += [s / (len(starts) * T) for s in dist.sums(total.tolist())]
+                total = torch.stack(found).cpu().double().sum(0).flatten().tolist()
+                each += [s / (len(starts) * T) for s in dist.sums(total)]
             out[f"{part} loss"] = sum(s * loss for s, loss in zip(share, each, strict=True))
             if len(names) > 1:
                 out |= {f"{part} loss {name}": loss for name, loss in zip(names, each, strict=True)}

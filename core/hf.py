@@ -223,8 +223,8 @@ def save(folder: str | Path, kind: str, config: dict, weights: Weights, **more) 
     to_config, to_weights = BACK[kind]
     theirs = to_config(config) | more
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".model.safetensors.tmp"
-    safetensors.torch.save_file(to_weights(checkpoint.strip(weights), config), temporary, metadata={"format": "pt"})
+    temporary, weights = folder / ".model.safetensors.tmp", {n: w.cpu() for n, w in checkpoint.strip(weights).items()}
+    safetensors.torch.save_file(to_weights(weights, config), temporary, metadata={"format": "pt"})
     temporary.replace(folder / "model.safetensors")
     text = json.dumps(theirs, indent=2) + "\n"
     checkpoint.replace(folder / "config.json", lambda f: f.write(text.encode()))

@@ -82,7 +82,7 @@ def predict(model, texts: list[tuple[list[int], int]], batch: int, device, use_c
                 found = model.answers(torch.tensor(prefix, device=device), tokens, lengths)
             else:
                 found = model(tokens, lengths)
-            out[part] = found.double().cpu().numpy()
+            out[part] = found.cpu().double().numpy()
     return out
 
 

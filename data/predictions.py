@@ -50,7 +50,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
         cut += coded.cut
         with autocast:
             logits = model(torch.from_numpy(coded.ids.astype(np.int64)).to(device), torch.from_numpy(coded.lengths))
-        shares = logits.double().softmax(1).cpu().numpy()
+        shares = logits.cpu().double().softmax(1).numpy()
         true = [[str(row[label_column]).strip()] if label_column else [] for row in part]
         if unknown := next((t for t in true if t and t[0] not in names), None):
             raise ValueError(f"--label_column {label_column} holds {unknown[0]!r}, the labels here are"
@@ -58,7 +58,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
         found = zip(some, shares, true, strict=True)
         return [[text, names[p.argmax()], *(f"{x:.6f}" for x in p), *t] for text, p, t in found]
 
-    mark = float(model.classifier.out_proj.weight.detach().double().sum())  # tells this model from another
+    mark = float(model.classifier.out_proj.weight.detach().cpu().double().sum())  # tells this model from another
     header = [column, "label", *(f"p_{name}" for name in names), *["true label"] * bool(label_column)]
     rows = progress(itertools.chain([first], rows), "labelling", unit="texts")
     n = write_csv(out, header, rows, label, {"file": texts, "from": source, "mark": mark, "header": header}, 64)

@@ -39,7 +39,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
             ids = torch.from_numpy(coded.ids.astype(np.int64)).to(device)
             with autocast:
                 if pooling == "cls":
-                    x = model.encode(ids, coded.lengths, starts(coded.lengths, "cpu")).float()
+                    x = model.encode(ids, coded.lengths, starts(coded.lengths)).float()
                 else:
                     x = model.encode(ids, coded.lengths).float().split(coded.lengths.tolist())
                     x = torch.stack([tokens.mean(0) for tokens in x])

@@ -57,6 +57,19 @@ class Loop:
                                 stderr=subprocess.STDOUT, **popen)  # fmt: skip
 
 
+def made_once(folder: Callable[[str], Path]) -> Callable[[Loop], Path]:
+    """loop -> the folder of its toy data, which is written when it is first asked for."""
+    made = {}
+
+    def get(loop: Loop) -> Path:
+        if loop.name not in made:
+            made[loop.name] = folder(f"data_{loop.name}")
+            loop.data(made[loop.name])
+        return made[loop.name]
+
+    return get
+
+
 def port() -> int:
     return random.SystemRandom().randrange(20000, 60000)
 

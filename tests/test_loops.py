@@ -14,7 +14,7 @@ import torch
 from core import checkpoint, dist, exits, run, tracker
 from core.values import read_yaml
 from model import Roberta
-from tests.loops import LOOPS, ROOT
+from tests.loops import LOOPS, ROOT, made_once
 
 ROWS = pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
 STEPS = 10
@@ -26,15 +26,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    made = {}
-
-    def get(loop):
-        if loop.name not in made:
-            made[loop.name] = tmp_path_factory.mktemp(f"data_{loop.name}")
-            loop.data(made[loop.name])
-        return made[loop.name]
-
-    return get
+    return made_once(tmp_path_factory.mktemp)
 
 
 def weights(loop, out):

@@ -178,7 +178,7 @@ def test_selected_rows_are_those_of_the_whole(kind):
     tokens, lengths, where, _ = batch()
     x = model.encode(tokens, lengths)
     assert x.shape == (sum(lengths), 32)
-    first = starts(lengths, tokens.device)
+    first = starts(lengths)
     assert first.tolist() == [0, 9, 39, 42, 72, 89, 90]
     for rows in (where, first, torch.tensor([50]), np.arange(sum(lengths)), np.array([], dtype=int)):
         got = model.encode(tokens, torch.tensor(lengths), rows)

@@ -194,6 +194,8 @@ def test_sampling_without_a_tokenizer_is_refused_at_the_start(data, tmp_path, ca
     (tmp_path / "bare" / "meta.json").write_text(json.dumps(meta | {"tokenizer": None}))
     line = refused(capsys, tmp_path / "no", dataset=tmp_path / "bare", max_sample_tokens=3)
     assert "need a tokenizer, bare describes none" in line
+    line = refused(capsys, tmp_path / "no", dataset=data / "toy", max_sample_tokens=3)
+    assert "--sample_start_tokens '\\n': character '\\n' at place 0 is not among" in line
 
 
 # -----------------------------------------------------------------------------

@@ -217,7 +217,7 @@ def relative_key_query(q: Tensor, k: Tensor, rows: slice, table: Tensor) -> Tens
 
 def alibi(q: Tensor, k: Tensor, rows: slice, table: None = None) -> Tensor:
     """-slope * |i - j|, a slope a head, to both sides (2108.12409)."""
-    slopes = torch.tensor(alibi_slopes(q.shape[1]), device=q.device) * q.shape[-1] ** 0.5  # scores are scaled later
+    slopes = alibi_slopes(q.shape[1], q.device) * q.shape[-1] ** 0.5  # scores are scaled later
     i = torch.arange(rows.start, rows.stop, device=q.device)[:, None]
     return -slopes[:, None, None] * (i - torch.arange(k.shape[-2], device=q.device)).abs()
 

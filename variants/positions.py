@@ -40,16 +40,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
-def alibi_slopes(n_head: int) -> list[float]:
+def alibi_slopes(n_head: int, device: torch.device | None = None) -> Tensor:
     """Geometric from 2 ** (-8 / n) down; between powers of two the next power's odd ones join (2108.12409)."""
     power = 2 ** math.floor(math.log2(n_head))
-    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-    return slopes + [2 ** (-4 * (2 * i + 1) / power) for i in range(n_head - power)]
+    i = torch.arange(n_head, device=device)  # computed where it is used: a list would be copied there each time
+    return torch.exp2(torch.where(i < power, -8 * (i + 1), -4 * (2 * (i - power) + 1)) / power)
 
 
 def alibi_bias(n_head: int, T_q: int, T_k: int, device: torch.device | None = None) -> Tensor:
     """-slope * distance, (n_head, T_q, T_k); the queries are the last T_q of the T_k positions."""
-    slopes = torch.tensor(alibi_slopes(n_head), device=device)
+    slopes = alibi_slopes(n_head, device)
     j = torch.arange(T_k, device=device)
     i = torch.arange(T_k - T_q, T_k, device=device)
     return -slopes[:, None, None] * (i[:, None] - j).abs()
