@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from core import checkpoint, config, dist, files, hf, optim, preflight, rng, run
+from core import checkpoint, compiler, config, dist, files, hf, optim, preflight, rng, run
 from core.config import option
 from core.files import Files
 from core.progress import duration
@@ -297,7 +297,7 @@ def main(args: Options) -> None:
     dtype, precision = dist.precision(args.dtype, d.device)
     autocast = dist.autocast(d.device, dtype)
     scaler = torch.amp.GradScaler(d.device.type, enabled=dtype == torch.float16)
-    compiling = d.device.type == "cuda" if args.compile is None else args.compile
+    compiling, compiled = compiler.choose(d.device, args.compile)
     dist.repeatable(d.device, args.deterministic, compiling)
     if compiling:
         model.compile_blocks()
@@ -403,13 +403,13 @@ def main(args: Options) -> None:
                     wandb=None if args.no_wandb else wandb, names=(place.train_csv, place.eval_csv), csv_log=place.csv,
                     flops=model.flops_per_token(round(train.tokens / len(train))), peak=peak_flops(d.device),
                     resumes=loop["resumes"], options=config.to_dict(args))  # fmt: skip
-    count, kernel = sum(p.numel() for p in model.parameters()) / 1e6, "on" if compiling else "off"
+    count = sum(p.numel() for p in model.parameters()) / 1e6
     track.say(f"model    {count:.2f} M parameters, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.position} positions")
     for name, split in splits.items():
         track.say(f"{name:<8} {split.path}: {len(split):,} sequences, {split.tokens:,} tokens; {split.cut:,} cut to"
                   f" {longest:,} tokens ({split.lost:,} left out)")  # fmt: skip
     track.say(f"batch    {B} sequences a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
-    track.say(f"machine  {d.device}, {precision}, compile {kernel}, {torch.get_num_threads()} threads")
+    track.say(f"machine  {d.device}, {precision}, {compiled}, {torch.get_num_threads()} threads")
     track.say(f"run      {folder.path}, steps {first_step} to {last_step}, {epoch_steps} an epoch, evaluated every"
               f" {every}, ready after {time.time() - started:.1f} s")  # fmt: skip
     seen, at = 0.0, first_step  # tokens since the last log line, and its step

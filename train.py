@@ -16,7 +16,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import train_args
-from core import checkpoint, config, dist, hf, optim, preflight, rng, run
+from core import checkpoint, compiler, config, dist, hf, optim, preflight, rng, run
 from core.generate import generate
 from core.schedule import Plateau, lr_at
 from core.tracker import Tracker, duration, peak_flops, peak_memory
@@ -122,7 +122,7 @@ def main(args: Options) -> None:
     dtype, precision = dist.precision(args.dtype, d.device)
     autocast = dist.autocast(d.device, dtype)
     scaler = torch.amp.GradScaler(d.device.type, enabled=dtype == torch.float16)
-    compiling = d.device.type == "cuda" if args.compile is None else args.compile
+    compiling, compiled = compiler.choose(d.device, args.compile)
     dist.repeatable(d.device, args.deterministic, compiling)
     net = torch.compile(model) if compiling else model
     if d.world > 1:  # without find_unused_parameters buckets are rebuilt, and a resumed run sums in another order
@@ -240,12 +240,12 @@ def main(args: Options) -> None:
                     resumes=loop["resumes"],
                     wandb={"project": args.wandb_project, "name": args.wandb_run_name} if args.wandb_log else None,
                     options=config.to_dict(args))  # fmt: skip
-    count, kernel = sum(p.numel() for p in model.parameters()) / 1e6, "on" if compiling else "off"
+    count = sum(p.numel() for p in model.parameters()) / 1e6
     track.say(f"model    {count:.2f} M parameters, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.position} positions")
     for name, s, train, val in zip(names, sets, splits["train"], splits["val"], strict=True):
         track.say(f"data     {name}: {train.n:,} + {val.n:,} tokens, vocabulary {s.vocab_size:,}")
     track.say(f"batch    {B} x {T} = {B * T:,} tokens a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
-    track.say(f"machine  {d.device}, {precision}, compile {kernel}, {torch.get_num_threads()} threads")
+    track.say(f"machine  {d.device}, {precision}, {compiled}, {torch.get_num_threads()} threads")
     track.say(f"run      {folder.path}, steps {first_step} to {last_step}, ready after {time.time() - started:.1f} s")
 
     for step in range(first_step, last_step + 1):

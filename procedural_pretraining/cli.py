@@ -23,7 +23,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import procedural_data
-from core import checkpoint, config, dist, hf, optim, preflight, rng, run
+from core import checkpoint, compiler, config, dist, hf, optim, preflight, rng, run
 from core.config import option
 from core.schedule import lr_at
 from core.tracker import Tracker, duration, peak_flops, peak_memory
@@ -172,7 +172,7 @@ def main(args: Options) -> None:
     dtype, precision = dist.precision(args.dtype, d.device)
     autocast = dist.autocast(d.device, dtype)
     scaler = torch.amp.GradScaler(d.device.type, enabled=dtype == torch.float16)
-    compiling = d.device.type == "cuda" and not args.use_curriculum if args.compile is None else args.compile
+    compiling, compiled = compiler.choose(d.device, args.compile, default=not args.use_curriculum)
     dist.repeatable(d.device, args.deterministic, compiling)
     net = torch.compile(model) if compiling else model
     if d.world > 1:  # without find_unused_parameters buckets are rebuilt, and a resumed run sums in another order
@@ -268,8 +268,7 @@ def main(args: Options) -> None:
     track.say(f"model    {count:.2f} M parameters, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.position} positions")
     track.say(f"task     {spec}, {spec.pad + 1} tokens, 1 question in {1 / procedural_data.HELD_OUT:.0f} held out")
     track.say(f"batch    {B} samples a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
-    kernel, threads = "on" if compiling else "off", torch.get_num_threads()
-    track.say(f"machine  {d.device}, {precision}, compile {kernel}, {threads} threads")
+    track.say(f"machine  {d.device}, {precision}, {compiled}, {torch.get_num_threads()} threads")
     if args.num_workers:
         track.say(f"data     num_workers {args.num_workers} is not needed: samples are drawn in place")
     track.say(f"run      {folder.path}, steps {first_step} to {last_step}, ready after {time.time() - started:.1f} s")

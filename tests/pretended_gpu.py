@@ -45,6 +45,9 @@ class Pretended(torch.Tensor):
     def tolist(self):
         return self.cpu().tolist()
 
+    def __format__(self, spec):
+        return format(self.item() if self.dim() == 0 else self.cpu(), spec)
+
     def __reduce_ex__(self, protocol):
         return self.held.__reduce_ex__(protocol)
 

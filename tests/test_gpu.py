@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import re
 
 import numpy as np
 import pytest
@@ -97,6 +98,23 @@ def test_no_step_waits_for_the_gpu(loop, data, tmp_path):
         waits.append(gpu.waits)
     more = len(waits[1]) - len(waits[0])
     assert more == 6 * WAITS.get(loop.name, 0), [w for w in waits[1] if waits[1].count(w) > waits[0].count(w)]
+
+
+@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
+def test_a_look_at_a_step_tells_the_same(loop, data, tmp_path, capsys):
+    said = []
+    for device in ("cpu", "cuda"):
+        argv = [*flags(loop, data(loop), tmp_path), "--replay_step=2", *on(device, loop.module)]
+        capsys.readouterr()
+        if device == "cpu":
+            loop.run(argv)
+        else:
+            with pretended_gpu.plugged_in():
+                loop.run([*argv, "--check"])
+                loop.run(argv)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 2: loss ")]
+        said.append([float(x) for x in re.findall(r"(?:loss|norm) ([\d.e-]+)", line)])
+    assert len(said[0]) == 2 and said[0] == pytest.approx(said[1], rel=1e-4)
 
 
 @full
