@@ -1,11 +1,12 @@
-"""A GPU that is none: tensors that say they are on cuda:0 and compute on the CPU.
+"""A GPU that is none: tensors that say they are on cuda:0, or on mps, and compute on the CPU.
 
     with pretended_gpu.plugged_in() as gpu:
         train.main(args)
     gpu.waits  # [("aten._local_scalar_dense.default", "train.py:325", the line), ...]: where the host waited for the device
 
-What a real one would refuse, tensors of two devices in one call, is refused here, so that a machine without a GPU can
-test what moves where, and that no step waits. What it cannot show: kernels, compilation, speed, memory.
+What a real one would refuse, tensors of two devices in one call, and 64-bit floats on a Mac's, is refused here, so that a
+machine without a GPU can test what moves where, and that no step waits. What it cannot show: kernels, compilation,
+speed, memory.
 """
 
 import contextlib
@@ -18,8 +19,10 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+from core import dist
+
 ROOT = Path(__file__).resolve().parent.parent
-CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+CPU = torch.device("cpu")
 AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 aten = torch.ops.aten
 # what makes the host wait: a value or a shape that only the device knows
@@ -31,16 +34,16 @@ class Pretended(torch.Tensor):
     """Holds a tensor of the CPU and says that it is on the GPU."""
 
     @staticmethod
-    def __new__(cls, held: torch.Tensor):
+    def __new__(cls, held: torch.Tensor, place: torch.device):
         return torch.Tensor._make_wrapper_subclass(
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
             device="meta", _extra_dispatch_keys=AUTOCAST)  # fmt: skip
 
-    def __init__(self, held: torch.Tensor):
-        self.held = held
+    def __init__(self, held: torch.Tensor, place: torch.device):
+        self.held, self.place = held, place
 
-    device = property(lambda self: GPU)
-    is_cuda, is_meta = property(lambda self: True), property(lambda self: False)
+    device = property(lambda self: self.place)
+    is_cuda, is_meta = property(lambda self: self.place.type == "cuda"), property(lambda self: False)
 
     def tolist(self):
         return self.cpu().tolist()
@@ -65,9 +68,9 @@ class Pretended(torch.Tensor):
 
 
 class Gpu(TorchDispatchMode):
-    def __init__(self):
+    def __init__(self, device: torch.device):
         super().__init__()
-        self.waits = []
+        self.device, self.waits = device, []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         with torch.inference_mode(False), torch.no_grad():  # tensors of that mode cannot be views of one another here
@@ -95,12 +98,14 @@ class Gpu(TorchDispatchMode):
         out = func(*args_held, **kwargs_held)
         if not gpu:
             return args[0] if name is aten.copy_ else out
-        out = tree_map(lambda x: Pretended(x) if torch.is_tensor(x) and not isinstance(x, Pretended) else x, out)
+        if self.device.type == "mps" and any(torch.is_tensor(x) and x.dtype == torch.float64 for x in tree_leaves(out)):
+            raise TypeError(f"{func}: mps has no float64")
+        out = tree_map(lambda x: Pretended(x, self.device) if torch.is_tensor(x) else x, out)
         return return_and_correct_aliasing(func, args, kwargs, out)
 
     def wait(self, func) -> None:
         ours = [f for f in traceback.extract_stack() if ROOT in Path(f.filename).parents and f.filename != __file__]
-        self.waits.append((str(func), f"{Path(ours[-1].filename).name}:{ours[-1].lineno}", ours[-1].line))
+        self.waits += [(str(func), f"{Path(f.filename).name}:{f.lineno}", f.line) for f in ours[-1:]]
 
 
 def asks_shape(name, args) -> bool:
@@ -133,12 +138,18 @@ def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=Non
 
 
 @contextlib.contextmanager
-def plugged_in():
+def plugged_in(device: str = "cuda:0"):
+    there = torch.device(device)
     facts = {"is_available": True, "device_count": 1, "get_device_capability": (9, 0), "is_initialized": True,
              "get_device_name": "pretended", "mem_get_info": (1 << 36, 1 << 36), "max_memory_allocated": 0,
              "manual_seed_all": None, "set_device": None, "current_device": 0, "is_bf16_supported": True,
              "synchronize": None, "_lazy_init": None}  # fmt: skip
     with contextlib.ExitStack() as stack:
+        if there.type == "mps":
+            stack.enter_context(mock.patch.object(torch.backends.mps, "is_available", lambda: True))
+            # without an index torch asks the system which one is meant
+            stack.enter_context(mock.patch.object(dist, "pick_device", lambda *_: torch.device("mps", 0)))
+            facts = {}
         for name, value in facts.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, lambda *a, _value=value, **k: _value))
         stack.enter_context(mock.patch.object(torch, "tensor", tensor))
@@ -148,4 +159,4 @@ def plugged_in():
         before = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, before)
-        yield stack.enter_context(Gpu())
+        yield stack.enter_context(Gpu(there))

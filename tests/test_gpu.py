@@ -53,8 +53,8 @@ def data(tmp_path_factory):
 def on(device: str, module: str) -> list[str]:
     """The flags of a machine; compiled code cannot be pretended."""
     if module == "reward_train":
-        return ["--trainer.params.accelerator=" + {"cuda": "gpu"}.get(device, device)]
-    compiles = device == "cuda" and hasattr(importlib.import_module(module).Options, "compile")
+        return ["--trainer.params.accelerator=" + ("cpu" if device == "cpu" else "gpu")]
+    compiles = device != "cpu" and hasattr(importlib.import_module(module).Options, "compile")
     return [f"--device={device}", *["--no-compile"] * compiles]
 
 
@@ -67,24 +67,29 @@ def losses(loop, out) -> list[float]:
     return [row["loss"] for row in tracker.read(out / loop.csv)]
 
 
-def same_on_both(loop, data, tmp_path, extra=(), within=1e-5) -> None:
-    for device in ("cpu", "cuda"):
+def same_on_both(loop, data, tmp_path, extra=(), within=1e-5, there="cuda:0") -> None:
+    for device in ("cpu", there):
         argv = [*flags(loop, data, tmp_path / device), *extra, *on(device, loop.module)]
         if device == "cpu":
             loop.run(argv)
         else:
-            with pretended_gpu.plugged_in():
+            with pretended_gpu.plugged_in(there):
                 loop.run(argv)
                 loop.run([*argv, *loop.steps(8), *loop.resume(tmp_path / device)])
-    there = losses(loop, tmp_path / "cuda")
-    assert len(there) > 6
-    assert there[:6] == pytest.approx(losses(loop, tmp_path / "cpu")[:6], abs=within)
+    found = losses(loop, tmp_path / there)
+    assert len(found) > 6
+    assert found[:6] == pytest.approx(losses(loop, tmp_path / "cpu")[:6], abs=within)
 
 
 @pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
 def test_a_gpu_trains_as_a_cpu_does(loop, data, tmp_path):
     """And goes on from its own checkpoint."""
     same_on_both(loop, data(loop), tmp_path, within=max(1e-5, loop.equal))
+
+
+@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
+def test_a_mac_trains_as_a_cpu_does(loop, data, tmp_path):
+    same_on_both(loop, data(loop), tmp_path, within=max(1e-5, loop.equal), there="mps:0")
 
 
 @pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
