@@ -175,19 +175,33 @@ def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
         link(path, other)
 
 
-def snapshot(state, copies: dict | None = None):
+def snapshot(state):
     """A copy in main memory that training cannot change under the writer; tied weights stay tied."""
-    copies = {} if copies is None else copies
-    if torch.is_tensor(state):
-        key = (state.data_ptr(), state.shape, state.stride(), state.dtype)
-        if key not in copies or not state.numel():
-            copies[key] = state.detach().to("cpu", copy=True)
-        return copies[key]
-    if isinstance(state, dict):
-        return {k: snapshot(v, copies) for k, v in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(snapshot(v, copies) for v in state)
+    copies, gpus = {}, set()
+
+    def walk(x):
+        if torch.is_tensor(x):
+            key = (x.data_ptr(), x.shape, x.stride(), x.dtype)
+            if key not in copies or not x.numel():
+                copies[key] = copy(x.detach())
+                gpus.update({x.device} if x.is_cuda else ())
+            return copies[key]
+        if isinstance(x, dict):
+            return {k: walk(v) for k, v in x.items()}
+        return type(x)(map(walk, x)) if isinstance(x, list | tuple) else x
+
+    state = walk(state)
+    for device in gpus:
+        torch.cuda.synchronize(device)
     return state
+
+
+def copy(x: torch.Tensor) -> torch.Tensor:
+    """In main memory. A GPU writes to pinned memory without a detour; it is there at the next synchronisation."""
+    if x.is_cuda:
+        with contextlib.suppress(RuntimeError):  # no more can be pinned
+            return torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
+    return x.to("cpu", copy=True)
 
 
 def save(path: str | Path, state: dict, *, also: tuple = (), keep: bool = True, background: bool = False) -> None:

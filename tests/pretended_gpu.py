@@ -45,6 +45,9 @@ class Pretended(torch.Tensor):
     device = property(lambda self: self.place)
     is_cuda, is_meta = property(lambda self: self.place.type == "cuda"), property(lambda self: False)
 
+    def data_ptr(self):
+        return self.held.data_ptr()
+
     def tolist(self):
         return self.cpu().tolist()
 
@@ -86,7 +89,7 @@ class Gpu(TorchDispatchMode):
             source = args[name is aten.copy_]
             if name is aten.copy_:
                 gpu = isinstance(args[0], Pretended)
-            pinned = getattr(source, "pinned", False) and (kwargs.get("non_blocking") or True in args[2:])
+            pinned = any(hasattr(x, "pinned") for x in args[:2]) and (kwargs.get("non_blocking") or True in args[2:])
             if isinstance(source, Pretended) != gpu and not pinned:
                 self.wait(func)
         elif there and any(t.dim() for t in here):
@@ -94,8 +97,11 @@ class Gpu(TorchDispatchMode):
         elif there and (name in WAITS or asks_shape(name, args)):
             self.wait(func)
         kwargs |= {"device": CPU} if "device" in kwargs else {}
+        pinning = kwargs.pop("pin_memory", False)
         args_held, kwargs_held = tree_map(lambda x: x.held if isinstance(x, Pretended) else x, (args, kwargs))
         out = func(*args_held, **kwargs_held)
+        if pinning:
+            out.pinned = True
         if not gpu:
             return args[0] if name is aten.copy_ else out
         if self.device.type == "mps" and any(torch.is_tensor(x) and x.dtype == torch.float64 for x in tree_leaves(out)):
