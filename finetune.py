@@ -152,6 +152,10 @@ def main(args: Options) -> None:
                                  text_column=args.text_column, label_column=args.label_column,
                                  max_length=args.max_length, device=dist.pick_device(args.device, 0),
                                  dtype=args.dtype)  # fmt: skip
+    if args.text_column or args.label_column:
+        raise ValueError("--text_column and --label_column are for --predict; data/build_tensors.py takes them, too")
+    if args.freeze_epochs and not args.freeze:
+        raise ValueError(f"--freeze_epochs {args.freeze_epochs} is how long --freeze lasts, which is off")
     d = dist.init(args.device, timeout=args.timeout)
     say = print if d.main else lambda *a: None
 
@@ -186,6 +190,8 @@ def main(args: Options) -> None:
         cfg, weights, tokenizer, head = open_encoder(args.init_from, args.tokenizer)
     cfg = encoder_config(cfg, args.model)
     longest = min(args.max_length or cfg.block_size, cfg.block_size)
+    if longest < (args.max_length or 0):
+        say(f"--max_length {args.max_length} is more than the encoder's {longest} positions: texts are cut at these")
     splits, hash_ = {}, vocab.load(tokenizer).hash
     end = examples.token_id(examples.load_tokenizer(tokenizer), "end")
     for name, file in (("train", args.train), ("val", args.val), ("test", args.test)):
@@ -204,6 +210,7 @@ def main(args: Options) -> None:
             raise ValueError(f"{split.path} numbers its labels {split.names}, {train.path} {names}")
     if len(names) != C:
         raise ValueError(f"--num_labels is {C}, {train.path} has the {len(names)} labels {', '.join(names)}")
+    share = metrics.class_weights(args.class_weights, train.labels, C)
     B = stored["loop"]["batch"] if resuming else args.batch_size * args.gradient_accumulation_steps * d.world
     micro_steps, micro_batch = dist.split(B, args.batch_size, d.world)
     epoch_steps = -(-len(train) // B)
@@ -244,7 +251,6 @@ def main(args: Options) -> None:
     if d.world > 1:  # without find_unused_parameters buckets are rebuilt, and a resumed run sums in another order
         ids = [d.device.index] if d.device.type == "cuda" else None
         net = DistributedDataParallel(net, device_ids=ids, find_unused_parameters=True)
-    share = metrics.class_weights(args.class_weights, train.labels, C)
     shares = share.to(d.device)
 
     # -----------------------------------------------------------------------------

@@ -226,7 +226,7 @@ def main(args: Options) -> None:
         B = stored["loop"]["batch"]  # of all ranks together, whatever their number is now
         if {"per_device", "grad_acc"} & set(changes) and args.per_device * args.grad_acc * d.world != B:
             raise ValueError(f"--per_device x --grad_acc x ranks is {B} in the run to resume and cannot become"
-                             f" {args.per_device * args.grad_acc * d.world}: another --save_path starts anew")
+                             f" {args.per_device * args.grad_acc * d.world}: another run folder starts anew")
         say(f"resuming {path} at step {stored['step']}")
         for name, (old, new) in changes.items():
             say(f"  {name}: {old} -> {new}")
@@ -250,7 +250,8 @@ def main(args: Options) -> None:
     if not args.tokenizer and not about:
         raise ValueError("--tokenizer is missing: a tokenizers JSON, by data/train_tokenizer.py")
     about = examples.describe(args.tokenizer) if args.tokenizer else about
-    tokens, tokenizer = vocab.load(about), examples.load_tokenizer(about)
+    tokenizer = examples.load_tokenizer(args.tokenizer or about)
+    tokens = vocab.load(about)
     pad, end, mask_id = (examples.token_id(tokenizer, name) for name in ("pad", "end", "mask"))
     names = ("train", "eval", *["test"] * bool(args.test))
     splits = {name: open_rows(getattr(args, name), name, args.max_size, end, pad) for name in names}

@@ -260,6 +260,8 @@ def main(args: Options) -> None:
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     frozen = {"emb": p.freeze_emb, "ln": p.freeze_ln, "attn": p.freeze_attn, "ff": p.freeze_ff, "other": p.freeze_other}
     frozen = [part for part, yes in frozen.items() if yes and p.do_freeze is not False]
+    if not frozen and (p.do_freeze or p.layers_not_to_freeze):
+        say("note: nothing is frozen, as no freeze_emb, freeze_ln, freeze_attn, freeze_ff or freeze_other is on")
     table = optim.freeze(model, frozen, p.layers_not_to_freeze, "score.")
     model.to(d.device)
     dtype, precision = dist.precision(dtype, d.device)
@@ -321,7 +323,9 @@ def main(args: Options) -> None:
     last_step = min(t.max_epochs * epoch_steps, t.max_steps or sys.maxsize)
     warmup = round(p.warmup_steps_per_cent * last_step)
     every = some(t.val_check_interval, "trainer.params.val_check_interval", epoch_steps * micro_steps)
-    eval_steps = max(1, -(-every // micro_steps))
+    if every < 1:
+        raise ValueError(f"trainer.params.val_check_interval must be above 0, got {t.val_check_interval}")
+    eval_steps = -(-every // micro_steps)
 
     # -----------------------------------------------------------------------------
     # resume

@@ -272,7 +272,9 @@ def load_data(path: str | Path) -> dict:
     except Exception as e:
         with open(path, "rb") as f:
             start = f.read(2)
-        if start and start != b"PK" and start[:1] != b"\x80":  # no zip, no pickle: a CSV in place of a .pt, say
+        if not start:
+            raise ValueError(f"{path} is empty") from None
+        if start != b"PK" and start[:1] != b"\x80":  # no zip, no pickle: a CSV in place of a .pt, say
             raise ValueError(f"{path} is not a file that torch wrote") from None
         what = "holds code, not only data" if "Unsupported" in str(e) or "weights_only" in str(e) else "cannot be read"
         raise ValueError(f"{path} {what}: it is damaged, or not from a source to trust") from None

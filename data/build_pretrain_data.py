@@ -117,7 +117,7 @@ def main(args: Options) -> None:
             raise ValueError(f"{folder} exists and is no data set: it is not replaced")
     hash_ = vocab.load(examples.describe(args.tokenizer)).hash
     train, held = writers = [Writer(folder, coder.dtype, hash_) for folder in folders]
-    total = cut = lost = unknown = 0
+    total = cut = lost = unknown = pads = 0
     try:
         for which, (source, size) in enumerate(zip(sources, sizes, strict=True)):
             done = 0
@@ -131,11 +131,12 @@ def main(args: Options) -> None:
                     train.write(c.ids[~inside], c.lengths[~out])
                     held.write(c.ids[inside], c.lengths[out])
                 done, cut, lost = done + len(c.lengths), cut + c.cut, lost + c.lost
-                unknown += coder.lost(c.ids)
+                unknown, pads = unknown + coder.lost(c.ids), pads + c.pads
             total += done
         for writer, folder in zip(writers, folders, strict=True):
             if not writer.rows:
-                raise ValueError(f"{folder.name} would be empty: {total} examples, --split_prop {args.split_prop}")
+                raise ValueError(f"{folder.name} would be empty: {' and '.join(sources)} hold(s) {total} examples, and"
+                                 f" --split_prop is {args.split_prop}")  # fmt: skip
             writer.close()
         for writer, folder in zip(writers, folders, strict=True):
             if folder.exists():
@@ -147,7 +148,7 @@ def main(args: Options) -> None:
             writer.end_file()
             shutil.rmtree(writer.name, ignore_errors=True)
     print(f"{cut:,} of {total:,} examples were cut to {args.max_size} tokens ({lost:,} tokens left out)")
-    examples.note_lost(unknown, sum(writer.tokens for writer in writers))
+    examples.note_lost(unknown, sum(writer.tokens for writer in writers), pads)
 
 
 if __name__ == "__main__":

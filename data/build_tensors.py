@@ -43,25 +43,23 @@ class Options:
     seed: int = 42  # which example goes where
 
 
-def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarray, list[str], int]:
-    """Flat ids, lengths, labels as they are called, and how many examples were cut."""
-    ids, lengths, labels, cut, done = [], [], [], 0, 0
+def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarray, list[str], int, int]:
+    """Flat ids, lengths, labels as they are called, how many examples were cut, and how many <pad> left out."""
+    ids, lengths, labels, cut, done, pads, column = [], [], [], 0, 0, 0, ""
     rows = iter(progress(records.read(Path(args.input)), "examples"))
     while batch := list(itertools.islice(rows, 1000)):
-        column = records.text_column(batch[0], args.text_column, args.input)
+        column = column or records.text_column(batch[0], args.text_column, args.input, args.label_column)
         if args.label_column and args.label_column not in batch[0]:
             raise ValueError(f"{args.input} has no column {args.label_column!r}: --label_column takes one of"
                              f" {', '.join(batch[0])}{nearest(args.label_column, batch[0])}")  # fmt: skip
-        values = [row.get(column) for row in batch]
-        if column == "input_ids" and isinstance(values[0], list):
+        if column == "input_ids" and isinstance(batch[0].get(column), list):
+            values = [row.get(column) for row in batch]
             masks = [row.get("attention_mask") or [1] * len(row[column]) for row in batch]
             values = [[i for i, m in zip(v, mask, strict=True) if m] for v, mask in zip(values, masks, strict=True)]
             flat, n = np.concatenate(values), np.array([len(v) for v in values])
             coded = coder.cut(flat.astype(np.int32), n)
         else:
-            if bad := [i for i, v in enumerate(values) if not isinstance(v, str)]:
-                raise ValueError(f"{args.input}: row {done + bad[0] + 1} has no text in {column!r}: {values[bad[0]]!r}")
-            coded = coder(values)
+            coded = coder(records.texts(batch, column, args.input, done, bool(args.text_column)))
         if args.label_column:
             names = ["" if (v := row.get(args.label_column)) is None else str(v).strip() for row in batch]
             if "" in names:
@@ -70,9 +68,10 @@ def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarr
                 raise ValueError(f"{args.input}: row {row} has no label in {args.label_column!r}{more}")
             labels += names
         ids, lengths, cut, done = [*ids, coded.ids], [*lengths, coded.lengths], cut + coded.cut, done + len(batch)
+        pads += coded.pads
     if not done:
         raise ValueError(f"{args.input} holds no examples")
-    return np.concatenate(ids), np.concatenate(lengths), labels, cut
+    return np.concatenate(ids), np.concatenate(lengths), labels, cut, pads
 
 
 def number_labels(labels: list[str], file: str) -> list[str]:
@@ -102,7 +101,7 @@ def main(args: Options) -> None:
     coder = examples.encoder(args.tokenizer, args.max_length)
     pad = examples.token_id(coder.tokenizer, "pad")
     tokenizer = vocab.load(examples.describe(args.tokenizer)).hash
-    ids, lengths, labels, cut = encode(args, coder)
+    ids, lengths, labels, cut, pads = encode(args, coder)
     names = number_labels(labels, args.labels) if labels else None
     numbers = np.array([names.index(x) for x in labels]) if labels else None
 
@@ -129,7 +128,7 @@ def main(args: Options) -> None:
         if len(names) > n // 2:
             print(f"note: {len(names):,} labels for {n:,} examples: is {args.label_column!r} the column of labels?")
     print(f"{cut:,} of {n:,} examples were cut to {args.max_length} tokens")
-    examples.note_lost(coder.lost(ids), len(ids))
+    examples.note_lost(coder.lost(ids), len(ids), pads)
 
 
 if __name__ == "__main__":

@@ -199,7 +199,8 @@ def documents(piece: Piece, column: str) -> list[str]:
     if isinstance(piece.content, list):
         return [t for t in piece.content if t]
     if piece.path.suffix in LINES:  # "\\ud83d" alone is legal JSON and no text
-        found = examples.json_lines(piece.content, piece.path, piece.at, column)
+        name = examples.json_column(piece.path, column)
+        found = examples.json_lines(piece.content, piece.path, piece.at, name, bool(column))
         return [t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in found if t]
     return [examples.decode(piece.content, piece.path, piece.at).replace("\r\n", "\n")]
 

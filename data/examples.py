@@ -86,8 +86,8 @@ def blocks(path: Path) -> Iterator[tuple[bytes, int]]:
             offset += len(block)
 
 
-def json_lines(block: bytes, path: Path, offset: int, column: str) -> list[str]:
-    out = []
+def json_rows(block: bytes, path: Path, offset: int) -> Iterator[tuple[dict, int]]:
+    """Objects, and the byte where each begins."""
     for line in decode(block, path, offset).split("\n"):
         if line.strip():
             try:
@@ -96,12 +96,27 @@ def json_lines(block: bytes, path: Path, offset: int, column: str) -> list[str]:
                 raise ValueError(f"{path} at byte {offset}: {e.msg}") from None
             if not isinstance(row, dict):
                 raise ValueError(f"{path} at byte {offset}: an object a line is wanted, got {line[:40]!r}")
-            text = row[pick(list(row), column, path)]
-            if not isinstance(text, str):
-                raise ValueError(f"{path} at byte {offset}: text is wanted, got {text!r}")
-            out.append(text)
+            yield row, offset
         offset += len(line.encode()) + 1
-    return out
+
+
+def json_column(path: Path, column: str) -> str:
+    """The column that holds the text, as the first object has it: one for all."""
+    first = next((row for block, offset in blocks(path) for row, _ in json_rows(block, path, offset)), None)
+    return pick(list(first), column, path) if first is not None and not column else column
+
+
+def text_of(row: dict, column: str, where: str, given: bool) -> str:
+    """Rows of JSON need not be alike: none is taken for what it is not."""
+    if not given and column != "text" and "text" in row:
+        raise ValueError(f"{where}: it has a column 'text', rows before it have {column!r} alone: name the one to take")
+    if not isinstance(text := row.get(column), str):
+        raise ValueError(f"{where}: text is wanted in {column!r}, got {text!r}")
+    return text
+
+
+def json_lines(block: bytes, path: Path, offset: int, column: str, given: bool) -> list[str]:
+    return [text_of(row, column, f"{path} at byte {at}", given) for row, at in json_rows(block, path, offset)]
 
 
 def csv_lines(path: Path) -> Iterator[str]:
@@ -149,7 +164,7 @@ def parquet_rows(path: Path, column: str) -> Iterator[str]:
     for batch in file.iter_batches(columns=[name], batch_size=256):
         for text in batch.column(0).to_pylist():
             if not isinstance(text, str):
-                raise ValueError(f"{path} row {done}: column {name!r} must hold text, got {text!r}")
+                raise ValueError(f"{path} row {done + 1}: column {name!r} must hold text, got {text!r}")
             yield text
             done += 1
 
@@ -162,13 +177,15 @@ class Task(NamedTuple):
     block: bytes | list[str]
     offset: int  # of the block's first byte
     size: int  # bytes of source, for the progress bar
+    given: bool = True  # the column's name, by the user
 
 
 def tasks(path: str | Path, column: str = "") -> Iterator[Task]:
     for file in files(path):
         if file.suffix in (".txt", ".jsonl"):
+            name = json_column(file, column) if file.suffix == ".jsonl" else ""
             for block, offset in blocks(file):
-                yield Task(file, column, block, offset, len(block))
+                yield Task(file, name, block, offset, len(block), bool(column))
             continue
         texts, size = [], 0
         for text in (parquet_rows if file.suffix == ".parquet" else csv_rows)(file, column):
@@ -185,7 +202,7 @@ def texts_of(task: Task) -> list[str]:
     block = task.block
     if isinstance(block, bytes):
         if task.file.suffix == ".jsonl":
-            block = json_lines(block, task.file, task.offset, task.column)
+            block = json_lines(block, task.file, task.offset, task.column, task.given)
         else:  # not splitlines(): it also cuts at characters that are no line ends to anyone else
             block = decode(block, task.file, task.offset).split("\n")
     if task.file.suffix == ".txt":
@@ -270,6 +287,7 @@ class Coded(NamedTuple):
     cut: int  # examples that were too long
     lost: int  # tokens that this cost
     size: int = 0  # bytes of source
+    pads: int = 0  # tokens left out, as a text held the name of the padding
 
 
 class Encoder:
@@ -282,6 +300,7 @@ class Encoder:
         self.special = {t.content: i for i, t in self.tokenizer.get_added_tokens_decoder().items()}
         about = json.loads(self.tokenizer.to_str())
         self.ends = self.tokenizer.encode("").ids  # <s> </s>
+        self.pad = next((self.special[name] for name in NAMES["pad"] if name in self.special), None)
         word = about["model"].get("unk_token")
         self.unknown = self.tokenizer.token_to_id(word) if word else None
         self.table = None
@@ -298,7 +317,11 @@ class Encoder:
             rows = [e.ids for e in self.tokenizer.encode_batch_fast(texts)]
             lengths = np.fromiter(map(len, rows), np.int64, len(rows))
             ids = np.fromiter((i for row in rows for i in row), self.dtype, int(lengths.sum()))
-        return self.cut(ids, lengths)
+        pads = 0 if self.pad is None else int((ids == self.pad).sum())
+        if pads:  # <pad> in a text: among its tokens it would stand for none
+            lengths = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[ids != self.pad], minlength=len(lengths))
+            ids = ids[ids != self.pad]
+        return self.cut(ids, lengths)._replace(pads=pads)
 
     def lost(self, ids: np.ndarray) -> int:
         """How many tokens are <unk>."""
@@ -334,9 +357,11 @@ class Encoder:
         return Coded(out, kept.astype(np.int32), len(over), int((lengths - kept).sum()))
 
 
-def note_lost(lost: int, tokens: int) -> None:
+def note_lost(lost: int, tokens: int, pads: int = 0) -> None:
     if lost:
         print(f"note: {lost:,} of the {tokens:,} tokens are <unk>: the tokenizer has none for what stood there")
+    if pads:
+        print(f"note: texts held the name of the padding token {pads:,} times: it was left out")
 
 
 @functools.cache

@@ -30,28 +30,30 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     model = Classifier(RobertaConfig(**cfg), len(names), head["pooling"], head["pooler_type"], 0.0)
     model.load_state_dict({k: weights[k] for k in model.state_dict()})
     model.to(device).eval()
-    autocast = dist.autocast(device, dist.precision(dtype, device)[0])
+    dtype, precision = dist.precision(dtype, device)
+    autocast = dist.autocast(device, dtype)
     coder = examples.Encoder(about, min(max_length or sys.maxsize, model.config.block_size))
     rows = records.read(Path(texts))
     if not (first := next(rows, {})):
         raise ValueError(f"--predict {texts} holds no texts")
-    column, cut = records.text_column(first, text_column, texts), 0
+    column, cut, pads = records.text_column(first, text_column, texts, label_column), 0, 0
     if label_column and label_column not in first:
         raise ValueError(f"--label_column must be one of {', '.join(first)}; got {label_column!r}"
                          f"{nearest(label_column, first)}")  # fmt: skip
-    if not isinstance(first[column], str):
-        raise ValueError(f"--predict {texts}: column {column!r} must hold text, got {str(first[column])[:40]}")
+    records.texts([first], column, texts, 0, bool(text_column))
 
     @torch.no_grad()
-    def label(part: list[dict]) -> list[list]:
-        nonlocal cut
-        some = [str(row[column]) for row in part]
-        coded = coder(some)
-        cut += coded.cut
+    def label(numbered: list[tuple[int, dict]]) -> list[list]:
+        nonlocal cut, pads
+        done, part = numbered[0][0], [row for _, row in numbered]
+        coded = coder(some := records.texts(part, column, texts, done, bool(text_column)))
+        cut, pads = cut + coded.cut, pads + coded.pads
         with autocast:
             logits = model(torch.from_numpy(coded.ids.astype(np.int64)).to(device), torch.from_numpy(coded.lengths))
         shares = logits.cpu().double().softmax(1).numpy()
-        true = [[str(row[label_column]).strip()] if label_column else [] for row in part]
+        true = [[str(row.get(label_column, "")).strip()] if label_column else [] for row in part]
+        if [""] in true:
+            raise ValueError(f"{texts}: row {done + true.index(['']) + 1} has no label in {label_column!r}")
         if unknown := next((t for t in true if t and t[0] not in names), None):
             raise ValueError(f"--label_column {label_column} holds {unknown[0]!r}, the labels here are"
                              f" {', '.join(names)}")  # fmt: skip
@@ -60,9 +62,10 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
 
     mark = float(model.classifier.out_proj.weight.detach().cpu().double().sum())  # tells this model from another
     header = [column, "label", *(f"p_{name}" for name in names), *["true label"] * bool(label_column)]
-    rows = progress(itertools.chain([first], rows), "labelling", unit="texts")
+    rows = enumerate(progress(itertools.chain([first], rows), "labelling", unit="texts"))
     n = write_csv(out, header, rows, label, {"file": texts, "from": source, "mark": mark, "header": header}, 64)
-    print(f"{out}: {n:,} texts labelled, {cut:,} of them cut to {coder.max_size} tokens")
+    print(f"{out}: {n:,} texts labelled on {device}, {precision}; {cut:,} of them cut to {coder.max_size} tokens")
+    examples.note_lost(0, 0, pads)
     if label_column:
         with open(out, newline="", encoding="utf-8") as f:  # all of them, also those before a kill
             both = [(names.index(row["label"]), names.index(row["true label"])) for row in csv.DictReader(f)]

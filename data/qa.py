@@ -159,7 +159,8 @@ def check(path: Path, scored: bool = True, needed: tuple[str, ...] = ()) -> tupl
         if not any(counts[s] for s in (counts if names == "any" else names.split("|"))):
             found = ", ".join(f"{n} {s or 'without a split'}" for s, n in counts.items()) or "none"
             hint = '; write {"train": [...], "test": [...]}' if None in counts and names != "any" else ""
-            raise ValueError(f"{path} has no {names.replace('|', ' or ')} rows (rows: {found}){hint}")
+            kind = "" if names == "any" else f" {names.replace('|', ' or ')}"
+            raise ValueError(f"{path} has no{kind} rows (rows: {found}){hint}")
     return bool(pairs), counts
 
 

@@ -3,7 +3,6 @@
     for row in read(Path("reviews.csv")):     # {"text": "a good film", "label": "positive"}
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +17,11 @@ def read(path: Path) -> Iterator[dict]:
         yield from read_csv(path)
     elif path.suffix in (".txt", ".jsonl"):
         for block, offset in examples.blocks(path):
-            for line in examples.decode(block, path, offset).split("\n"):
-                if line.strip():
-                    yield {"text": line.strip()} if path.suffix == ".txt" else json_row(line, path)
+            if path.suffix == ".jsonl":
+                yield from (row for row, _ in examples.json_rows(block, path, offset))
+            else:
+                lines = examples.decode(block, path, offset).split("\n")
+                yield from ({"text": line.strip()} for line in lines if line.strip())
     else:
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
@@ -42,21 +43,20 @@ def read_csv(path: Path) -> Iterator[dict]:
             yield dict(zip(header, row, strict=True))
 
 
-def json_row(line: str, path: Path) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path}: {e.msg} in {line[:60]!r}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}: an object a line is wanted, got {line[:60]!r}")
-    return row
-
-
-def text_column(row: dict, name: str, path: str | Path) -> str:
-    """The column that holds the text: the one named, `text`, `input_ids`, or the only one."""
-    likely = [c for c in ("text", "input_ids") if c in row] or list(row)[: len(row) == 1]
+def text_column(row: dict, name: str, path: str | Path, label: str = "") -> str:
+    """The column that holds the text: the one named, `text`, `input_ids`, or the only one that is not the label's."""
+    others = [c for c in row if c != label]
+    likely = [c for c in ("text", "input_ids") if c in others] or others[: len(others) == 1]
     column = name or (likely[0] if likely else "")
+    if column == label and label:
+        raise ValueError(f"--text_column and --label_column are both {label!r}")
     if column not in row:
-        what = f"no column {name!r}" if name else "several columns and none is called text"
-        raise ValueError(f"{path} has {what}: --text_column takes one of {', '.join(row)}")
+        several = "several columns and none is called text" if others else "no column but the label's"
+        what = f"no column {name!r}" if name else several
+        raise ValueError(f"{path} has {what}: --text_column takes one of {', '.join(others) or 'its columns'}")
     return column
+
+
+def texts(rows: list[dict], column: str, path: str | Path, done: int, given: bool) -> list[str]:
+    """That column of rows done + 1, done + 2, ..."""
+    return [examples.text_of(row, column, f"{path}: row {i}", given) for i, row in enumerate(rows, done + 1)]

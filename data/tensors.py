@@ -21,9 +21,12 @@ from core import checkpoint
 def read(path: Path) -> tuple[dict, bool]:
     """({name: tensor}, whether True in the mask is padding)."""
     if not path.is_file():
-        raise ValueError(f"data set {path} does not exist")
+        what = "is a folder: a .pt file by data/build_tensors.py is wanted" if path.is_dir() else "does not exist"
+        raise ValueError(f"data set {path} {what}")
     with torch.serialization.safe_globals([TensorDataset]):
         data = checkpoint.load_data(path)
+    if isinstance(data, dict) and data.keys() >= {"model", "optimizer"}:
+        raise ValueError(f"{path} is a checkpoint: a data set by data/build_tensors.py is wanted")
     if isinstance(data, dict):
         return data, False
     parts = vars(data).get("tensors") if isinstance(data, TensorDataset) else None

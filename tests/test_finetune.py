@@ -322,7 +322,8 @@ def wrong(data, tmp_path, case):
     """(flags, what the message says) of one mistake."""
     rows = tensors.Rows(data / "val.pt")
     ids, lengths = rows.rows(np.arange(len(rows)))
-    new = tmp_path / "new.pt"
+    new, empty = tmp_path / "new.pt", tmp_path / "empty.pt"
+    empty.touch()
     if case == "no labels":
         tensors.save(new, ids, lengths, 1)
         return [f"--val={new}"], "has no labels"
@@ -358,11 +359,16 @@ def wrong(data, tmp_path, case):
         "unknown field": (["--model", "n_layers=1"], "did you mean 'n_layer'"),
         "not there": (["--init_from=nowhere/x.pt"], "nowhere"),
         "nothing to resume": (["--init_from=resume"], "nothing to resume"),
+        "a folder": ([f"--train={data}"], "is a folder: a .pt file"),
+        "a checkpoint": ([f"--train={data / 'encoder.pt'}"], "encoder.pt is a checkpoint: a data set by"),
+        "an empty file": ([f"--train={empty}"], "empty.pt is empty"),
+        "no freeze": (["--freeze_epochs=1"], "--freeze_epochs 1 is how long --freeze lasts, which is off"),
+        "for predict": (["--text_column=a"], "are for --predict"),
     }[case]
 
 
 CASES = ["no labels", "label out of range", "other names", "other tokenizer", "id out of range", "other pad",
-         "malicious", "too few labels", "too many labels", "no val", "no source", "weights", "layers", "another shape",
+         "malicious", "a folder", "a checkpoint", "an empty file", "no freeze", "for predict", "too few labels", "too many labels", "no val", "no source", "weights", "layers", "another shape",
          "other positions", "unknown field", "not there", "nothing to resume"]  # fmt: skip
 
 
@@ -384,10 +390,17 @@ def test_prediction_needs_a_classifier(data, tmp_path):
     with pytest.raises(ValueError, match="without a classifier"):
         predict(init_from=str(data / "encoder.pt"), predict=str(tmp_path / "new.txt"))
     tune(data, tmp_path / "run", "--max_steps=1")
-    for content, message in (("", "holds no texts"), ('{"text": 3}\n', "column 'text' must hold text, got 3")):
+    for content, message in (("", "holds no texts"), ('{"text": 3}\n', "row 1: text is wanted in 'text', got 3")):
         (tmp_path / "new.jsonl").write_text(content)
         with pytest.raises(ValueError, match=message):
             predict(init_from=str(tmp_path / "run"), predict=str(tmp_path / "new.jsonl"))
+    lines = '{"text": "7", "label": "seven"}\n{"text": "8"}\n{"label": "nine"}\n'
+    (tmp_path / "new.jsonl").write_text(lines)
+    for label, message in (("", "row 3: text is wanted in 'text', got None"), ("label", "row 2 has no label in")):
+        (tmp_path / "new.jsonl").write_text("\n".join(lines.splitlines()[: 3 - bool(label)]))
+        with pytest.raises(ValueError, match=message):
+            predict(init_from=str(tmp_path / "run"), predict=str(tmp_path / "new.jsonl"), label_column=label,
+                    out=str(tmp_path / "out.csv"))  # fmt: skip
 
 
 def test_a_changed_rate_acts_on_resume_and_changed_data_is_refused(data, tmp_path):

@@ -803,6 +803,7 @@ def test_the_export_scores_alike_in_transformers_alone_and_in_a_batch(toy, tmp_p
         (["--data.data_dir={toy}/none.json"], "none.json does not exist"),
         (["--data.max_length=3"], "the template alone takes"),
         (["--trainer.params.val_check_interval=x"], "val_check_interval must be a number of batches"),
+        (["--trainer.params.val_check_interval=0"], "val_check_interval must be above 0, got 0"),
         (["--model_params.loss=pairwise", "--data.data_dir={toy}/apart.json"], "no two answers to one training quest"),
         (["--init_from={toy}/none.pt"], "does not exist"),
         (["--trainer.params.accelerator=tpu"], "accelerator tpu is not there"),

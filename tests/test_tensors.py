@@ -244,6 +244,8 @@ def test_whole_numbers_stay_in_their_order():
     (b"words,label\none,a\nx,b\n", {}, "several columns .*: --text_column takes one of words, label"),
     (b"text,tag\none,a\n", {"label_column": "label"}, "no column 'label': --label_column takes one of text, tag"),
     (b"text,label\none,a\ntwo,\n", {"label_column": "label"}, "row 2 has no label"),
+    (b"label\na\nb\n", {"label_column": "label"}, "no column but the label's: --text_column takes one of"),
+    (b"text,label\none,a\n", {"text_column": "label", "label_column": "label"}, "are both 'label'"),
     (b"text,label\none,a,b\n", {}, "line 2 has 3 fields, the header 2"),
     (b"text\none\xff\n", {}, "not UTF-8 at byte 8"),
     (b"text\n", {}, "holds no examples"),
@@ -256,6 +258,27 @@ def test_bad_input_is_named_and_nothing_written(tmp_path, tokenizer, content, op
     with pytest.raises(ValueError, match=message):
         build(tmp_path, tokenizer, input=str(tmp_path / "a.csv"), **options)
     assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    (['{"text": "one"}', '{"other": "two"}'], "row 2: text is wanted in 'text', got None"),
+    (['{"id": "a"}', '{"id": "b", "text": "two"}'], "row 2: it has a column 'text', rows before it have 'id' alone"),
+    (['{"text": "one"}', '{"text": ["two"]}'], r"row 2: text is wanted in 'text', got \['two'\]"),
+    (['{"text": "one"}', "{two}"], "a.jsonl at byte 16: Expecting property name"),
+])  # fmt: skip
+def test_no_row_is_taken_for_what_it_is_not(tmp_path, tokenizer, rows, message):
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, tokenizer, input=str(tmp_path / "a.jsonl"), splits={"train": 1.0})
+    with pytest.raises(ValueError, match=message.replace("row 2", f"at byte {len(rows[0]) + 1}")):
+        list(examples.read(tmp_path / "a.jsonl"))
+
+
+def test_padding_in_a_text_is_left_out(tmp_path, tokenizer, capsys):
+    (tmp_path / "a.txt").write_text("one <pad> two\n<pad>\none two\n")
+    rows = build(tmp_path, tokenizer, input=str(tmp_path / "a.txt"), splits={"train": 1.0})["train"]
+    assert rows.row(0).tolist() == rows.row(2).tolist() and len(rows.row(1)) == 2
+    assert "the name of the padding token 2 times" in capsys.readouterr().out
 
 
 def test_cut_examples_are_counted(tmp_path, tokenizer, capsys):

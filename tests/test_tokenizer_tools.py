@@ -234,7 +234,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3\n")
     refused("t.csv", "line 3", source="t.csv", column="b")
     pq.write_table(pa.table({"text": ["1", None]}), tmp_path / "t.parquet")
-    refused("t.parquet", "row 1", source="t.parquet")
+    refused("t.parquet", "row 2", source="t.parquet")
     (tmp_path / "t.txt").write_text("\n \n")
     refused("empty", source="t.txt")
     with pytest.raises(ValueError, match="t.txt has no examples that are not blank"):
