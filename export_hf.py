@@ -7,7 +7,8 @@
 
 An encoder loads with AutoModelForMaskedLM, or AutoModel.from_pretrained("exported", add_pooling_layer=False) for its
 vectors. A classifier and a reward model load with AutoModelForSequenceClassification. A reward model's config.json has
-a mean and a std: score_mean + score_std * logit is the score of "Question: Q\\nAnswer: A" and the end of text.
+a mean and a std: score_mean + score_std * logit is the score of "Question: Q\\nAnswer: A" and the end of text. (A
+special token's name in a question or an answer is plain text here, and that token to transformers.)
 """
 
 import json
