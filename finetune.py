@@ -275,6 +275,7 @@ def main(args: Options) -> None:
         optim.load(optimizer, stored["optimizer"])
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])
+        run.not_beyond(first_step, last_step, "--epochs or --max_steps")
         if first_step >= last_step:
             message = f"this run is finished at step {first_step}: a higher --epochs goes on"
             if place.second:

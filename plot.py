@@ -204,6 +204,8 @@ def main(args: Options) -> None:
         raise ValueError(f"--metric must be one of {', '.join(known)}; got {metric!r}{nearest(metric, known)}")
     if not args.text and Path(args.out).suffix not in PICTURES:
         raise ValueError(f"--out must end in {', '.join(PICTURES)}, got {args.out}")
+    if not args.text and not Path(args.out).parent.is_dir():
+        raise ValueError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
     curves = {str(r.path): r.curve(metric) for r in runs}
     rows = table(runs, metric)
     print("\n".join(lines(rows) if len(lines(rows)[0]) <= WIDTH else upright(rows)))

@@ -50,12 +50,15 @@ class Options:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
+def read(file: Path, option: str) -> str:
+    if not file.is_file():
+        raise ValueError(f"{option}: no such file")
+    return examples.decode(file.read_bytes(), file, 0).replace("\r\n", "\n")
+
+
 def prompt(text: str) -> str:
     if text.startswith("FILE:"):
-        path = Path(text[5:])
-        if not path.is_file():
-            raise ValueError(f"--start {text}: no such file")
-        return path.read_text(encoding="utf-8")
+        return read(Path(text[5:]), f"--start {text}")
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
@@ -143,11 +146,9 @@ def main(args: Options) -> None:
 
     if args.perplexity:
         file = Path(args.perplexity)
-        if not file.is_file():
-            raise ValueError(f"--perplexity {file}: no such file")
+        text = read(file, f"--perplexity {file}")
         if len(tokens) > 1:
             raise ValueError(f"--perplexity {file}: this model reads {len(tokens)} aligned streams, not one text")
-        text = file.read_text(encoding="utf-8")
         model.float()
         with dist.autocast(d.device, dtype):
             loss, n = perplexity(model, tokens[0].encode(text), d.device, **which)

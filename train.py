@@ -56,7 +56,9 @@ def main(args: Options) -> None:
             say(f"  {name}: {old} -> {new}")
     train_args.settle(args)
     if args.init_from not in ("scratch", "resume"):
-        where = f"{args.prev_run_ckpt}/{args.init_from_ckpt}" if args.init_from == "prev_run" else args.init_from
+        where = args.prev_run_ckpt if args.init_from == "prev_run" else args.init_from
+        if args.init_from == "prev_run" or checkpoint.is_run(where) and args.init_from_ckpt != "ckpt.pt":
+            where = f"{where}/{args.init_from_ckpt}"
         source, whole = hf.source(where), args.transfer == ["all"]
         train_args.adopt(args, source, where)
 
@@ -106,6 +108,8 @@ def main(args: Options) -> None:
 
     about = [{"name": name, "vocab_size": data.vocab_size, "tokenizer": data.tokenizer}
              for name, data in zip(names, sets, strict=True)]  # fmt: skip
+    for note in train_args.notes(args, about):
+        say(f"note: {note}")
     meta = {"dataset": " ".join(names), "mode": args.training_mode, "streams": about, **about[0]}
     rng.seed_torch(args.seed, "init")
     cfg = GPTConfig(**stored["model_config"]) if resuming else train_args.model_config(args, vocabulary)
@@ -150,6 +154,7 @@ def main(args: Options) -> None:
         optim.load(optimizer, stored["optimizer"], own=tuple(args.optimizer_args))
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])
+        run.not_beyond(first_step, last_step, "--max_iters")
         if first_step >= last_step:
             say(f"this run is finished at step {first_step}; --max_iters above that goes on")
     if replaying:
@@ -282,6 +287,8 @@ def main(args: Options) -> None:
             if better and args.max_sample_tokens or args.sample_each_eval:
                 sample()
             if last:
+                if step < last_step:
+                    track.say(f"stopped at step {step}: no better val loss in {args.patience} evaluations")
                 break
         if args.save_major_ckpt_interval and step and step % args.save_major_ckpt_interval == 0:
             save(step, f"ckpt_{step}.pt")

@@ -204,6 +204,20 @@ def settle(args: Options) -> None:
         raise ValueError(f"--gpt2_type={args.gpt2_type} needs --init_from=gpt2, got --init_from={args.init_from}")
 
 
+def notes(args: Options, streams: list[dict]) -> list[str]:
+    """What is allowed and probably not meant."""
+    out, default = [], Options.__dataclass_fields__["lr_decay_iters"].default
+    if args.lr_decay_match_max_iters and args.lr_decay_iters not in (default, args.max_iters):
+        out.append(f"--lr_decay_iters {args.lr_decay_iters} is not used, as --lr_decay_match_max_iters makes it"
+                   f" --max_iters, {args.max_iters}")  # fmt: skip
+    if args.never_save_checkpoint and (args.save_major_ckpt_interval or args.always_save_checkpoint):
+        out.append("--never_save_checkpoint: the other options to save act on nothing")
+    tokenizers = {json.dumps(s["tokenizer"], sort_keys=True) for s in streams}
+    if args.training_mode == "multidataset" and not args.multidataset_wte and len(tokenizers) > 1:
+        out.append("data sets of different tokenizers share one embedding; --multidataset_wte gives each its own")
+    return out
+
+
 def datasets(args: Options) -> list[str]:
     return {"single": [args.dataset], "multidataset": args.dataset_list,
             "multicontext": args.multicontext_datasets}[args.training_mode]  # fmt: skip

@@ -288,7 +288,10 @@ def load(path: str | Path) -> dict:
     if not verify(path):
         _good.discard(path)
         _bad.add(path)
-        raise ValueError(f"checkpoint {path} is damaged or incomplete (its SHA-256 does not match)")
+        with open(path, "rb") as f:
+            alien = f.read(2) not in (b"PK", b"")
+        what = "not a file that torch wrote" if alien else "damaged or incomplete (its SHA-256 does not match)"
+        raise ValueError(f"checkpoint {path} is {what}")
     state = load_data(path)
     if not isinstance(state, dict) or set(state) != set(KEYS):
         raise ValueError(f"{path} is not a checkpoint of these scripts")
@@ -303,6 +306,11 @@ def candidates(folder: Path, name: str) -> list[Path]:
     numbered.sort(key=lambda p: int(p.parent.name.split("-")[1]), reverse=True)
     found = [folder / name, previous(folder / name), *numbered, folder / f"best{Path(name).suffix}"]
     return [p for p in found if p.is_file()]
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether it is a folder with checkpoints of ours."""
+    return bool(Path(folder).is_dir() and candidates(Path(folder), "ckpt.pt"))
 
 
 def goes_on(folder: run.Run, name: str = "ckpt.pt") -> bool:

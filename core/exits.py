@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 OK, BUG, BAD_INPUT, NOT_FINITE, CANNOT_WRITE, STOPPED = 0, 1, 2, 3, 74, 75
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 ROOT = Path(__file__).resolve().parent.parent
 held = None  # the run folder this process holds (core/run.py), for the last word in status.json
 
@@ -39,7 +40,9 @@ def verdict(e: BaseException) -> tuple[int, str]:
         return STOPPED, "interrupted"
     if isinstance(e, NotFinite):
         return NOT_FINITE, str(e)
-    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+    if isinstance(e, BrokenPipeError):
+        return CANNOT_WRITE, "standard output was closed"
+    if isinstance(e, OSError) and e.errno in UNWRITABLE:
         return CANNOT_WRITE, f"{e.strerror}: {e.filename}" if e.filename else str(e.strerror)
     if isinstance(e, FileExistsError | NotADirectoryError) and e.filename:
         return BAD_INPUT, f"{e.filename}: a folder is wanted there, and a file is in the way"
@@ -52,6 +55,15 @@ def verdict(e: BaseException) -> tuple[int, str]:
     if ranks() and isinstance(e, RuntimeError) and ("reset by peer" in str(e) or "closed by peer" in str(e)):
         return BUG, f"rank {ranks().get_rank()} lost another rank, which ended or was killed"
     return BUG, f"{type(e).__name__}: {e}"
+
+
+def say(word: str = "") -> None:
+    """A word on stderr, after all on stdout. What goes to a closed stream (`| head`) goes nowhere from now on."""
+    for stream, last in ((sys.stdout, ""), (sys.stderr, word)):
+        try:
+            print(last, end="", file=stream, flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def finish_saving() -> None:
@@ -75,15 +87,15 @@ def guard():
         if code == BUG and "another rank" not in message:
             traceback.print_exc()
         if isinstance(e, KeyboardInterrupt):
-            print(file=sys.stderr)  # text may be standing in this line
+            say("\n")  # text may be standing in this line
         who = f"[rank {ranks().get_rank()}] " if ranks() else ""
-        print(f"{who}error: {message}", file=sys.stderr)
+        say(f"{who}error: {message}\n")
     try:
         finish_saving()
     except BaseException as e:
         if code in (OK, STOPPED):
             code, message = verdict(e)
-        print(f"error: {verdict(e)[1]}", file=sys.stderr)
+        say(f"error: {verdict(e)[1]}\n")
     if held:
         held.leave(code, message)
         held = None
@@ -92,8 +104,7 @@ def guard():
         from core import dist
 
         dist.close()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    say()
     if many:  # gloo's threads may abort an interpreter that tears down
         os._exit(code)
     if code:

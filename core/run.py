@@ -57,7 +57,10 @@ class Run:
             return
         self.created = not self.path.exists()
         self.fresh = not (self.path / ".lock").exists()
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # a file system of the kernel's own
+            raise ValueError(f"the folder {self.path} cannot be made") from None
         self.lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - held as long as the run
         try:
             if fcntl:
@@ -174,6 +177,12 @@ def refuse(path: Path, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
     if holds_run(path, checkpoints):
         raise ValueError(f"{path} holds a run already: --init_from=resume goes on with it, --overwrite replaces it,"
                          " another name keeps both")  # fmt: skip
+
+
+def not_beyond(first_step: int, last_step: int, option: str) -> None:
+    """A run cannot end before the step that it is at: there are no weights of an earlier one to end with."""
+    if first_step > last_step:
+        raise ValueError(f"{option} ends the run at step {last_step}, and it is at step {first_step} already")
 
 
 def disk_full(path: Path, need: int, cause: OSError) -> OSError:

@@ -202,6 +202,7 @@ def main(args: Options) -> None:
         optim.load(optimizer, stored["optimizer"])
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])
+        run.not_beyond(first_step, last_step, "--max_steps")
         if first_step >= last_step:
             say(f"this run is finished at step {first_step}; --max_steps above that goes on")
     if replaying:

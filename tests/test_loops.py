@@ -1,6 +1,7 @@
 """One contract for all loops: exact resume, batches cut in any way, ranks, the logged loss, and that they learn."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -101,6 +102,28 @@ def test_resume_equals_uninterrupted(loop, data, tmp_path, monkeypatch):
     saved = [read_yaml(tmp_path / run / "config.yaml") for run in "ab"]
     assert saved[0]["init_from"] == saved[1]["init_from"] != "resume"  # it runs again as it is
     assert not saved[1].get("resume")
+
+
+@ROWS
+def test_a_run_cannot_end_before_the_step_it_is_at(loop, data, tmp_path, capsys):
+    """It had no evaluation to end with: refused, and what the folder holds stays as it was."""
+    loop.run(begin(loop, data(loop), tmp_path / "a"))
+    before = {p: p.read_bytes() for p in (tmp_path / "a").iterdir() if p.is_file() and p.suffix not in (".lock", "")}
+    with pytest.raises(SystemExit) as stop, run.guard():
+        loop.run([*begin(loop, data(loop), tmp_path / "a"), *loop.steps(4), *loop.resume(tmp_path / "a")])
+    assert stop.value.code == 2 and "ends the run at step 4, and it is at step 10 already" in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in before}
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_output_that_nobody_reads_any_more(both, data, tmp_path):
+    """`| head`: a line and 74, and a status that says so."""
+    loop = LOOPS[0]
+    command = " ".join(map(shlex.quote, loop.command(begin(loop, data(loop), tmp_path / "a"))))
+    script = f"{command} {'2>&1' if both else ''} | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "74" and "Traceback" not in done.stderr, done
+    assert run.read_status(tmp_path / "a")["message"] == "standard output was closed"
 
 
 @ROWS

@@ -186,6 +186,28 @@ def test_sample_only(data, tmp_path, capsys):
     assert re.search(r"^ab[a-k]{4} ?\n---$", capsys.readouterr().out.strip(), re.M)
 
 
+def test_what_is_probably_not_meant_is_said(data, tmp_path, capsys):
+    shape = dict(BASE, max_iters=4, eval_interval=1, learning_rate=0, min_lr=0, patience=2)
+    run(dataset=data / "toy", out_dir=tmp_path, lr_decay_iters=3, never_save_checkpoint=True,
+        save_major_ckpt_interval=2, **shape)  # fmt: skip
+    said = capsys.readouterr().out
+    for line in ("note: --lr_decay_iters 3 is not used", "note: --never_save_checkpoint: the other options to save",
+                 "stopped at step 2: no better val loss in 2 evaluations"):  # fmt: skip
+        assert line in said
+
+
+def test_a_run_folder_s_other_checkpoint_is_started_from(data, tmp_path, capsys):
+    from core import checkpoint
+
+    run(dataset=data / "toy", out_dir=tmp_path / "a", save_major_ckpt_interval=2, **dict(BASE, max_iters=4))
+    for name, step in (("ckpt_2.pt", 2), ("ckpt.pt", 4)):
+        run(f"--init_from={tmp_path / 'a'}", f"--init_from_ckpt={name}", dataset=data / "toy", out_dir=tmp_path / name,
+            **dict(BASE, max_iters=0, always_save_checkpoint=True))  # fmt: skip
+        old = checkpoint.load(tmp_path / "a" / ("best.pt" if step == 4 else name))["model"]
+        new = checkpoint.load(tmp_path / name / "ckpt.pt")["model"]
+        assert all(torch.equal(old[k], new[k]) for k in old)
+
+
 def test_sampling_without_a_tokenizer_is_refused_at_the_start(data, tmp_path, capsys):
     import shutil
 
