@@ -116,6 +116,13 @@ class Options:
 FREE = ("init_from", "transfer", "out_dir", "check", "replay_step", "predict", "text_column", "label_column", "out",
         "device", "timeout", *files.FREE)  # fmt: skip
 FIXED = ("data", "model", "seed")
+NEEDS = {  # what acts only beside other options
+    "transfer": "--init_from other than scratch|resume",
+    "freeze_n_layers freeze_embeddings backbone_lr_mult": "no --freeze, or --freeze_epochs",
+    "min_lr_ratio": "--lr_schedule=cosine|linear",
+    "out": "--predict",
+    "wandb_entity wandb_project wandb_run_name": "--wandb_log",
+}
 
 
 # -----------------------------------------------------------------------------
@@ -179,6 +186,8 @@ def main(args: Options) -> None:
             say(f"  {name}: {old} -> {new}")
     elif place.second == "refuse":
         run.refuse(folder.path, (place.ckpt, place.best))
+    for line in config.idle(args, NEEDS):
+        say(f"note: {line}")
 
     # -----------------------------------------------------------------------------
     # data: after the encoder, whose tokenizer it must be made with

@@ -140,6 +140,14 @@ class Options:
 FREE = ("save_path", "init_from", "transfer", "reset", "check", "replay_step", "embed", "out", "pooling", "column",
         "device", "timeout", "no_wandb", "ckpt_path", "strict", "test", "tokenizer", *files.FREE)  # fmt: skip
 FIXED = ("data", "model", "seed")
+NEEDS = {  # what acts only beside other options
+    "transfer strict": "--init_from other than scratch|resume, or --reset",
+    "epochs": "no --max_steps",
+    "warmup_ratio": "no --warmup_steps",
+    "min_lr_ratio": "--lr_schedule=linear|cosine",
+    "fp16": "--dtype=auto|float16",
+    "out pooling column": "--embed",
+}
 SHAPE = {"vocab_size": "vocab_size", "hidden_size": "n_embd", "hidden_depth": "n_layer", "attention_heads": "n_head",
          "intermed_size": "mlp_size", "act_func": "activation", "pos_embed": "position"}  # fmt: skip
 
@@ -232,6 +240,8 @@ def main(args: Options) -> None:
             say(f"  {name}: {old} -> {new}")
     else:
         B = args.per_device * args.grad_acc * d.world
+    for line in config.idle(args, NEEDS):
+        say(f"note: {line}")
     if args.fp16 and "dtype" not in args.given:
         args.dtype = "float16" if d.device.type != "cpu" else "auto"
         say(*["--fp16: on this CPU float16 crawls, dtype is auto"] * (args.dtype == "auto"))

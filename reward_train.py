@@ -140,6 +140,10 @@ FIXED = ("model_name", "seed", "data.data_dir", "data.max_length", "data.max_pro
          "trainer.params.overfit_batches")  # fmt: skip
 FREE = ("init_from", "transfer", "score", "out", "check", "replay_step", "timeout", "trainer.checkpoint.dirpath",
         "trainer.ckpt_path", "trainer.params.accelerator", "trainer.params.strategy")  # fmt: skip
+NEEDS = {  # what acts only beside other options
+    "transfer": "--init_from other than resume",
+    "out": "--score",
+}
 
 
 def some(text: str, name: str, whole: int) -> int:
@@ -242,6 +246,8 @@ def main(args: Options) -> None:
         say(f"resuming {path} at step {stored['step']}")
         for name, (old, new) in changes.items():
             say(f"  {name}: {old} -> {new}")
+    for line in config.idle(args, NEEDS):
+        say(f"note: {line}")
     p, t, keep = args.model_params, args.trainer.params, args.trainer.checkpoint
 
     # -----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from core.config import option
+from core.config import idle, option
 from core.schedule import SCHEDULES
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from data import vocab
@@ -157,6 +157,28 @@ class Options:
 FREE = ("out_dir", "init_from", "gpt2_type", "prev_run_ckpt", "init_from_ckpt", "transfer", "eval_only", "sample_only",
         "check", "replay_step", "device", "backend", "timeout", "list")  # fmt: skip
 FIXED = ("data", "model", "seed", "optimizer")
+# what acts only beside other options
+SAMPLING = "--max_sample_tokens, or --sample_each_eval, or --sample_only"
+FALLING = "--lr_scheduler=cosine|linear|wsd"
+NEEDS = {
+    "transfer init_from_ckpt": "--init_from other than scratch",
+    "prev_run_ckpt": "--init_from=prev_run",
+    "mlp_expansion_factor": "no --mlp_size",
+    "use_rotary_embeddings use_abs_pos_embeddings": "no --position",
+    "rope_base": "--use_rotary_embeddings, or --position=rotary",
+    "sgd_momentum": "--optimizer=sgd",
+    "beta1 beta2": "--optimizer other than sgd|adafactor|adagrad|adadelta|rmsprop|rprop|asgd",
+    "weight_decay": "--optimizer other than rprop",
+    "decay_lr": "--lr_scheduler=none",
+    "lr_decay_iters": f"{FALLING}, or --decay_lr",
+    "min_lr": f"{FALLING}|exponential|step|plateau, or --decay_lr",
+    "exponential_gamma": "--lr_scheduler=exponential",
+    "step_lr_size step_lr_gamma": "--lr_scheduler=step",
+    "plateau_factor plateau_patience": "--lr_scheduler=plateau",
+    "wsd_decay_frac": "--lr_scheduler=wsd",
+    "sample_start_tokens temperature top_k": SAMPLING,
+    "wandb_project wandb_run_name": "--wandb_log",
+}
 
 
 def catalogue(what: str) -> str:
@@ -206,7 +228,7 @@ def settle(args: Options) -> None:
 
 def notes(args: Options, streams: list[dict]) -> list[str]:
     """What is allowed and probably not meant."""
-    out, default = [], Options.__dataclass_fields__["lr_decay_iters"].default
+    out, default = idle(args, NEEDS), Options.__dataclass_fields__["lr_decay_iters"].default
     if args.lr_decay_match_max_iters and args.lr_decay_iters not in (default, args.max_iters):
         out.append(f"--lr_decay_iters {args.lr_decay_iters} is not used, as --lr_decay_match_max_iters makes it"
                    f" --max_iters, {args.max_iters}")  # fmt: skip

@@ -114,6 +114,40 @@ def put(options: Any, name: str, value: Any) -> None:
 
 
 # -----------------------------------------------------------------------------
+# options that act only beside others
+
+
+CONDITION = re.compile(r"(no )?--([\w.]+)(?:(=| other than )(.+))?")
+
+
+def holds(options: Any, condition: str) -> bool:
+    """--name, no --name, --name=a|b (of a list joined by +: one of them) or --name other than a|b."""
+    no, name, how, values = CONDITION.fullmatch(condition).groups()
+    value = get(options, name)
+    if not how:
+        return bool(value) != bool(no)
+    among = not {*str(value).split("+")}.isdisjoint(values.split("|"))
+    return among if how == "=" else bool(value) and not among
+
+
+def idle(options: Any, needs: dict[str, str]) -> list[str]:
+    """A line for each option that the user set and that acts on nothing here.
+
+    `needs` is {names, with blanks between: conditions, joined by ", or "}. Who says --switch=false beside what belongs
+    to the switch knows it.
+    """
+    known, out = specs(type(options)), []
+    for names, text in needs.items():
+        conditions = text.split(", or ")
+        off = {c[2:] for c in conditions if c[2:] in known and get(options, c[2:]) is False}
+        if off & options.given or any(holds(options, c) for c in conditions):
+            continue
+        out += [f"--{name} does nothing here: it needs {text.replace('|', ' or ')}" for name in names.split()
+                if name in options.given and get(options, name) != known[name].default]  # fmt: skip
+    return out
+
+
+# -----------------------------------------------------------------------------
 # files
 
 

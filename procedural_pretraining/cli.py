@@ -30,7 +30,7 @@ from core.tracker import Tracker, duration, peak_flops, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from model import GPT, GPTConfig
 from procedural_pretraining.judge import averages, draw_scores, judge, show_sample
-from procedural_pretraining.settings import FIXED, FREE, lengths, model_config, preset, settle
+from procedural_pretraining.settings import FIXED, FREE, NEEDS, lengths, model_config, preset, settle
 from variants.packed import send
 
 
@@ -128,6 +128,8 @@ def main(args: Options) -> None:
         say(f"resuming {path} at step {stored['step']}")
         for name, (old, new) in changes.items():
             say(f"  {name}: {old} -> {new}")
+    for line in config.idle(args, NEEDS):
+        say(f"note: {line}")
 
     # -----------------------------------------------------------------------------
     # data

@@ -10,6 +10,15 @@ DYCK = {"seq_length": 128, "epochs": 1000, "steps_per_epoch": 1000, "max_steps":
 FIXED = ("task", "seed", "gpt2_size", "position", "use_qk_norm", "dropout", "use_curriculum")
 FREE = ("save_dir", "run_name", "init_from", "transfer", "resume", "resume_run_id", "check", "replay_step",
         "device", "backend", "timeout")  # fmt: skip
+DYCK_TASKS = "dyck|dyck_shuffle"
+NEEDS = {  # what acts only beside other options
+    "vocab_size": f"--task other than {DYCK_TASKS}",
+    "p_open": f"--task={DYCK_TASKS}",  # k: a preset for all tasks names it
+    "max_depth": "--task=dyck_shuffle",
+    "transfer": "--init_from other than scratch|resume",
+    "curriculum_start curriculum_step_size curriculum_mastery_threshold curriculum_step_epochs": "--use_curriculum",
+    "wandb_project wandb_name resume_run_id": "--wandb_enable",
+}
 
 
 def preset(argv: list[str]) -> list[str]:

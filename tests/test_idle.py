@@ -1,0 +1,131 @@
+"""Options that act only beside others: named in a note where they cannot act, and then they do change nothing."""
+
+import importlib
+
+import pytest
+import torch
+
+from core import checkpoint, config
+from procedural_pretraining.settings import preset
+from tests.loops import FINETUNE, PRETRAIN, PROCEDURAL, REWARD, ROOT, TRAIN, made_once
+
+TABLES = {"train": "train_args", "procedural_pretraining": "procedural_pretraining.settings"}
+LOOPS = {loop.name: loop for loop in (TRAIN, PRETRAIN, FINETUNE, REWARD, PROCEDURAL)}
+
+
+def table(loop) -> dict[str, str]:
+    return importlib.import_module(TABLES.get(loop.name, loop.module)).NEEDS
+
+
+def options_of(loop):
+    return importlib.import_module(loop.module).Options
+
+
+ROWS = [(name, option) for name, loop in LOOPS.items() for names in table(loop) for option in names.split()]
+# what a tiny run must say, so that the option cannot act; nothing where it says so already
+SETTING = {
+    ("train", "mlp_expansion_factor"): ["--mlp_size=24"],
+    ("train", "use_rotary_embeddings"): ["--position=learned"],
+    ("train", "use_abs_pos_embeddings"): ["--position=learned"],
+    ("train", "beta1"): ["--optimizer=sgd"],
+    ("train", "beta2"): ["--optimizer=rmsprop"],
+    ("train", "weight_decay"): ["--optimizer=rprop"],
+    ("train", "decay_lr"): ["--lr_scheduler=wsd"],
+    ("pretrain", "warmup_ratio"): ["--warmup_steps=1"],
+    ("pretrain", "min_lr_ratio"): ["--lr_schedule=constant"],
+    ("finetune", "freeze_n_layers"): ["--freeze"],
+    ("finetune", "freeze_embeddings"): ["--freeze"],
+    ("finetune", "backbone_lr_mult"): ["--freeze"],
+    ("finetune", "min_lr_ratio"): ["--lr_schedule=none"],
+    ("procedural_pretraining", "vocab_size"): ["--task=dyck"],
+    **{("procedural_pretraining", f"curriculum_{name}"): ["--no-use_curriculum"]
+       for name in ("start", "step_size", "mastery_threshold", "step_epochs")},
+}  # fmt: skip
+VALUES = {"transfer": "attn", "pooling": "cls", "init_from_ckpt": "other.pt", "curriculum_mastery_threshold": "0.5"}
+CHOOSES_WEIGHTS = ("finetune", "transfer")  # where there are some: from scratch, finetune.py needs another data set
+FIRST = {loop: option for loop, option in reversed(ROWS) if (loop, option) != CHOOSES_WEIGHTS}
+RUNS = [pytest.param(*row, marks=[] if row in FIRST.items() else pytest.mark.full)
+        for row in ROWS if row != CHOOSES_WEIGHTS]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return made_once(tmp_path_factory.mktemp)
+
+
+def another(loop, name: str) -> str:
+    """A value that is not the default."""
+    default = config.specs(options_of(loop))[name].default
+    if name in VALUES:
+        return VALUES[name]
+    if isinstance(default, bool):
+        return str(not default)
+    if isinstance(default, float):
+        return str(default / 2 if default else 0.5)
+    return str(default + 1) if isinstance(default, int) else "other"
+
+
+@pytest.mark.parametrize("name, option", RUNS)
+def test_what_is_said_to_do_nothing_does_nothing(name, option, data, tmp_path, capsys):
+    loop, ends = LOOPS[name], []
+    flag = f"--{option}={another(loop, option)}"
+    note = f"note: --{option} does nothing here: it needs "
+    for extra in ([], [flag]):
+        out = tmp_path / str(len(ends))
+        begin = [*loop.flags(data(loop), out), *loop.steps(3), *loop.batch(4, 1, 1), *SETTING.get((name, option), [])]
+        loop.run([*begin, *extra])
+        said = any(flag.startswith(f"--{option}=") for flag in [*begin, *extra])
+        knows = any(flag.startswith("--no-") for flag in begin if flag != "--no_wandb")
+        assert (note in capsys.readouterr().out) == (said and not knows)
+        ends.append(checkpoint.load(loop.last(out))["model"])
+    assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())
+
+
+@pytest.mark.parametrize("name, option", ROWS)
+def test_conditions_name_options_and_their_values(name, option):
+    cls = options_of(LOOPS[name])
+    known = config.specs(cls)
+    assert option in known
+    conditions = next(text for names, text in table(LOOPS[name]).items() if option in names.split())
+    for condition in conditions.split(", or "):
+        _, other, _, values = config.CONDITION.fullmatch(condition).groups()
+        assert other in known
+        config.holds(cls(), condition)
+        for value in values.split("|") if values and other != "init_from" else []:
+            config.parse(cls, [f"--{other}={value}"])
+
+
+def lines(loop, argv: list[str]) -> list[str]:
+    return config.idle(config.parse(options_of(loop), argv), table(loop))
+
+
+def test_a_switch_that_is_set_off_says_the_user_knows():
+    assert lines(TRAIN, ["--wandb_project=x"]) == ["--wandb_project does nothing here: it needs --wandb_log"]
+    assert lines(TRAIN, ["--wandb_project=x", "--no-wandb_log"]) == []
+    assert lines(TRAIN, ["--wandb_project=x", "--wandb_log"]) == []
+
+
+def test_conditions_of_each_kind():
+    base = "--rope_base=500"
+    assert lines(TRAIN, [base]) and lines(TRAIN, [base, "--position=learned+alibi"])
+    assert not lines(TRAIN, [base, "--position=learned+rotary"])
+    assert not lines(TRAIN, [base, "--use_rotary_embeddings"])
+    assert lines(TRAIN, ["--transfer=attn"]) and not lines(TRAIN, ["--transfer=attn", "--init_from=gpt2"])
+    assert lines(PRETRAIN, ["--transfer=attn"]) and not lines(PRETRAIN, ["--transfer=attn", "--reset"])
+    assert not lines(TRAIN, ["--min_lr=1e-4"])  # the default
+    assert lines(TRAIN, ["--min_lr=1e-5"]) == [
+        "--min_lr does nothing here: it needs --lr_scheduler=cosine or linear or wsd or exponential or step or plateau,"
+        " or --decay_lr"]  # fmt: skip
+    for kind in ("cosine", "plateau"):
+        assert not lines(TRAIN, ["--min_lr=1e-5", f"--lr_scheduler={kind}"])
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_our_configs_say_nothing_that_does_nothing(path):
+    assert lines(LOOPS[path.parent.name], ["--config", str(path)]) == []
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("procedural_pretraining/configs/*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("more", [[], ["--preset=small"]])
+def test_nor_do_those_of_the_tasks(path, more):
+    assert lines(PROCEDURAL, preset(["--config", str(path), *more])) == []
