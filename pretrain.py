@@ -59,7 +59,7 @@ from variants.packed import send
 class Options:
     # run
     run_name: str = ""  # shown in wandb
-    save_path: str = "out_pretrain"  # run folder
+    save_path: str = option("out_pretrain", alias=("out_dir",))  # run folder
     init_from: str = ""  # empty: continue what save_path holds, else start; resume; scratch; or weights to start from
     transfer: list[str] = option(["all"])  # parts to take: embed attn mlp norm head all, with layers as in attn:0-3
     reset: bool = False  # start again from the last checkpoint's weights, with new arguments

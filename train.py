@@ -43,6 +43,8 @@ def main(args: Options) -> None:
     resuming, stored, source = args.init_from == "resume", None, None
     if resuming and args.init_from_ckpt != "ckpt.pt":
         stored, path = checkpoint.load(folder.path / args.init_from_ckpt), args.init_from_ckpt
+        if (reached := run.read_status(folder.path).get("step") or 0) > stored["step"]:
+            say(f"note: this run was at step {reached}; what it saved after step {stored['step']} is replaced")
     elif resuming:
         stored, path = checkpoint.newest(args.out_dir)
     if resuming:
@@ -265,6 +267,8 @@ def main(args: Options) -> None:
         # evaluate, save; once more after the last step
 
         folder.step = step
+        major = args.save_major_ckpt_interval and step and step % args.save_major_ckpt_interval == 0
+        keep = [f"ckpt_{step}.pt"] if major else []
         if not replaying and (step % args.eval_interval == 0 or step == last_step):
             done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
             losses = loop["eval"]["losses"] if done else evaluate()
@@ -283,15 +287,16 @@ def main(args: Options) -> None:
             track.eval(step, losses, "best" if better else "", quiet=bool(done))
             last = step == last_step or (args.patience is not None and loop["waited"] >= args.patience)
             if last or not args.only_save_checkpoint_at_end and (better or args.always_save_checkpoint):
-                save(step, *["best.pt"] * better, background=not last)
-            if better and args.max_sample_tokens or args.sample_each_eval:
+                save(step, *["best.pt"] * better, *keep, background=not last)
+                keep = []
+            if better and args.max_sample_tokens or args.sample_each_eval and not done:
                 sample()
             if last:
                 if step < last_step:
                     track.say(f"stopped at step {step}: no better val loss in {args.patience} evaluations")
                 break
-        if args.save_major_ckpt_interval and step and step % args.save_major_ckpt_interval == 0:
-            save(step, f"ckpt_{step}.pt")
+        if keep:
+            save(step, *keep)
         if step % args.eval_interval == 0:
             track.clock(step)
 

@@ -29,7 +29,7 @@ class Options:
     # run
     out_dir: str = "out"  # run folder: config.yaml, CSV files, checkpoints, loss.png
     init_from: str = "scratch"  # scratch, resume, prev_run, a checkpoint or run folder, gpt2*, a folder in HF format
-    gpt2_type: str = "gpt2"  # which one --init_from=gpt2 is: gpt2, gpt2-medium, gpt2-large, gpt2-xl
+    gpt2_type: Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "gpt2"  # which one --init_from=gpt2 is
     prev_run_ckpt: str = "out"  # run folder that --init_from=prev_run takes its weights from
     init_from_ckpt: str = "ckpt.pt"  # checkpoint file in that folder; given with resume, the one to go on from
     transfer: list[str] = option(["all"])  # parts to take: embed attn mlp norm head all, with layers as in attn:0-3
@@ -352,8 +352,9 @@ def adopt(args: Options, source: dict, where: str) -> None:
             ours = getattr(args, f.name)
             heads = f.name == "n_head" and any(part.startswith("attn") for part in args.transfer)  # its cut
             if (args.transfer == ["all"] or heads) and f.name in config and ours != theirs:
-                raise ValueError(f"--{f.name} is {theirs!r} in {where}, not {ours!r}: leave it out, or name the parts"
-                                 f" to take with --transfer")  # fmt: skip
+                how = "name the parts to take with" if args.transfer == ["all"] else "leave attn out of"
+                raise ValueError(f"--{f.name} is {theirs!r} in {where}, not {ours!r}: leave it out, or"
+                                 f" {how} --transfer")  # fmt: skip
         elif f.name in config or source["kind"] == "gpt":
             setattr(args, f.name, theirs)
 

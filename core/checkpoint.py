@@ -331,7 +331,9 @@ def newest(folder: str | Path, name: str = "ckpt.pt") -> tuple[dict, Path]:
             return state, path
         except ValueError as e:
             print(f"{e}; trying the one before", file=sys.stderr)
-    raise ValueError(f"nothing to resume: no checkpoint in {folder} is intact")
+    others = ", ".join(p.name for p in sorted(folder.glob(f"{Path(name).stem}_*{Path(name).suffix}")) if verify(p))
+    raise ValueError(f"nothing to resume: no checkpoint in {folder} is intact"
+                     + f" but {others}, which --init_from_ckpt takes" * bool(others))  # fmt: skip
 
 
 def prune(folder: str | Path, keep: int) -> None:
@@ -397,9 +399,10 @@ def transfer(model, weights: dict, parts: list[str], source: str, whole: bool = 
             raise ValueError(f"--transfer {part}: layers are written 0-3 or 2")
         limits = (int(low), int(high or low)) if layers else (0, float("inf"))
         wanted.update(dict.fromkeys(GROUPS if name == "all" else [name], limits))
-    table, seen = {}, set()
+    table, seen, tied = {}, set(), False
     for name, target in model.state_dict().items():
         if target.data_ptr() in seen:  # a head tied to the embedding goes with it
+            tied = True
             continue
         seen.add(target.data_ptr())
         group = group_of(name)
@@ -431,5 +434,8 @@ def transfer(model, weights: dict, parts: list[str], source: str, whole: bool = 
         raise ValueError(f"{source} {what} ({len(lacks + extra)} such names): give its own model options, or --transfer"
                          f" with the parts to take")  # fmt: skip
     if not any(done == "taken" for _, done in table):
+        if tied and "head" in wanted:
+            raise ValueError(f"{source}: --transfer head takes nothing, as the head here is the embedding (weight"
+                             " tying): --transfer embed")  # fmt: skip
         raise ValueError(f"{source}: none of --transfer {' '.join(parts)} is in it under our names")
     return [(group, done, count) for (group, done), count in sorted(table.items())]

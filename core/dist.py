@@ -103,13 +103,13 @@ def pick_device(device: str, local: int) -> torch.device:
     have = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * mps
     if device == "auto":
         device = have[-1]
-    device = {"gpu": "cuda"}.get(device, device)
+    asked, device = device, {"gpu": "cuda"}.get(device, device)
     device = f"cuda:{device}" if device.isdigit() else device
     kind = device.split(":")[0]
     if kind not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
+        raise ValueError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {asked!r}")
     if kind not in have:
-        raise ValueError(f"--device {device}: this machine (or this build of torch) has {', '.join(have)}")
+        raise ValueError(f"--device {asked}: this machine (or this build of torch) has {', '.join(have)}")
     if kind == "cuda":
         index = int(device.split(":")[1]) if ":" in device else local
         if index >= torch.cuda.device_count():

@@ -155,7 +155,8 @@ def read_yaml(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         inside = path / "config.yaml"
-        hint = f"is a folder: its file is {inside}" if inside.is_file() else "does not exist"
+        hint = "does not exist" if not path.exists() else "is a folder: a file is wanted"
+        hint = f"is a folder: its file is {inside}" if inside.is_file() else hint
         raise ValueError(f"config file {path} {hint}")
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -84,7 +84,7 @@ class Options:
     show_samples: Whole = 1  # printed at each evaluation
     save_total_limit: Whole = 1  # checkpoints to keep, the newest in ckpt.pt, others in checkpoint-STEP; 0: all
     patience: Count | None = 50  # evaluations without a better accuracy before the run ends (dyck: none)
-    save_dir: str | None = None  # run folder; None: out/procedural/TASK
+    save_dir: str | None = option(None, alias=("out_dir",))  # run folder; None: out/procedural/TASK
     run_name: str | None = None  # a folder in save_dir
     resume: bool = False  # go on where the run in the folder stopped
 

@@ -126,7 +126,11 @@ def test_nothing_to_resume_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no checkpoint"):
         newest(tmp_path)
     (tmp_path / "ckpt.pt").write_bytes(b"x")
-    with pytest.raises(ValueError, match="no checkpoint in .* is intact"):
+    with pytest.raises(ValueError, match="no checkpoint in .* is intact$"):
+        newest(tmp_path)
+    save(tmp_path / "ckpt_5.pt", state(1.0, 5))
+    (tmp_path / "ckpt_6.pt").write_bytes(b"x")
+    with pytest.raises(ValueError, match="is intact but ckpt_5.pt, which --init_from_ckpt takes"):
         newest(tmp_path)
 
 

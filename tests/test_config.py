@@ -7,7 +7,7 @@ import pytest
 
 from core import config
 from core.config import option
-from core.values import Beta, Count, coerce
+from core.values import Beta, Count, coerce, read_yaml
 
 
 @dataclass
@@ -164,3 +164,12 @@ def test_a_beta_of_one_is_refused_before_torch_sees_it():
 def test_a_name_stays_in_its_folder(name):
     with pytest.raises(ValueError, match="plain name"):
         config.safe_name(name, "--run_name")
+
+
+def test_a_folder_is_no_config_file(tmp_path):
+    for path, says in ((tmp_path, "is a folder: a file is wanted"), (tmp_path / "x.yaml", "does not exist")):
+        with pytest.raises(ValueError, match=says):
+            read_yaml(path)
+    (tmp_path / "config.yaml").write_text("a: 1")
+    with pytest.raises(ValueError, match="is a folder: its file is .*config.yaml"):
+        read_yaml(tmp_path)

@@ -201,6 +201,13 @@ def test_a_device_that_is_not_there(device):
         dist.pick_device(device, 0)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize("device", ["gpu", "0", "cuda"])
+def test_a_device_is_named_as_the_user_named_it(device):
+    with pytest.raises(ValueError, match=f"--device {device}: this machine"):
+        dist.pick_device(device, 0)
+
+
 # -----------------------------------------------------------------------------
 # ranks
 

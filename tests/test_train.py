@@ -122,6 +122,8 @@ def test_what_is_saved_and_when(data, tmp_path):
     assert saved(only_save_checkpoint_at_end=True) == ["best.pt", "ckpt.pt"]
     assert saved(never_save_checkpoint=True) == []
     assert saved(save_major_ckpt_interval=4) == ["best.pt", "ckpt.prev.pt", "ckpt.pt", "ckpt_4.pt"]
+    numbered = [f"ckpt_{n}.pt" for n in (2, 4, 6)]  # also where an evaluation saves, and at the last step
+    assert saved(save_major_ckpt_interval=2) == ["best.pt", "ckpt.prev.pt", "ckpt.pt", *numbered]
 
 
 def test_always_save_and_patience(data, tmp_path):
@@ -176,6 +178,9 @@ def test_sampling_while_training(data, tmp_path, capsys):
     greedy, narrow, wide = (samples(sample_each_eval=True, **still, **o)[0] for o in
                             ({"temperature": 0}, {"top_k": 1}, {"temperature": 50}))  # fmt: skip
     assert greedy == narrow != wide
+    capsys.readouterr()
+    run("--init_from=resume", out_dir=tmp_path / "a", small=False)  # of a finished run: sampled already
+    assert "---" not in capsys.readouterr().out
 
 
 def test_sample_only(data, tmp_path, capsys):
@@ -206,6 +211,27 @@ def test_a_run_folder_s_other_checkpoint_is_started_from(data, tmp_path, capsys)
         old = checkpoint.load(tmp_path / "a" / ("best.pt" if step == 4 else name))["model"]
         new = checkpoint.load(tmp_path / name / "ckpt.pt")["model"]
         assert all(torch.equal(old[k], new[k]) for k in old)
+
+
+def test_a_resume_from_an_older_checkpoint_says_what_it_replaces(data, tmp_path, capsys):
+    run(dataset=data / "toy", out_dir=tmp_path, save_major_ckpt_interval=2, **dict(BASE, max_iters=4))
+    for expected in (True, False):  # at its end again, nothing is replaced
+        step = 2 if expected else 4
+        run("--init_from=resume", f"--init_from_ckpt=ckpt_{step}.pt", out_dir=tmp_path, small=False)
+        note = f"note: this run was at step 4; what it saved after step {step} is replaced"
+        assert (note in capsys.readouterr().out) == expected
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--transfer=head"], "as the head here is the embedding (weight tying): --transfer embed"),
+    (["--transfer=attn", "--n_head=4"], "leave it out, or leave attn out of --transfer"),
+    (["--n_head=4"], "leave it out, or name the parts to take with --transfer"),
+])  # fmt: skip
+def test_what_weights_cannot_give_is_said_with_what_would_do(flags, says, data, tmp_path):
+    run(dataset=data / "toy", out_dir=tmp_path / "a", **dict(BASE, max_iters=1))
+    short = {k: v for k, v in BASE.items() if k != "n_head"}
+    with pytest.raises(ValueError, match=re.escape(says)):
+        run(f"--init_from={tmp_path / 'a'}", *flags, dataset=data / "toy", out_dir=tmp_path / "b", **short)
 
 
 def test_sampling_without_a_tokenizer_is_refused_at_the_start(data, tmp_path, capsys):
