@@ -99,6 +99,9 @@ def export_gpt(state: dict, out: Path) -> tuple[str, float]:
         raise ValueError(f"this model has several vocabularies, {cfg['vocab_sizes']}: transformers' GPT-2 has one")
     hf.save(out, "llama" if cfg["position"] == "rotary" else "gpt2", cfg, state["model"])
     words = write_tokenizer(out, about, cfg["block_size"], causal=True)
+    streams = state["meta"].get("streams") or []
+    if any(s["tokenizer"] != about for s in streams):
+        words += f" (that of {streams[0]['name']}; the model was trained on ids of other tokenizers, too)"
     _, again, weights = hf.load(out)
     ids = torch.randint(0, cfg["vocab_size"], (2, cfg["block_size"]), generator=torch.Generator().manual_seed(0))
     a, b = load(GPT(GPTConfig(**cfg)), state["model"])(ids), load(GPT(GPTConfig(**again)), weights)(ids)

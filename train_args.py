@@ -88,7 +88,6 @@ class Options:
     use_post_ln: bool = False  # a norm after each sum
     attn_logit_softcapping: Positive | None = None  # attention scores stay within +- this
     final_logit_softcapping: Positive | None = None  # logits stay within +- this
-    use_gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
 
     # optimization
     optimizer: str = option("adamw", choices=OPTIMIZERS)  # --list optimizers names them
@@ -145,6 +144,7 @@ class Options:
     device: str = "auto"  # cpu, cuda, cuda:N, mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool | None = None  # torch.compile; None: on CUDA only
+    use_gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
     backend: str | None = option(None, choices=("nccl", "gloo"))  # between ranks; None: nccl on CUDA, gloo elsewhere
     deterministic: bool = False  # bit-exact on GPUs too, slower
     timeout: Positive = 120  # seconds a rank waits for another

@@ -47,6 +47,17 @@ def tokenizers_json():
     return {"kind": "tokenizers", "json": tokenizer.to_str()}
 
 
+def test_a_mixture_says_whose_tokenizer_it_wrote(tmp_path, capsys):
+    char = {"kind": "char", "chars": sorted(set(TEXT))}
+    for name, other in (("alike", char), ("mixed", {"kind": "byte"})):
+        train(tmp_path, char)
+        state = checkpoint.load(tmp_path / "ckpt.pt")
+        state["meta"]["streams"] = [{"name": "a", "tokenizer": char}, {"name": "b", "tokenizer": other}]
+        checkpoint.save(tmp_path / "ckpt.pt", state)
+        export(f"--init_from={tmp_path / 'ckpt.pt'}", f"--out={tmp_path / name}")
+        assert ("that of a; the model was trained on" in capsys.readouterr().out) == (name == "mixed")
+
+
 @pytest.mark.parametrize(
     "tokenizer",
     [

@@ -222,6 +222,21 @@ def test_a_resume_from_an_older_checkpoint_says_what_it_replaces(data, tmp_path,
         assert (note in capsys.readouterr().out) == expected
 
 
+def test_a_resume_may_turn_gradient_checkpointing_on(data, plain, tmp_path, monkeypatch):
+    from model import Block
+
+    run(dataset=data / "toy", out_dir=tmp_path, save_major_ckpt_interval=1, **BASE)
+    calls, real = [], Block.forward
+    monkeypatch.setattr(Block, "forward", lambda *a, **k: calls.append(1) or real(*a, **k))
+    counts = []
+    for flag in ("--no-use_gradient_checkpointing", "--use_gradient_checkpointing"):
+        calls.clear()
+        run("--init_from=resume", "--init_from_ckpt=ckpt_1.pt", flag, out_dir=tmp_path, small=False)
+        counts.append(len(calls))
+        assert equal(weights(tmp_path / "ckpt.pt"), plain)
+    assert counts[1] == counts[0] + 2 * 2, "each of two blocks again in each of two backward passes"
+
+
 @pytest.mark.parametrize("flags, says", [
     (["--transfer=head"], "as the head here is the embedding (weight tying): --transfer embed"),
     (["--transfer=attn", "--n_head=4"], "leave it out, or leave attn out of --transfer"),
