@@ -22,7 +22,8 @@ from model import Classifier, RobertaConfig
 
 def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: str, tokenizer: str = "",
           text_column: str = "", label_column: str = "", max_length: int | None = None) -> None:  # fmt: skip
-    """A row for each text: the text, its label, the probability of each label, and the true label where it is known."""
+    """A row for each text: it, its label, the probability of each label, the true label where it is known, and what
+    else stands in its row."""
     cfg, weights, about, head = open_encoder(source, tokenizer)
     if not head:
         raise ValueError(f"--init_from {source} is an encoder without a classifier: fine-tune it first")
@@ -41,6 +42,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
         raise ValueError(f"--label_column must be one of {', '.join(first)}; got {label_column!r}"
                          f"{nearest(label_column, first)}")  # fmt: skip
     records.texts([first], column, texts, 0, bool(text_column))
+    others = [c for c, value in first.items()
+              if c not in (column, label_column) and not isinstance(value, list | dict | bytes)]  # fmt: skip
 
     @torch.no_grad()
     def label(numbered: list[tuple[int, dict]]) -> list[list]:
@@ -57,11 +60,13 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
         if unknown := next((t for t in true if t and t[0] not in names), None):
             raise ValueError(f"--label_column {label_column} holds {unknown[0]!r}, the labels here are"
                              f" {', '.join(names)}")  # fmt: skip
-        found = zip(some, shares, true, strict=True)
-        return [[text, names[p.argmax()], *(f"{x:.6f}" for x in p), *t] for text, p, t in found]
+        rest = [["" if (value := row.get(c)) is None else value for c in others] for row in part]
+        found = zip(some, shares, true, rest, strict=True)
+        return [[text, names[p.argmax()], *(f"{x:.6f}" for x in p), *t, *more] for text, p, t, more in found]
 
     mark = float(model.classifier.out_proj.weight.detach().cpu().double().sum())  # tells this model from another
     header = [column, "label", *(f"p_{name}" for name in names), *["true label"] * bool(label_column)]
+    header += [f"{c} (input)" if c in header else c for c in others]
     rows = enumerate(progress(itertools.chain([first], rows), "labelling", unit="texts"))
     n = write_csv(out, header, rows, label, {"file": texts, "from": source, "mark": mark, "header": header}, 64)
     print(f"{out}: {n:,} texts labelled on {device}, {precision}; {cut:,} of them cut to {coder.max_size} tokens")
