@@ -122,7 +122,7 @@ def main(args: Options) -> None:
         model.load_state_dict(stored["model"])
     elif source:
         if whole or {"embed", "head"} & set(args.transfer):
-            train_args.check_tokenizers(about, source["meta"], where)
+            train_args.check_tokenizers(about, source["meta"], where, ", or --transfer attn mlp norm")
         for part, done, count in checkpoint.transfer(model, source["model"], args.transfer, where, whole):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     model.to(d.device)

@@ -271,7 +271,8 @@ def vocabularies(args: Options, sets: list, known: dict | None) -> dict:
             raise ValueError(f"the weights have vocabularies of {theirs or known['vocab_size']}, the data {sizes}")
         limits = theirs if own else [known["vocab_size"]] * len(sets)
     for data, limit in zip(sets, limits, strict=True):
-        data.vocab_size = min(data.vocab_size, limit)  # an id beyond is found when the ids are checked
+        if limit < data.vocab_size:  # an id beyond is found when the ids are checked
+            data.vocab_size, data.limited = limit, " in the weights to start from"
     return {"vocab_size": max(limits), "vocab_sizes": list(limits) if own else None}
 
 
@@ -282,7 +283,7 @@ def check_streams(splits: list, names: list[str]) -> None:
         raise ValueError(f"the streams of --multicontext_datasets must be equally long, {splits[0].name} has: {found}")
 
 
-def check_tokenizers(streams: list[dict], meta: dict, where: str) -> None:
+def check_tokenizers(streams: list[dict], meta: dict, where: str, or_else: str = "") -> None:
     """Weights know ids, not words: with another tokenizer they would read nonsense."""
 
     def digest(about: dict) -> str:
@@ -296,7 +297,7 @@ def check_tokenizers(streams: list[dict], meta: dict, where: str) -> None:
         ours, theirs = now["tokenizer"], [digest(then["tokenizer"]) for then in those if then.get("tokenizer")]
         if ours and theirs and digest(ours) not in theirs:
             raise ValueError(f"the tokenizer of {now['name']} ({digest(ours)}) is not that of {where}"
-                             f" ({'; '.join(theirs)}): use it for the data, or --transfer attn mlp norm")  # fmt: skip
+                             f" ({'; '.join(theirs)}): use it for the data{or_else}")  # fmt: skip
 
 
 def prompts(args: Options, streams: list[dict], val: list, device: torch.device) -> list[tuple[torch.Tensor, list]]:

@@ -82,6 +82,7 @@ class Dataset:
         self.vocab_size = self.meta.get("vocab_size")
         if not isinstance(self.vocab_size, int) or isinstance(self.vocab_size, bool) or self.vocab_size < 1:
             raise ValueError(f"{self.source}: vocab_size must be a whole number > 0, got {self.vocab_size!r}")
+        self.limited = ""  # by whom, where vocab_size is not the data's own
         self.dtype = self.meta.get("dtype", dtype_for(self.vocab_size))
         if str(self.dtype) not in DTYPES:
             raise ValueError(f"{self.source}: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
@@ -203,9 +204,8 @@ class Split:
                 block = ids[begin : begin + BLOCK]
                 if block.max() >= limit:
                     at = begin + int(np.argmax(block >= limit))
-                    raise ValueError(
-                        f"{path}: id {ids[at]} at offset {at:,} (byte {at * dtype.itemsize:,}), vocab_size is {limit:,}"
-                    )
+                    raise ValueError(f"{path}: id {ids[at]} at offset {at:,} (byte {at * dtype.itemsize:,}), vocab_size"
+                                     f" is {limit:,}{self.dataset.limited}")  # fmt: skip
             seen.add(path)
 
 

@@ -443,7 +443,7 @@ def test_the_name_gpt2_and_its_sizes(data, tmp_path, monkeypatch):
 def test_ids_beyond_the_vocabulary_of_the_weights_are_named(data, tmp_path, capsys):
     gpt2_folder(tmp_path / "gpt2", vocab_size=10)
     line = refused(capsys, tmp_path / "no", dataset=data / "toy", init_from=tmp_path / "gpt2", **START)
-    assert "train.bin: id 10 at offset" in line and "vocab_size is 10" in line
+    assert "train.bin: id 10 at offset" in line and "vocab_size is 10 in the weights to start from" in line
 
 
 @pytest.mark.parametrize("option, message", [
@@ -504,6 +504,9 @@ def test_another_tokenizer_is_refused(data, tmp_path, capsys):
     line = refused(capsys, tmp_path / "no", dataset=other, init_from=tmp_path / "old", **START)
     assert "the tokenizer of other (char, " in line and "--transfer attn mlp norm" in line
     run("--transfer", "attn", "mlp", "norm", dataset=other, init_from=tmp_path / "old", out_dir=tmp_path / "a", **START)
+    (other / "meta.json").write_text(json.dumps(meta))
+    line = refused(capsys, tmp_path / "a", "--init_from=resume", small=False)  # where there is nothing to transfer
+    assert "the tokenizer of other (char, " in line and "transfer" not in line
 
 
 def test_each_data_set_s_tokenizer_is_compared():
