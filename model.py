@@ -8,7 +8,6 @@ What a model is made of (norm, activation, mlp, position, attention) are names i
 Weight names are nanoGPT's.
 """
 
-import inspect
 import math
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from variants.activations import ACTIVATIONS
 from variants.attentions import ATTENTIONS
 from variants.dropout import Dropout, dropout
-from variants.long_attentions import LONG
+from variants.long_attentions import LONG, check
 from variants.losses import IGNORE, loss_sum
 from variants.mlps import MLPS
 from variants.norms import NORMS
@@ -72,6 +71,9 @@ class GPTConfig:
             raise ValueError(f"n_kv_group must divide n_head {self.n_head}, got {self.n_kv_group}")
         if self.window_size is not None and self.window_size < 1:
             raise ValueError(f"window_size must be > 0, got {self.window_size}")
+        if self.mlp_size is not None and self.mlp_size < 1 or not int(self.mlp_expansion_factor * self.n_embd):
+            raise ValueError(f"mlp_size must be > 0: it is {self.mlp_size}, mlp_expansion_factor x n_embd is"
+                             f" {self.mlp_expansion_factor} x {self.n_embd}")  # fmt: skip
         tables = [("norm_variant_attn", NORMS), ("norm_variant_output", NORMS), ("mlp_variant", MLPS)]
         for name, table in [*tables, ("attention_variant", ATTENTIONS)]:
             if getattr(self, name) not in table:
@@ -245,7 +247,7 @@ class GPT(nn.Module):
         at = torch.arange(past, past + T, device=idx.device)
         x = self.embed(idx, **which)
         for p in self.positions:
-            x = x + p(at)
+            x = p.add(x, at)
         x = self.transformer.drop(x)
         rotary = next((r for p in self.positions if (r := p.rotary(at)) is not None), None)
         bias = next((b for p in self.positions if (b := p.bias(T, past + T, idx.device)) is not None), None)
@@ -379,6 +381,12 @@ class RobertaConfig:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "mlp_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        for name in ("rope_base", "rope_scale", "norm_eps", *["attn_size"] * (self.attn_size is not None)):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        for name in ("hidden_dropout", "embedding_dropout", "attn_out_dropout", "attn_dropout"):
+            if not 0 <= (getattr(self, name) or 0.0) < 1:
+                raise ValueError(f"{name} must be 0 or more and below 1, got {getattr(self, name)}")
         size = self.attn_size or self.n_embd
         if size % self.n_head:
             name = "attn_size" if self.attn_size else "n_embd"
@@ -396,9 +404,7 @@ class RobertaConfig:
         if self.attention == "favor" and self.attn_dropout:
             raise ValueError(f"attn_dropout must be 0 with attention favor, which has no weights to drop, got"
                              f" {self.attn_dropout}")  # fmt: skip
-        known = inspect.signature(LONG[self.attention]).parameters if self.attention in LONG else ()
-        if unknown := [name for name in self.attention_args if name not in known]:
-            raise ValueError(f"attention {self.attention} takes no argument {unknown[0]!r}")
+        check(self.attention, self.attention_args)
 
 
 class PackedAttention(nn.Module):
@@ -521,7 +527,7 @@ class Roberta(nn.Module):
             raise ValueError(f"a sequence of {batch.lengths.max()} tokens is too long for block_size {c.block_size}")
         x = t.wte(tokens)
         if "wpe" in t:
-            x = x + t.wpe(batch.positions)
+            x = t.wpe.add(x, batch.positions)
         x = dropout(t.ln_emb(x), self.p_embedding, self.training)
         for i, block in enumerate(t.h):
             x = block(x, batch, narrow=select is not None and i == c.n_layer - 1)
@@ -666,9 +672,7 @@ class ScoreModel(nn.Module):
 
     def read(self, tokens: Tensor, lengths: Tensor, width: int | None = None, cache: Cache | None = None) -> Tensor:
         """The hidden state at each text's last token, (B, C); padding stands behind it, where no token looks."""
-        B, T = len(lengths), width or int(lengths.max())
-        if not width and compiles_shapes(tokens.device):
-            T = max(T, min(round_up(T, 16), self.config.block_size - (cache.length if cache else 0)))
+        B, T = len(lengths), width or self.width(lengths, tokens.device)
         lengths = lengths.cpu()
         shift = torch.arange(B) * T - lengths.cumsum(0) + lengths
         at = torch.arange(len(tokens)) + torch.repeat_interleave(shift, lengths)
@@ -677,12 +681,18 @@ class ScoreModel(nn.Module):
         last = (torch.arange(B, device=tokens.device), send(lengths - 1, tokens.device))
         return self.backbone.hidden(idx.view(B, T), cache, select=last).squeeze(1)
 
+    def width(self, lengths: Tensor, device: torch.device, before: int = 0) -> int:
+        """Of a batch, with `before` tokens in a cache: its longest, or a little more where round shapes are faster."""
+        T = int(lengths.max())
+        return max(T, min(round_up(T, 16), self.config.block_size - before)) if compiles_shapes(device) else T
+
     def answers(self, shared: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
         """The scores of texts that all begin with `shared` (S,); tokens and lengths are of what follows it."""
         B, S = len(lengths), len(shared)
-        one, cache = self.backbone.new_cache(1, S), self.backbone.new_cache(B, S + int(lengths.max()))
+        T = self.width(lengths, tokens.device, S)
+        one, cache = self.backbone.new_cache(1, S), self.backbone.new_cache(B, S + T)
         self.backbone.hidden(shared[None], one)
         for (k, v), (keys, values) in zip(one.layers, cache.layers, strict=True):
             keys[:, :, :S], values[:, :, :S] = k, v  # (1, nh, S, hs) to each of B
         cache.length = S
-        return self.head(self.read(tokens, lengths, cache=cache))
+        return self.head(self.read(tokens, lengths, T, cache))

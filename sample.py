@@ -92,14 +92,21 @@ def pick(args: Options, meta: dict, sizes: list[int] | None) -> tuple[list[dict]
     return [streams[k]], {"stream": k} if sizes else {}
 
 
+def encoded(tokens, text: str, option: str) -> list[int]:
+    try:
+        return tokens.encode(text)
+    except ValueError as e:
+        raise ValueError(f"{option}: {e}") from None
+
+
 def beginnings(text: str, tokens: list) -> list[list[int]]:
     """The ids that each stream goes on from; a start that nobody gave need not be in every alphabet."""
     if len(tokens) == 1:
-        return [tokens[0].encode(prompt(text)) or [tokens[0].eot or 0]]
+        return [encoded(tokens[0], prompt(text), "--start") or [tokens[0].eot or 0]]
     if text == Options.start:
         return [[0]] * len(tokens)
     # another number of texts than streams is refused below, with what there is of them
-    parts = [t.encode(prompt(part)) for t, part in zip(tokens, text.split("||"), strict=False)]
+    parts = [encoded(t, prompt(part), "--start") for t, part in zip(tokens, text.split("||"), strict=False)]
     if text.count("||") + 1 != len(tokens) or len({len(p) for p in parts}) > 1 or not parts[0]:
         raise ValueError(f"--start needs {len(tokens)} texts of equally many tokens with || between them, one a stream;"
                          f" got {text!r}, {' and '.join(str(len(p)) for p in parts)} tokens")  # fmt: skip
@@ -111,7 +118,14 @@ def fill(args: Options, state: dict, device: torch.device) -> None:
     """An encoder's guesses for each mask in the start, and the text with the first of them."""
     tokenizer = examples.load_tokenizer(state["meta"]["tokenizer"])
     mask, model = examples.token_id(tokenizer, "mask"), RobertaMLM(RobertaConfig(**state["model_config"]))
+    if args.perplexity or args.dataset:
+        raise ValueError("--perplexity and --dataset are for language models, this is an encoder: --start with a"
+                         f" {tokenizer.id_to_token(mask)}")  # fmt: skip
+    if idle := sorted(args.given - {"init_from", "start", "top_k", "device", "perplexity", "dataset"}):
+        print(f"note: an encoder guesses without --{', --'.join(idle)}")
     ids = torch.tensor(tokenizer.encode(prompt(args.start)).ids)
+    if len(ids) > model.config.block_size:
+        raise ValueError(f"--start has {len(ids)} tokens, this encoder reads {model.config.block_size}")
     where = (ids == mask).nonzero().flatten()
     if not len(where):
         raise ValueError(f"--start needs a {tokenizer.id_to_token(mask)} for an encoder to fill in, got {args.start!r}")
@@ -151,7 +165,7 @@ def main(args: Options) -> None:
             raise ValueError(f"--perplexity {file}: this model reads {len(tokens)} aligned streams, not one text")
         model.float()
         with dist.autocast(d.device, dtype):
-            loss, n = perplexity(model, tokens[0].encode(text), d.device, **which)
+            loss, n = perplexity(model, encoded(tokens[0], text, f"--perplexity {file}"), d.device, **which)
         bits = loss * n / math.log(2) / max(1, len(text.encode()))
         print(f"{file}: loss {loss:.4f}, perplexity {math.exp(loss):.3f}, {bits:.4f} bits a byte, {n:,} tokens")
         return
@@ -162,13 +176,12 @@ def main(args: Options) -> None:
                "use_cache": args.use_cache, **which}  # fmt: skip
     began, out = time.time(), []
     live = args.stream and args.num_samples == len(tokens) == 1
-    if live:
-        print(tokens[0].decode(start[0].tolist()), end="", flush=True)
-    shown = ""
+    shown = tokens[0].decode(start[0].tolist()) if live else ""
+    print(shown, end="", flush=True)
     for token in stream(model, x if len(tokens) > 1 else x[0], args.max_new_tokens, **options):
         out.append(token.view(len(tokens), args.num_samples, 1))
         if live:
-            text = tokens[0].decode([t.item() for t in out])
+            text = tokens[0].decode([*start[0].tolist(), *(t.item() for t in out)])
             if not text.endswith("\ufffd"):  # a character of several tokens is not there yet
                 print(text[len(shown) :], end="", flush=True)
                 shown = text

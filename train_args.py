@@ -73,7 +73,7 @@ class Options:
     use_qk_norm: bool = False  # normalise queries and keys
     use_rotary_embeddings: bool = False  # rotary positions
     use_abs_pos_embeddings: bool = True  # learned absolute positions
-    position: str | None = None  # kinds joined by +, in place of the two switches: learned sinusoidal rotary alibi none
+    position: str = ""  # kinds joined by +, in place of the two switches: learned sinusoidal rotary alibi none
     rope_base: Positive = 10000.0  # rotary positions: the slowest pair turns by 1 / base a token
     norm_variant_attn: str = option("layernorm", choices=NORMS)  # inside blocks
     norm_variant_output: str = option("layernorm", choices=NORMS)  # before the head
@@ -160,7 +160,12 @@ FIXED = ("data", "model", "seed", "optimizer")
 # what acts only beside other options
 SAMPLING = "--max_sample_tokens, or --sample_each_eval, or --sample_only"
 FALLING = "--lr_scheduler=cosine|linear|wsd"
+NORMED = "--norm_variant_attn other than none"
 NEEDS = {
+    "activation_variant": "--mlp_variant=mlp",
+    "use_pre_ln use_peri_ln use_post_ln": NORMED,
+    "norm_variant_attn": "--use_pre_ln, or --use_peri_ln, or --use_post_ln",
+    "norm_eps": f"{NORMED}, or --norm_variant_output other than none, or --use_qk_norm",
     "transfer init_from_ckpt": "--init_from other than scratch",
     "prev_run_ckpt": "--init_from=prev_run",
     "mlp_expansion_factor": "no --mlp_size",
@@ -232,6 +237,8 @@ def notes(args: Options, streams: list[dict]) -> list[str]:
     if args.lr_decay_match_max_iters and args.lr_decay_iters not in (default, args.max_iters):
         out.append(f"--lr_decay_iters {args.lr_decay_iters} is not used, as --lr_decay_match_max_iters makes it"
                    f" --max_iters, {args.max_iters}")  # fmt: skip
+    if args.window_size and args.window_size >= args.block_size and "window_size" in args.given:
+        out.append(f"--window_size {args.window_size} does nothing here: the context is --block_size {args.block_size}")
     if args.never_save_checkpoint and (args.save_major_ckpt_interval or args.always_save_checkpoint):
         out.append("--never_save_checkpoint: the other options to save act on nothing")
     tokenizers = {json.dumps(s["tokenizer"], sort_keys=True) for s in streams}
@@ -324,7 +331,7 @@ def prompts(args: Options, streams: list[dict], val: list, device: torch.device)
 
 def position(args: Options) -> str:
     """The model's kinds of position, from the name or the two switches."""
-    if args.position is not None:
+    if args.position:
         for kind in args.position.split("+"):
             if kind not in POSITIONS:
                 raise ValueError(f"--position must be among {', '.join(POSITIONS)}, joined by +, got {args.position!r}")

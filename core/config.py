@@ -133,13 +133,13 @@ def holds(options: Any, condition: str) -> bool:
 def idle(options: Any, needs: dict[str, str]) -> list[str]:
     """A line for each option that the user set and that acts on nothing here.
 
-    `needs` is {names, with blanks between: conditions, joined by ", or "}. Who says --switch=false beside what belongs
-    to the switch knows it.
+    `needs` is {names, with blanks between: conditions, joined by ", or "}. Who says --switch=false, which it is anyway,
+    beside what belongs to the switch knows it.
     """
     known, out = specs(type(options)), []
     for names, text in needs.items():
         conditions = text.split(", or ")
-        off = {c[2:] for c in conditions if c[2:] in known and get(options, c[2:]) is False}
+        off = {c[2:] for c in conditions if c[2:] in known and get(options, c[2:]) is known[c[2:]].default is False}
         if off & options.given or any(holds(options, c) for c in conditions):
             continue
         out += [f"--{name} does nothing here: it needs {text.replace('|', ' or ')}" for name in names.split()
@@ -377,6 +377,8 @@ def resume(options: Any, stored: dict, *, fixed: tuple[str, ...] = (), free: tup
     merged, changes = copy.deepcopy(options), {}
     for name, old in keep.items():
         new = get(options, name)
+        if old is None and type(None) not in typing.get_args(known[name].type):  # it could be none in older versions
+            old = known[name].default
         old = coerce(old, known[name].type, f"stored {name}", None)
         if name not in options.given or new == old:
             put(merged, name, old)

@@ -19,7 +19,7 @@ def context_start(length: int, block_size: int) -> int:
 
 def pick(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator) -> Tensor:
     """(B, V) logits -> (B, 1) tokens; temperature 0 takes the most likely."""
-    if temperature == 0:
+    if temperature < 1e-6:  # logits divided by less would overflow
         return logits.argmax(-1, keepdim=True)
     logits = logits.float() / temperature
     if top_k and top_k < logits.shape[-1]:

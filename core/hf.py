@@ -107,6 +107,8 @@ QKV = "roberta.encoder.layer.{}.attention.self.{}.{}"
 def roberta_config(theirs: dict) -> dict:
     demand("our RoBERTa", {"position_embedding_type": "absolute", "is_decoder": False}, theirs)
     pad = theirs.get("pad_token_id", 1)
+    if not isinstance(pad, int):
+        raise ValueError(f"pad_token_id must be a number in config.json, as positions are counted from it; got {pad!r}")
     return {
         "vocab_size": theirs.get("vocab_size", 50265), "n_layer": theirs.get("num_hidden_layers", 12),
         "block_size": theirs.get("max_position_embeddings", 512) - pad - 1, "pad_id": pad,
@@ -156,8 +158,11 @@ def roberta_weights(theirs: Weights, config: dict) -> Weights:
     # every token is of type 0, so that row is part of the position
     place = theirs["roberta.embeddings.position_embeddings.weight"].float()[config["pad_id"] + 1 :]
     out["transformer.wpe.weight"] = place + theirs["roberta.embeddings.token_type_embeddings.weight"].float()[0]
-    for name in ("lm_head.decoder.bias", *["lm_head.decoder.weight"] * config["tie"]):  # copies of what is there
-        out.pop(name, None)
+    bias = out.pop("lm_head.decoder.bias", None)
+    if bias is not None and not config["tie"]:  # apart from lm_head.bias then, and what transformers adds
+        out["lm_head.bias"] = bias
+    if config["tie"]:  # a copy
+        out.pop("lm_head.decoder.weight", None)
     return out
 
 
@@ -209,10 +214,12 @@ def load(where: str | Path) -> tuple[str, dict, Weights]:
         raise ValueError(f"{where} holds a model of type {kind!r}; {' and '.join(FROM)} can be read")
     to_config, to_weights = FROM[kind]
     try:
+        what = "config.json lacks"
         ours = to_config(config)
+        what = "weights lack"
         return kind, ours, to_weights(weights, ours)
     except KeyError as e:
-        raise ValueError(f"{where}: its weights lack {e.args[0]}") from None
+        raise ValueError(f"{where}: its {what} {e.args[0]}") from None
 
 
 def save(folder: str | Path, kind: str, config: dict, weights: Weights, **more) -> None:

@@ -27,13 +27,18 @@ def config(theirs: dict) -> dict:
     kind, heads = theirs["model_type"], theirs.get("num_attention_heads", 32)
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
     width, act = theirs.get("hidden_size", 4096), theirs.get("hidden_act", "silu")
-    demand("our GPT", {"rope_type": "default"}, rope)
+    demand("our GPT", {"rope_type": "default"}, {"rope_type": rope.get("rope_type") or rope.get("type") or "default"})
     demand("our GPT", {"head_dim": width // heads}, {k: v for k, v in theirs.items() if v is not None})
     biased = theirs.get("attention_bias", False)
-    demand("our GPT", {"mlp_bias": biased}, theirs)
+    if biased and kind not in BIASED or theirs.get("mlp_bias", False) != biased:
+        raise ValueError(f"attention_bias {biased} with mlp_bias {theirs.get('mlp_bias', False)} in a {kind} has no"
+                         " counterpart in our GPT (all linear layers have biases, or none)")  # fmt: skip
     window = theirs.get("sliding_window") if kind == "mistral" or theirs.get("use_sliding_window") else None
-    if window and kind == "qwen3":
+    if window and kind == "qwen3" and not theirs.get("layer_types"):
         demand("our GPT", {"max_window_layers": 0}, theirs)
+    layers = "sliding_attention" if window else "full_attention"
+    if kind == "qwen3" and {*(theirs.get("layer_types") or [layers])} != {layers}:
+        raise ValueError(f"layer_types {theirs['layer_types']} has no counterpart in our GPT (only {layers!r} has)")
     mlp = "mlp" if kind == "arcee" else {v: k for k, v in GATES.items()}.get(act)
     if mlp is None:
         raise ValueError(f"hidden_act {act!r} has no counterpart in our GPT (only {' and '.join(GATES.values())} have)")

@@ -198,7 +198,8 @@ def tasks(path: str | Path, column: str = "") -> Iterator[Task]:
             yield Task(file, column, texts, 0, size)
 
 
-def texts_of(task: Task) -> list[str]:
+def texts_of(task: Task, rows: bool = False) -> list[str]:
+    """Without blank ones; rows: those of a table stay, so that each row has its place."""
     block = task.block
     if isinstance(block, bytes):
         if task.file.suffix == ".jsonl":
@@ -207,12 +208,14 @@ def texts_of(task: Task) -> list[str]:
             block = decode(block, task.file, task.offset).split("\n")
     if task.file.suffix == ".txt":
         block = [line.strip() for line in block]
+    if rows and task.file.suffix != ".txt":
+        return list(block)
     return [text for text in block if text and not text.isspace()]  # a row's own spaces are its text's
 
 
-def read(path: str | Path, column: str = "") -> Iterator[list[str]]:
+def read(path: str | Path, column: str = "", rows: bool = False) -> Iterator[list[str]]:
     for task in tasks(path, column):
-        yield texts_of(task)
+        yield texts_of(task, rows)
 
 
 # -----------------------------------------------------------------------------

@@ -72,6 +72,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     print(f"{out}: {n:,} texts labelled on {device}, {precision}; {cut:,} of them cut to {coder.max_size} tokens")
     examples.note_lost(0, 0, pads)
     if label_column:
+        csv.field_size_limit(1 << 30)
         with open(out, newline="", encoding="utf-8") as f:  # all of them, also those before a kill
             both = [(names.index(row["label"]), names.index(row["true label"])) for row in csv.DictReader(f)]
         counts = metrics.confusion_of(*np.array(both).T, len(names))

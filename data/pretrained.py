@@ -38,10 +38,16 @@ def open_encoder(source: str, tokenizer: str = "") -> Encoder:
     kind, cfg, weights = hf.load(folder)
     if kind != "roberta":
         raise ValueError(f"--init_from {source} holds a {kind}: an encoder (roberta) is needed")
-    names = list(files.read_json(folder / "config.json").get("id2label", {}).values())
-    scores = "classifier.dense.weight" in weights
-    head = {"pooling": "cls", "pooler_type": "roberta", "names": names} if scores else {}
+    out = weights.get("classifier.out_proj.weight")
+    names = [] if out is None else label_names(files.read_json(folder / "config.json"), len(out))
+    head = {"pooling": "cls", "pooler_type": "roberta", "names": names} if names else {}
     return Encoder(cfg, weights, examples.describe(tokenizer) if tokenizer else qa.tokenizer(folder), head)
+
+
+def label_names(config: dict, n: int) -> list[str]:
+    """A classifier's, by number; transformers writes none where there are two without names. One number is no label."""
+    table = {str(i): name for i, name in (config.get("id2label") or {}).items()}
+    return [str(table.get(str(i), f"LABEL_{i}")) for i in range(n)] if n > 1 else []
 
 
 def open_weights(source: str, tokenizer: str, transfer: list[str], run: str = "") -> tuple[dict, dict, dict | None]:

@@ -12,28 +12,30 @@ import torch
 from core import dist
 from core.progress import progress
 from data import examples
-from data.pretrained import open_encoder
+from data.pretrained import check_fit, open_encoder
 from model import RobertaConfig, RobertaMLM, starts
 
 
 @torch.no_grad()
 def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: str, tokenizer: str = "",
           column: str = "", pooling: str = "mean", max_size: int | None = None) -> None:  # fmt: skip
-    """A .npy file, float32, with a row a text in the file's order."""
+    """A .npy file, float32, with a row for each row of a table, or each line that is not blank, in the file's order."""
     cfg, weights, about, _ = open_encoder(source, tokenizer)
     model = RobertaMLM(RobertaConfig(**cfg))
+    check_fit(model, weights, source, ["all"])
     model.load_state_dict({k: weights.get(k, v) for k, v in model.state_dict().items()})  # the head is not used
     model.to(device).eval()
     autocast = dist.autocast(device, dist.precision(dtype, device)[0])
     coder = examples.Encoder(about, min(max_size or sys.maxsize, model.config.block_size))
-    n, cut, done, tokens, lost = sum(map(len, examples.read(texts, column))), 0, 0, 0, 0
+    n, cut, done, tokens, lost = sum(map(len, examples.read(texts, column, True))), 0, 0, 0, 0
     if not n:
         raise ValueError(f"--embed {texts} holds no text")
     if out.exists() and out.read_bytes()[:6] != np.lib.format.MAGIC_PREFIX:
         raise ValueError(f"--out {out} exists and is no .npy file: another name, so that nothing is lost")
+    out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.tmp.npy")
     vectors = np.lib.format.open_memmap(draft, "w+", np.float32, (n, model.config.n_embd))
-    for part in progress(examples.read(texts, column), "embedding"):
+    for part in progress(examples.read(texts, column, True), "embedding"):
         for i in range(0, len(part), 64):
             coded = coder(part[i : i + 64])
             ids = torch.from_numpy(coded.ids.astype(np.int64)).to(device)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import export_hf
 import finetune
 from core import checkpoint, config, hf, rng, tracker
 from data import tensors, vocab
+from data.pretrained import open_encoder
 from model import Classifier, RobertaConfig, pack
 from tests.loops import classes
 
@@ -277,6 +279,9 @@ def test_predictions_are_counted_against_true_labels(data, tmp_path, capsys):
         rows = list(csv.DictReader(f))
     assert [r["true label"] for r in rows] == [WORDS[i % 3] for i in range(9)]
     share = sum(r["label"] == r["true label"] for r in rows) / 9
+    (tmp_path / "long.jsonl").write_text(json.dumps({"text": "1" * 200_000, "is": WORDS[0]}))  # beyond csv's own limit
+    predict(**flags | {"predict": str(tmp_path / "long.jsonl"), "out": str(tmp_path / "long.csv")}, label_column="is")
+    csv.field_size_limit(1 << 17)
     assert f"accuracy {share:.4f}, macro F1 " in capsys.readouterr().out
     with pytest.raises(ValueError, match="--label_column must be one of text, is; got 'iss', did you mean 'is'"):
         predict(**flags, label_column="iss")
@@ -285,6 +290,34 @@ def test_predictions_are_counted_against_true_labels(data, tmp_path, capsys):
         predict(**flags, label_column="is")
     with pytest.raises(ValueError, match="none.csv: no such file"):
         predict(init_from=str(tmp_path / "run"), predict=str(tmp_path / "none.csv"))
+
+
+@pytest.mark.parametrize("table, names", [
+    ({"2": "two", "0": "zero", "1": "one"}, ["zero", "one", "two"]),  # by number, whatever the file's order
+    ({"0": "zero", "1": "one", "10": "ten"}, ["zero", "one", "LABEL_2"]),
+    (None, ["LABEL_0", "LABEL_1", "LABEL_2"]),  # transformers writes none for two labels
+])  # fmt: skip
+def test_a_published_classifiers_labels(table, names, theirs, data, tmp_path):
+    _, folder = theirs
+    shutil.copytree(folder, tmp_path / "x")
+    config_ = json.loads((folder / "config.json").read_text())
+    config_.pop("id2label")
+    (tmp_path / "x" / "config.json").write_text(json.dumps(config_ | ({"id2label": table} if table else {})))
+    tokenizer = checkpoint.load(data / "encoder.pt")["meta"]["tokenizer"]
+    (tmp_path / "x" / "tokenizer.json").write_text(tokenizer["json"])
+    assert open_encoder(str(tmp_path / "x")).head["names"] == names
+
+
+def test_one_number_a_text_is_no_classifier(data, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    cfg = transformers.RobertaConfig(vocab_size=16, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+                                     intermediate_size=48, max_position_embeddings=18, num_labels=1)  # fmt: skip
+    transformers.RobertaForSequenceClassification(cfg).save_pretrained(tmp_path / "x")
+    tokenizer = checkpoint.load(data / "encoder.pt")["meta"]["tokenizer"]
+    (tmp_path / "x" / "tokenizer.json").write_text(tokenizer["json"])
+    (tmp_path / "new.txt").write_text("0 1 7\n")
+    with pytest.raises(ValueError, match="is an encoder without a classifier"):
+        predict(init_from=str(tmp_path / "x"), predict=str(tmp_path / "new.txt"), out=str(tmp_path / "out.csv"))
 
 
 def test_a_published_classifier_predicts_and_trains_on(theirs, data, tmp_path):

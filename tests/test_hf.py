@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from core import checkpoint, hf, hub
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, RobertaConfig, RobertaMLM
 
 transformers = pytest.importorskip("transformers")
 
@@ -181,12 +181,46 @@ def test_what_llama_cannot_express_is_refused(changes, message):
 
 
 @pytest.mark.parametrize("key, value", [("rope_parameters", {"rope_type": "linear", "factor": 2.0}), ("head_dim", 4),
-                                        ("hidden_act", "relu"), ("mlp_bias", True)])  # fmt: skip
+                                        ("hidden_act", "relu"), ("mlp_bias", True), ("attention_bias", True),
+                                        ("rope_scaling", {"type": "linear", "factor": 4.0})])  # fmt: skip
 def test_what_of_llama_we_cannot_express_is_refused(key, value):
     small = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1}
     theirs = transformers.LlamaConfig(**small, num_attention_heads=4).to_dict()
+    theirs = {k: v for k, v in theirs.items() if not (key == "rope_scaling" and k == "rope_parameters")}
     with pytest.raises(ValueError, match="has no counterpart in our GPT"):
         hf.FROM["llama"][0](theirs | {key: value})
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "mistral"])
+def test_biases_that_only_llama_has_are_refused(kind):
+    small = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "model_type": kind}
+    with pytest.raises(ValueError, match=f"attention_bias True with mlp_bias .* in a {kind} has no counterpart"):
+        hf.FROM[kind][0](small | {"num_attention_heads": 4, "attention_bias": True})
+
+
+@pytest.mark.parametrize("layers, window, fits", [
+    (["full_attention"] * 2, None, True), (["sliding_attention"] * 2, 4, True), (None, None, True),
+    (["full_attention", "sliding_attention"], 4, False), (["full_attention"] * 2, 4, False),
+])  # fmt: skip
+def test_layers_of_qwen3_that_differ_are_refused(layers, window, fits):
+    small = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "model_type": "qwen3",
+             "num_attention_heads": 4, "layer_types": layers, "sliding_window": window,
+             "use_sliding_window": window is not None, "max_window_layers": 1}  # fmt: skip
+    if fits:
+        assert hf.FROM["qwen3"][0](small)["window_size"] == window
+    else:
+        with pytest.raises(ValueError, match="layer_types .* has no counterpart in our GPT"):
+            hf.FROM["qwen3"][0](small)
+
+
+def test_what_a_config_lacks_is_not_said_of_the_weights(tmp_path):
+    theirs = transformers.LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=40, num_hidden_layers=1,
+                                      num_attention_heads=4)  # fmt: skip
+    transformers.LlamaForCausalLM(theirs).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "vocab_size"}))
+    with pytest.raises(ValueError, match=r"its config.json lacks vocab_size"):
+        hf.load(tmp_path)
 
 
 def test_roberta_goes_and_comes_back(tmp_path):
@@ -210,6 +244,27 @@ def test_roberta_goes_and_comes_back(tmp_path):
         torch.testing.assert_close(again(ids).logits, reference(ids).logits, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="position 'rope'"):
         hf.roberta_config_back(mine | {"position": "rope"})
+
+
+def test_an_untied_roberta_has_a_bias_of_its_own(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=34, type_vocab_size=1, tie_word_embeddings=False)  # fmt: skip
+    reference = transformers.RobertaForMaskedLM(config).eval()
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    reference.save_pretrained(tmp_path)
+    _, mine, weights = hf.load(tmp_path)
+    model = RobertaMLM(RobertaConfig(**mine)).eval()
+    model.load_state_dict(weights)
+    ids = torch.randint(2, 61, (1, 32))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids[0], [32], torch.arange(32)), reference(ids).logits[0], rtol=1e-4, atol=1e-4)
+    theirs = json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(ValueError, match="pad_token_id must be a number"):
+        hf.roberta_config(theirs | {"pad_token_id": None})
 
 
 def test_nanogpt_checkpoint_loads_as_weights():

@@ -16,7 +16,7 @@ from core import checkpoint, config, tracker
 from core.run import guard
 from core.schedule import SCHEDULES
 from core.values import read_yaml
-from data import bins
+from data import bins, vocab
 from data.mixture import Mixture
 from model import GPT, GPTConfig, build_gpt
 from tests.loops import bins_data, mixed_data
@@ -284,6 +284,35 @@ def test_sample_writes_like_the_data_set_that_is_named(data, tmp_path, capsys):
     assert set(toy.strip()) - set("abcde")
     with pytest.raises(ValueError, match="this model knows toy, wide"):
         text(capsys, "--init_from", tmp_path, "--dataset=other", "--start=a")
+
+
+@pytest.mark.parametrize("position", ["sinusoidal", "none"])
+def test_sample_in_16_bit_writes_with_any_position(position, data, tmp_path, capsys):
+    run(f"--position={position}", dataset=data / "toy", out_dir=tmp_path, max_iters=2)
+    assert f"x 16, {position} positions" in capsys.readouterr().out  # `none` is a kind here, not no answer
+    assert checkpoint.load(tmp_path / "ckpt.pt")["model_config"]["position"] == position
+    assert len(text(capsys, "--init_from", tmp_path, "--start=ab", "--dtype=bfloat16").strip()) == 8
+    assert len(text(capsys, "--init_from", tmp_path, "--start=ab", "--temperature=1e-40").strip()) == 8
+    with pytest.raises(ValueError, match="--start: character 'z' at place 1"):
+        text(capsys, "--init_from", tmp_path, "--start=az")
+    (tmp_path / "z.txt").write_text("zz")
+    with pytest.raises(ValueError, match="--perplexity .*z.txt: character 'z'"):
+        text(capsys, "--init_from", tmp_path, f"--perplexity={tmp_path / 'z.txt'}")
+
+
+def test_what_is_printed_live_is_what_is_printed_at_the_end(data, tmp_path, capsys):
+    """Word pieces are written otherwise where a text begins."""
+    from data.train_tokenizer import build
+
+    about = {"kind": "tokenizers", "json": build("wordpiece", 40, iter(["abcab abba cabba"] * 9)).to_str()}
+    shutil.copytree(data / "toy", tmp_path / "pieces")
+    meta = json.loads((tmp_path / "pieces" / "meta.json").read_text())
+    vocab_size = vocab.load(about).vocab_size
+    (tmp_path / "pieces" / "meta.json").write_text(json.dumps(meta | {"tokenizer": about, "vocab_size": vocab_size}))
+    run(dataset=tmp_path / "pieces", out_dir=tmp_path / "run", max_iters=2)
+    flags = ["--init_from", tmp_path / "run", "--start=ab", "--temperature=9", "--top_k=none"]
+    live, whole = text(capsys, *flags), text(capsys, *flags, "--no-stream")
+    assert live.strip() == whole.strip().removesuffix("-" * 40).strip()
 
 
 # -----------------------------------------------------------------------------

@@ -403,6 +403,46 @@ def test_vectors_do_not_depend_on_their_batch(run, tmp_path):
         run(f"--init_from={tmp_path / 'run'}", f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 't.txt'}")
 
 
+def test_each_row_of_a_table_has_its_vector(run, tmp_path):
+    """Blank ones, too; and a folder for the vectors is made."""
+    run("--max_steps=2")
+    (tmp_path / "t.csv").write_text("id,text\n0,12\n1,\n2,34\n3,  \n4,5\n")
+    (tmp_path / "t.txt").write_text("12\n\n34\n")
+    source = f"--init_from={tmp_path / 'run'}"
+    run(source, f"--embed={tmp_path / 't.csv'}", f"--out={tmp_path / 'new' / 't.npy'}")
+    run(source, f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 'lines.npy'}")
+    rows, lines = np.load(tmp_path / "new" / "t.npy"), np.load(tmp_path / "lines.npy")
+    assert len(rows) == 5 and np.array_equal(rows[1], rows[3])
+    assert np.abs(rows[[0, 2]] - lines).max() < 1e-5
+
+
+def test_vectors_of_half_an_encoder_are_refused(run, tmp_path):
+    run("--max_steps=1")
+    path = tmp_path / "run" / "best.pt"
+    state = checkpoint.load(path)
+    state["model"] = {k: v for k, v in state["model"].items() if ".h.0.mlp." not in k}
+    checkpoint.save(tmp_path / "half.pt", state)
+    (tmp_path / "t.txt").write_text("12")
+    with pytest.raises(ValueError, match=r"half.pt lacks transformer.h.0.mlp"):
+        run(f"--init_from={tmp_path / 'half.pt'}", f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 'x.npy'}")
+
+
+def test_an_encoder_is_not_asked_for_what_a_language_model_does(run, tmp_path, capsys):
+    run("--max_steps=1")
+    for flag, says in (("--perplexity=x.txt", "are for language models"), (f"--start=<mask>{'1' * 20}", "has 23 tokens")):
+        with pytest.raises(ValueError, match=says):
+            argv = [f"--init_from={tmp_path / 'run'}", "--start=<mask>", flag]
+            sample.main(config.parse(sample.Options, argv, doc=""))
+    argv = [f"--init_from={tmp_path / 'run'}", "--start=<mask>1", "--temperature=0.1", "--num_samples=2"]
+    sample.main(config.parse(sample.Options, argv, doc=""))
+    assert "note: an encoder guesses without --num_samples, --temperature" in capsys.readouterr().out
+
+
+def test_a_shape_said_twice_is_a_contradiction(run):
+    with pytest.raises(ValueError, match="--hidden_depth is 1, --model n_layer 3: leave one out"):
+        run("--hidden_depth=1", "--model=n_layer=3")
+
+
 def test_masks_are_filled_in(run, tmp_path, capsys):
     run("--max_steps=150", "--lr=1e-2", "--per_device=32")
     sample.main(config.parse(sample.Options, [f"--init_from={tmp_path / 'run'}", "--start=77<mask>777<mask>"], doc=""))

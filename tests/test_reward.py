@@ -180,6 +180,19 @@ def test_a_questions_keys_and_values_are_reused_without_changing_a_score(use_cac
     assert work < 0.8 * real if use_cache else work >= real
 
 
+@pytest.mark.parametrize("longest", [16, 33, 47, 65])
+@pytest.mark.parametrize("kw", [{}, {"position": "rotary"}, {"attn_logit_softcapping": 5.0}, {"position": "alibi"},
+                                {"softmax_variant_attn": "sigmoid"}, {"window_size": 5}])  # fmt: skip
+def test_a_shared_question_in_16_bit(kw, longest):
+    """Where shapes are rounded up, the cache has to have room for that; also at the end of the context."""
+    model, g = gpt_scores(**kw), np.random.default_rng(0)
+    question = g.integers(0, 50, 31).tolist()
+    texts = [([*question, *g.integers(0, 50, n).tolist()], 31) for n in (longest, 3, 20)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cached, alone = (scores.predict(model, texts, 4, torch.device("cpu"), use_cache) for use_cache in (True, False))
+    assert np.abs(cached - alone).max() < 0.05 * max(1.0, np.abs(alone).max())
+
+
 # -----------------------------------------------------------------------------
 # losses and metrics
 

@@ -237,6 +237,28 @@ def test_a_resume_may_turn_gradient_checkpointing_on(data, plain, tmp_path, monk
     assert counts[1] == counts[0] + 2 * 2, "each of two blocks again in each of two backward passes"
 
 
+def test_sampling_in_16_bit_with_attention_that_is_not_fused(data, tmp_path, capsys):
+    flags = {"attn_logit_softcapping": 5, "window_size": 3, "dtype": "bfloat16", "max_sample_tokens": 6}
+    run(dataset=data / "toy", out_dir=tmp_path, sample_start_tokens="ab", **BASE, **flags)
+    assert re.search(r"^ab[a-k]{6} ?\n---$", capsys.readouterr().out, re.M)
+
+
+def test_a_window_as_long_as_the_context_does_nothing_and_an_mlp_has_units(data, plain, tmp_path, capsys):
+    run(dataset=data / "toy", out_dir=tmp_path, window_size=8, **BASE)
+    assert "note: --window_size 8 does nothing here: the context is --block_size 8" in capsys.readouterr().out
+    assert equal(weights(tmp_path / "ckpt.pt"), plain)
+    assert "mlp_size must be > 0" in refused(capsys, tmp_path / "no", dataset=data / "toy", mlp_expansion_factor=0.01)
+
+
+def test_what_could_be_none_once_is_the_default_in_a_resume(data, tmp_path):
+    run(dataset=data / "toy", out_dir=tmp_path, **BASE)
+    state = checkpoint.load(tmp_path / "ckpt.pt")
+    state["options"]["position"] = None
+    checkpoint.save(tmp_path / "ckpt.pt", state)
+    run("--init_from=resume", "--max_iters=5", out_dir=tmp_path, small=False)
+    assert checkpoint.load(tmp_path / "ckpt.pt")["step"] == 5
+
+
 @pytest.mark.parametrize("flags, says", [
     (["--transfer=head"], "as the head here is the embedding (weight tying): --transfer embed"),
     (["--transfer=attn", "--n_head=4"], "leave it out, or leave attn out of --transfer"),

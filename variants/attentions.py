@@ -23,12 +23,16 @@ def visible(T_q: int, T_k: int, causal: bool, window: int | None, device: torch.
     return seen
 
 
+def lowest(x: Tensor) -> float:
+    """Not -inf: a query that sees no key (padding) would give NaN."""
+    return torch.finfo(x.dtype).min
+
+
 def plain(q, k, v, scale, *, seen=None, bias=None, dropout=0.0, softcap=None, softmax="softmax") -> Tensor:
     """Matmul, softmax, matmul. Scale and a bool mask `seen` of two axes cost no pass of their own."""
     B, H, T_q, D = q.shape
-    lowest = torch.finfo(q.dtype).min  # not -inf: a query that sees no key (padding) would give NaN
     if seen is not None and seen.dim() == 2 and softcap is None and bias is None:
-        low = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, lowest)
+        low = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, lowest(q))
         scores = torch.baddbmm(low, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=scale)
         scores = scores.view(B, H, T_q, -1)
     else:
@@ -38,7 +42,7 @@ def plain(q, k, v, scale, *, seen=None, bias=None, dropout=0.0, softcap=None, so
         if bias is not None:
             scores = scores + bias.to(scores.dtype)
         if seen is not None:
-            scores = scores.masked_fill(~seen, lowest)
+            scores = scores.masked_fill(~seen, lowest(scores))  # under autocast in fewer bits than a cache's q and k
     weights = SOFTMAXES[softmax](scores, -1).to(v.dtype)
     return drop.dropout(weights, dropout) @ v
 

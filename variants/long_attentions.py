@@ -8,6 +8,7 @@ The draws are functions of a seed and the step, and are kept with the weights. N
 its batch.
 """
 
+import inspect
 import math
 
 import numpy as np
@@ -170,3 +171,20 @@ class Favor(nn.Module):
 
 
 LONG = {"lsh": LSH, "favor": Favor}
+
+
+def check(attention: str, arguments: dict) -> None:
+    """Refuses arguments that the attention does not take, and values that it cannot work with."""
+    known = inspect.signature(LONG[attention]).parameters if attention in LONG else {}
+    for name, value in arguments.items():
+        if name not in known or name in ("head_size", "max_length"):  # those follow from the model
+            raise ValueError(f"attention {attention} takes no argument {name!r}")
+        kind, least = known[name].annotation, 0 if name == "redraw_interval" else 1
+        if name == "phi" and value not in PHI:
+            raise ValueError(f"attention_args phi must be one of {', '.join(PHI)}, got {value!r}")
+        if kind is bool and not isinstance(value, bool):
+            raise ValueError(f"attention_args {name} must be true or false, got {value!r}")
+        if kind is int and (type(value) is not int or value < least):
+            raise ValueError(f"attention_args {name} must be a whole number >= {least}, got {value!r}")
+        if kind is float and not (type(value) in (int, float) and 0 <= value < math.inf):
+            raise ValueError(f"attention_args {name} must be a number >= 0, got {value!r}")

@@ -69,6 +69,11 @@ class Position(nn.Module):
     def forward(self, positions: Tensor) -> Tensor | float:
         return 0.0
 
+    def add(self, x: Tensor, positions: Tensor) -> Tensor:
+        """To embeddings, which keep their type: tables are computed in float32."""
+        added = self(positions)
+        return x + (added.to(x.dtype) if torch.is_tensor(added) else added)
+
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         return None
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def is_open(scores: Tensor) -> Tensor:
-    return scores > torch.finfo(scores.dtype).min
+    return scores > torch.finfo(scores.dtype).min / 2  # a score added to the lowest number may round to a little more
 
 
 def softmax1(scores: Tensor, dim: int) -> Tensor:
