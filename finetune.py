@@ -14,6 +14,7 @@ An encoder comes from pretrain.py, from an experiment, or from a folder in Huggi
 import math
 import sys
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -276,10 +277,12 @@ def main(args: Options) -> None:
 
     first_step, last_step, best = 0, min(args.epochs * epoch_steps, args.max_steps or sys.maxsize), None
     warmup, every = round(args.warmup_ratio * last_step), args.eval_interval or epoch_steps
-    loop = {"eval": None, "resumes": [], "bad_steps": 0, "scaler": None, "batch": B, "seconds": 0.0}
+    counts = {n: [len(splits[n]), len(splits[n].ids), zlib.crc32(splits[n].labels.tobytes())] for n in ("train", "val")}
+    loop = {"eval": None, "resumes": [], "bad_steps": 0, "scaler": None, "batch": B, "seconds": 0.0, "counts": counts}
     if resuming:
         first_step, best = stored["step"], stored["best"]
         loop.update(stored["loop"])
+        run.same_data(loop, counts, "--train or --val", "texts, tokens and a sum of the labels")
         loop["resumes"] = [*loop["resumes"], first_step]
         optim.load(optimizer, stored["optimizer"])
         if loop["scaler"]:
@@ -354,6 +357,7 @@ def main(args: Options) -> None:
     track.say(f"machine  {d.device}, {precision}, {torch.get_num_threads()} threads")
     track.say(f"run      {folder.path}, ready after {time.time() - started:.1f} s")
     clock = time.time() - loop["seconds"]
+    texts = 0  # since the last log line
 
     for step in range(first_step, last_step + 1):
         # -----------------------------------------------------------------------------
@@ -387,11 +391,13 @@ def main(args: Options) -> None:
             if step == last_step:
                 break
             track.clock(step)
+            texts = 0
 
         # -----------------------------------------------------------------------------
         # micro-steps
 
         which = batch(step)
+        texts += len(which)
         weight = float(share[train.labels[which]].sum())  # of the global batch's texts, by their labels
         loss_sum = torch.zeros((), device=d.device)
         for micro in range(micro_steps):
@@ -431,7 +437,8 @@ def main(args: Options) -> None:
             loss = dist.sums([loss_sum.item()])[0] / d.world
             finite.check(f"data set {args.train}")
             memory = {"memory_mib": round(peak_memory(d.device) / 2**20)} if place.memory else {}
-            track.train(step, {"loss": loss, "lr": lr, "norm": norm.item(), **memory}, len(which))
+            track.train(step, {"loss": loss, "lr": lr, "norm": norm.item(), **memory}, texts / (step + 1 - track.at))
+            texts = 0
         folder.step = step + 1
         if folder.stopping():
             loop["seconds"] = time.time() - clock

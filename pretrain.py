@@ -275,7 +275,7 @@ def main(args: Options) -> None:
         cfg = model_config(args, {"pad_id": pad, **source}, tokens.vocab_size, longest)
     for split in splits.values():
         split.check_tokenizer(tokens.hash, "--tokenizer" if args.tokenizer else "the model")
-        split.check_ids(cfg.vocab_size, d.rank, d.world)
+        dist.agree(split.check_ids, min(cfg.vocab_size, tokens.vocab_size), d.rank, d.world)
     special = [i for i in tokenizer.get_added_tokens_decoder() if i < cfg.vocab_size]
     hide = Masking(mask_id, special, tokens.vocab_size, args.mask_p, args.mask_token_p, args.random_token_p)
     micro_steps, micro_batch = dist.split(B, args.per_device, d.world)
@@ -335,8 +335,7 @@ def main(args: Options) -> None:
     if resuming:
         first_step, best = stored["step"], stored["best"]
         loop.update(stored["loop"])
-        if loop["counts"] != counts:
-            raise ValueError(f"--train or --eval changed: {loop['counts']} sequences and tokens then, {counts} now")
+        run.same_data(loop, counts, "--train or --eval", "sequences and tokens")
         loop["resumes"] = [*loop["resumes"], first_step]
         optim.load(optimizer, stored["optimizer"])
         if loop["scaler"]:

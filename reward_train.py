@@ -14,6 +14,7 @@ import functools
 import math
 import sys
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -143,6 +144,9 @@ FREE = ("init_from", "transfer", "score", "out", "check", "replay_step", "timeou
 NEEDS = {  # what acts only beside other options
     "transfer": "--init_from other than resume",
     "out": "--score",
+    "data.max_prompt_length": "--data.truncate_promt",
+    "wandb.args.name wandb.args.group wandb.args.job_type":
+        "--wandb.project_name, or --wandb.args.project_name, or --wandb.api",
 }
 
 
@@ -231,7 +235,9 @@ def main(args: Options) -> None:
 
     folder = run.claim(args.trainer.checkpoint.dirpath, d.main)
     if checkpoint.goes_on(folder):
-        args.init_from, args.trainer.ckpt_path = "resume", None
+        args.init_from = "resume"
+    if args.init_from == "resume":  # of this folder's run, wherever that began
+        args.trainer.ckpt_path = None
     resuming, stored, inside = args.init_from == "resume" or args.trainer.ckpt_path is not None, None, True
     if resuming:
         source = Path(args.trainer.ckpt_path or folder.path)
@@ -249,6 +255,7 @@ def main(args: Options) -> None:
     for line in config.idle(args, NEEDS):
         say(f"note: {line}")
     p, t, keep = args.model_params, args.trainer.params, args.trainer.checkpoint
+    _, dtype, note = machine(t)  # a resume takes the stored precision
 
     # -----------------------------------------------------------------------------
     # model: before the data, as it brings the tokenizer
@@ -289,14 +296,17 @@ def main(args: Options) -> None:
     if p.mae_loss and kind != "mae" or p.center and kind != "pairwise":
         name, what = ("mae_loss", "a score for each answer, loss mae") if p.mae_loss else ("center", "pairs of answers")
         raise ValueError(f"model_params.{name} is for {what}; here the loss is {kind}")
-    rows = qa.records(file)
-    splits = qa.load(progress(rows, "tokenizing", unit="rows") if d.main else rows, template, kind == "pairwise")
-    train, val = splits["train"], splits.get("val") or splits["test"]
+    found = qa.records(file)
+    splits = qa.load(progress(found, "tokenizing", unit="rows") if d.main else found, template, kind == "pairwise")
+    train, val = splits["train"], splits["val" if "val" in splits else "test"]
     B = stored["loop"]["batch"] if resuming else args.data.batch_size * t.accumulate_grad_batches * d.world
     micro_steps, micro_batch = dist.split(B, args.data.batch_size, d.world)
     overfit = some(t.overfit_batches, "trainer.params.overfit_batches", -(-len(train) // (micro_batch * d.world)))
-    if overfit:
-        train = val = qa.head(train, overfit * micro_batch * d.world)
+    rows = overfit * micro_batch * d.world
+    if resuming:  # under other ranks, too
+        rows = stored["loop"].get("rows", rows)
+    if rows:
+        train = val = qa.head(train, rows)
     for name, split in (("training", train), ("evaluation", val)):
         if not len(split):
             raise ValueError(f"{file} has no two answers to one {name} question that differ in score: nothing to rank")
@@ -332,15 +342,20 @@ def main(args: Options) -> None:
     if every < 1:
         raise ValueError(f"trainer.params.val_check_interval must be above 0, got {t.val_check_interval}")
     eval_steps = -(-every // micro_steps)
+    if resuming and "trainer.params.val_check_interval" not in changes:  # micro-steps are others under other ranks
+        eval_steps = stored["loop"].get("eval_steps", eval_steps)
 
     # -----------------------------------------------------------------------------
     # resume
 
     first_step, best = 0, None
-    loop = {"eval": None, "resumes": [], "bad_steps": 0, "scaler": None, "batch": B, "train": [0.0, 0]}
+    counts = [[len(split), zlib.crc32(split.labels.tobytes())] for split in (train, val)]
+    loop = {"eval": None, "resumes": [], "bad_steps": 0, "scaler": None, "batch": B, "train": [0.0, 0], "rows": rows,
+            "eval_steps": eval_steps, "counts": counts}  # fmt: skip
     if resuming:
         first_step, best = stored["step"], stored["best"]
-        loop.update(stored["loop"])
+        loop.update(stored["loop"] | {"eval_steps": eval_steps})
+        run.same_data(loop, counts, f"data.data_dir {file}", "texts and a sum of their scores")
         loop["resumes"] = [*loop["resumes"], first_step]
         optim.load(optimizer, stored["optimizer"])
         if loop["scaler"]:
@@ -409,6 +424,8 @@ def main(args: Options) -> None:
         folder.begin(holds="aside", resume=resuming and inside)
     if folder.writes:
         config.save(args, folder.path / "config.yaml")
+        if resuming and not inside and (theirs := Path(path).with_name("best.pt")).is_file():
+            checkpoint.link(theirs, folder.path / "best.pt")  # until there is a better one
     w = args.wandb
     project, key = w.project_name or w.args.project_name, "" if w.api == "text" else w.api
     about = {"key": key, "project": project, "name": w.args.name, "group": w.args.group, "job_type": w.args.job_type}

@@ -40,11 +40,12 @@ def main(args: Options) -> None:
     folder = run.claim(args.out_dir, d.main)
     if checkpoint.goes_on(folder):
         args.init_from, args.init_from_ckpt = "resume", "ckpt.pt"
-    resuming, stored, source = args.init_from == "resume", None, None
+    resuming, stored, source, back = args.init_from == "resume", None, None, False
     if resuming and args.init_from_ckpt != "ckpt.pt":
         stored, path = checkpoint.load(folder.path / args.init_from_ckpt), args.init_from_ckpt
         if (reached := run.read_status(folder.path).get("step") or 0) > stored["step"]:
             say(f"note: this run was at step {reached}; what it saved after step {stored['step']} is replaced")
+            back = True
     elif resuming:
         stored, path = checkpoint.newest(args.out_dir)
     if resuming:
@@ -59,7 +60,7 @@ def main(args: Options) -> None:
     train_args.settle(args)
     if args.init_from not in ("scratch", "resume"):
         where = args.prev_run_ckpt if args.init_from == "prev_run" else args.init_from
-        if args.init_from == "prev_run" or checkpoint.is_run(where) and args.init_from_ckpt != "ckpt.pt":
+        if args.init_from == "prev_run" or checkpoint.is_run(where) and "init_from_ckpt" in args.given:
             where = f"{where}/{args.init_from_ckpt}"
         source, whole = hf.source(where), args.transfer == ["all"]
         train_args.adopt(args, source, where)
@@ -149,10 +150,12 @@ def main(args: Options) -> None:
     # resume
 
     first_step, last_step, best = 0, args.max_iters, None
-    loop = {"eval": None, "waited": 0, "resumes": [], "bad_steps": 0, "plateau": None, "scaler": None}
+    counts = [[split.n for split in splits[part]] for part in ("train", "val")]
+    loop = {"eval": None, "waited": 0, "resumes": [], "bad_steps": 0, "plateau": None, "scaler": None, "counts": counts}
     if resuming:
         first_step, best = stored["step"], stored["best"]
         loop.update(stored["loop"])
+        run.same_data(loop, counts, f"the data of {' '.join(names)}", "tokens")
         loop["resumes"] = [*loop["resumes"], first_step]
         optim.load(optimizer, stored["optimizer"], own=tuple(args.optimizer_args))
         if loop["scaler"]:
@@ -164,6 +167,8 @@ def main(args: Options) -> None:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
     plateau = Plateau(args.plateau_factor, args.plateau_patience, loop["plateau"])
     turns = mix.turns(first_step)  # batches that each data set has given
+    if resuming and not replaying:  # with more steps the mixture moves more slowly, but these were given
+        turns = np.array(loop.get("turns", turns))
     finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
     stored = source = None  # a copy of the model that nobody needs any more
 
@@ -203,7 +208,7 @@ def main(args: Options) -> None:
     def save(step: int, *also: str, background: bool = True, stopped: bool = False) -> None:
         if not folder.writes or args.never_save_checkpoint and not stopped:
             return
-        loop.update(bad_steps=finite.total, plateau=plateau.state, scaler=scaler.state_dict())
+        loop.update(bad_steps=finite.total, plateau=plateau.state, scaler=scaler.state_dict(), turns=turns.tolist())
         state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=optimizer,
                                 loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
                                 meta=meta)  # fmt: skip
@@ -243,6 +248,8 @@ def main(args: Options) -> None:
         folder.begin(holds="aside", resume=resuming)
     if folder.writes:
         config.save(args, folder.path / "config.yaml")
+    if back:  # from here on a kill, too, is resumed from here
+        save(first_step, background=False)
     track = Tracker(folder.path, folder.writes, last_step, first_step, csv_log=args.csv_log,
                     tensorboard=args.tensorboard_log, flops=model.flops_per_token(T), peak=peak_flops(d.device),
                     resumes=loop["resumes"],

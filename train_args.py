@@ -113,7 +113,7 @@ class Options:
     step_lr_gamma: Fraction = 0.1  # factor each step_lr_size
     plateau_factor: Fraction = 0.1
     plateau_patience: Whole = 10  # evaluations without a better loss
-    wsd_decay_frac: Fraction = 0.2  # last part of the run, in which the rate falls
+    wsd_decay_frac: Fraction = 0.2  # share of the steps after warmup, the last ones, in which the rate falls
 
     # evaluation and checkpoints
     eval_interval: Count = 250  # steps
@@ -167,6 +167,7 @@ NEEDS = {
     "norm_variant_attn": "--use_pre_ln, or --use_peri_ln, or --use_post_ln",
     "norm_eps": f"{NORMED}, or --norm_variant_output other than none, or --use_qk_norm",
     "transfer init_from_ckpt": "--init_from other than scratch",
+    "dataset_sampling_probs_transition_method": "--dataset_sampling_probs_final",
     "prev_run_ckpt": "--init_from=prev_run",
     "mlp_expansion_factor": "no --mlp_size",
     "use_rotary_embeddings use_abs_pos_embeddings": "no --position",
@@ -241,6 +242,8 @@ def notes(args: Options, streams: list[dict]) -> list[str]:
         out.append(f"--window_size {args.window_size} does nothing here: the context is --block_size {args.block_size}")
     if args.never_save_checkpoint and (args.save_major_ckpt_interval or args.always_save_checkpoint):
         out.append("--never_save_checkpoint: the other options to save act on nothing")
+    if args.only_save_checkpoint_at_end and args.always_save_checkpoint:
+        out.append("--always_save_checkpoint does nothing here: --only_save_checkpoint_at_end saves once")
     tokenizers = {json.dumps(s["tokenizer"], sort_keys=True) for s in streams}
     if args.training_mode == "multidataset" and not args.multidataset_wte and len(tokenizers) > 1:
         out.append("data sets of different tokenizers share one embedding; --multidataset_wte gives each its own")
@@ -253,9 +256,10 @@ def datasets(args: Options) -> list[str]:
 
 
 def labels(names: list[str]) -> list[str]:
-    """What logs call them: the last part of a path, where that tells them apart."""
+    """What logs and draws call them: the last part of a path, if that tells them apart; x, x-2 where x comes twice."""
     short = [Path(n).name for n in names]
-    return short if len(set(short)) == len(names) else names
+    names = short if len(set(short)) == len(set(names)) else names
+    return [f"{n}-{before + 1}" if (before := names[:i].count(n)) else n for i, n in enumerate(names)]
 
 
 def mixture(args: Options) -> Mixture:
@@ -317,9 +321,8 @@ def prompts(args: Options, streams: list[dict], val: list, device: torch.device)
     tokens = [vocab.load(s["tokenizer"]) for s in streams]
     if args.training_mode == "multicontext":
         return [(torch.from_numpy(np.stack([v.windows(np.zeros(1))[0][:, :1] for v in val])).to(device), tokens)]
-    # escapes are decoded, other alphabets pass through
-    text = args.sample_start_tokens.encode("latin-1", "backslashreplace").decode("unicode_escape")
-    try:
+    try:  # escapes are decoded, other alphabets pass through
+        text = args.sample_start_tokens.encode("latin-1", "backslashreplace").decode("unicode_escape")
         return [(torch.tensor([t.encode(text)], device=device), [t]) for t in tokens]
     except ValueError as e:
         raise ValueError(f"--sample_start_tokens {args.sample_start_tokens!r}: {e}") from None

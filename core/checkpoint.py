@@ -337,9 +337,11 @@ def newest(folder: str | Path, name: str = "ckpt.pt") -> tuple[dict, Path]:
 
 
 def prune(folder: str | Path, keep: int) -> None:
-    """Of the checkpoint-STEP folders the newest `keep` stay; -1: all. A damaged one stays, and is not one of them."""
+    """Of the checkpoint-STEP folders the newest `keep` stay; -1: all. A damaged one stays, and is not one of them, nor
+    is one that a kill left empty."""
     damaged = {p.parent for p in _bad}
-    found = [p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdigit() and p not in damaged]
+    found = [p for p in Path(folder).glob("checkpoint-*")
+             if p.name.split("-")[1].isdigit() and p not in damaged and (p / "ckpt.pt").is_file()]  # fmt: skip
     found.sort(key=lambda p: int(p.name.split("-")[1]))
     for old in found[: max(0, len(found) - keep)] if keep >= 0 else []:
         shutil.rmtree(old)

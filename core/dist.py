@@ -157,6 +157,16 @@ def gather(obj) -> list:
     return out
 
 
+def agree(check, *args) -> None:
+    """Runs it on each rank's part of the data: what one rank refuses, all do."""
+    try:
+        said = check(*args)
+    except ValueError as e:
+        said = str(e)
+    if found := next(filter(None, gather(said)), None):
+        raise ValueError(found)
+
+
 def close() -> None:
     """All ranks leave together: gloo's own teardown fails now and then when one is gone before the other."""
     if together():

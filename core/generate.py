@@ -39,7 +39,7 @@ def stream(model, idx: Tensor, n: int, *, temperature: float = 0.8, top_k: int |
     """Yields n times the next token (B, 1) of each row of idx (B, T); of aligned streams, (S, B, T), one each."""
     was_training = model.training
     model.eval()
-    generator = torch.Generator(device=idx.device).manual_seed(seed)
+    generator = torch.Generator(device=idx.device).manual_seed(seed % (1 << 63))
     block, cropped = model.config.block_size, model.config.cropped
     start, cache = 0, None
     try:

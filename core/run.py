@@ -47,7 +47,7 @@ class Run:
     def __init__(self, path: Path, main: bool):
         self.path, self.main = path, main
         self.step: int | None = None
-        self.begun, self.created, self.fresh, self.lock, self.old = False, False, False, None, {}
+        self.begun, self.created, self.fresh, self.lock, self.old = False, [], False, None, {}
         self.signal = 0
         self.finished = False
 
@@ -55,7 +55,7 @@ class Run:
         """flock goes with the process, also on SIGKILL."""
         if not self.main:
             return
-        self.created = not self.path.exists()
+        self.created = [p for p in (self.path, *self.path.parents) if not p.exists()]  # the folder, and those around it
         self.fresh = not (self.path / ".lock").exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -79,6 +79,8 @@ class Run:
         """Everything was checked: makes room for this run, and listens for signals."""
         if self.main:
             if holds == "aside" and not resume and holds_run(self.path, checkpoints):
+                if not self.path.name or self.path.resolve() == Path.cwd():
+                    raise ValueError(f"{self.path} is the folder that you are in, and holds a run: name another one")
                 n = 1
                 while (aside := self.path.with_name(f"{self.path.name}.{n}")).exists():
                     n += 1
@@ -153,8 +155,8 @@ class Run:
                     self.status(state, code, message)  # but this: torchrun's exit code hides ours
                 elif self.fresh:
                     (self.path / ".lock").unlink()
-                    if self.created:
-                        self.path.rmdir()
+                    for made in self.created:
+                        made.rmdir()
         for s, handler in self.old.items():
             signal.signal(s, handler)
         self.old = {}
@@ -183,6 +185,12 @@ def not_beyond(first_step: int, last_step: int, option: str) -> None:
     """A run cannot end before the step that it is at: there are no weights of an earlier one to end with."""
     if first_step > last_step:
         raise ValueError(f"{option} ends the run at step {last_step}, and it is at step {first_step} already")
+
+
+def same_data(loop: dict, now: list | dict, option: str, what: str) -> None:
+    """A resume goes on with the data that the run began with, as far as these numbers tell; a checkpoint keeps them."""
+    if (then := loop.setdefault("counts", now)) != now:
+        raise ValueError(f"{option} changed since this run began: {what} {then} then, {now} now")
 
 
 def disk_full(path: Path, need: int, cause: OSError) -> OSError:

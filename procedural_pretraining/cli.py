@@ -120,6 +120,8 @@ def main(args: Options) -> None:
     save_dir = Path(args.save_dir or f"out/procedural/{args.task}")
     if args.run_name:
         save_dir = save_dir / config.safe_name(args.run_name, "run_name")
+        if save_dir.is_symlink():
+            raise ValueError(f"--run_name {args.run_name} is a link in {save_dir.parent}: a plain folder is wanted")
     folder = run.claim(save_dir, d.main)
     resuming, stored = args.resume or args.init_from == "resume" or checkpoint.goes_on(folder), None
     if resuming:
@@ -223,12 +225,14 @@ def main(args: Options) -> None:
         out, further = {"length": now.length}, [(specs[n], "val", f" {n}") for n in args.eval_lengths]
         for at, split, note in [(now, "val" if fair else "probe", ""), *further]:
             total = torch.zeros(6, dtype=torch.float64)
-            for start in range(d.rank * args.batch_size, args.eval_samples, args.batch_size * d.world):
+            for begin in range(0, args.eval_samples, args.batch_size * d.world):  # every rank takes every turn
+                start = begin + d.rank * args.batch_size
                 n = min(args.batch_size, args.eval_samples - start)
-                row, question = procedural_data.rows(at, args.seed, split, start, n)
-                with autocast:
-                    sums, answers = judge(model, at, row, question)
-                total += sums
+                if n > 0:
+                    row, question = procedural_data.rows(at, args.seed, split, start, n)
+                    with autocast:
+                        sums, answers = judge(model, at, row, question)
+                    total += sums
                 for j in range(max(0, args.show_samples - start) if d.main else 0):
                     say(show_sample(at, row[j].tolist(), question, answers[j]))
                 if folder.stopping():

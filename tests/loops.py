@@ -103,7 +103,7 @@ TRAIN = Loop(
     flags=train_flags,
     steps=lambda n: [f"--max_iters={n}", "--eval_interval=3", "--always_save_checkpoint"],
     batch=lambda micro, acc, ranks: [f"--batch_size={micro}", f"--gradient_accumulation_steps={acc * ranks}"],
-    resume=lambda out: ["--init_from=resume", f"--out_dir={out}"],
+    resume=lambda out: ["--init_from=resume", f"--out_dir={out}", "--device=cpu"],
     seed=lambda n: [f"--seed={n}"],
     last=lambda out: out / "ckpt.pt",
     first_loss=2.398,  # ln 11
@@ -203,7 +203,7 @@ PRETRAIN = Loop(
     flags=pretrain_flags,
     steps=lambda n: [f"--max_steps={n}", "--eval_interval=3"],
     batch=lambda micro, acc, ranks: [f"--per_device={micro}", f"--grad_acc={acc}"],
-    resume=lambda out: ["--init_from=resume"],
+    resume=lambda out: ["--init_from=resume", f"--save_path={out}", "--no_wandb", "--device=cpu"],
     seed=lambda n: [f"--seed={n}"],
     last=last_folder,
     first_loss=2.773,  # ln 16
@@ -255,7 +255,8 @@ REWARD = Loop(
     steps=lambda n: [f"--trainer.params.max_steps={n}", "--trainer.params.val_check_interval=3",
                      "--trainer.checkpoint.every_n_train_steps=3"],
     batch=reward_batch,
-    resume=lambda out: ["--init_from=resume"],
+    resume=lambda out: ["--init_from=resume", f"--trainer.checkpoint.dirpath={out}",
+                        "--trainer.params.accelerator=cpu"],
     seed=lambda n: [f"--seed={n}"],
     last=lambda out: out / "ckpt.pt",
     first_loss=1.0,  # the variance of standardised scores
@@ -275,10 +276,10 @@ PROCEDURAL = Loop(
     flags=lambda data, out: [f"--save_dir={out}", "--task=reverse", "--seq_length=8", "--vocab_size=6", "--dropout=0",
                              "--use_curriculum", "--curriculum_mastery_threshold=0", "--gpt2_size=2_2_16",
                              "--dtype=float32", "--lr=1e-2", "--warmup_steps=2", "--log_interval=1",
-                             "--eval_samples=8", "--device=cpu"],  # fmt: skip
+                             "--eval_samples=10", "--device=cpu"],  # fmt: skip
     steps=lambda n: [f"--max_steps={n}", "--save_every_steps=3"],
     batch=lambda micro, acc, ranks: [f"--batch_size={micro}", f"--gradient_accumulation_steps={acc}"],
-    resume=lambda out: ["--resume", f"--save_dir={out}"],
+    resume=lambda out: ["--resume", f"--save_dir={out}", "--device=cpu"],
     seed=lambda n: [f"--seed={n}"],
     last=lambda out: out / "ckpt.pt",
     first_loss=2.079,  # ln 8: five values, the pop of stack, SEP and PAD
@@ -332,7 +333,7 @@ FINETUNE = Loop(
     flags=finetune_flags,
     steps=lambda n: [f"--max_steps={n}", "--eval_interval=3"],
     batch=lambda micro, acc, ranks: [f"--batch_size={micro}", f"--gradient_accumulation_steps={acc}"],
-    resume=lambda out: ["--init_from=resume", f"--out_dir={out}"],
+    resume=lambda out: ["--init_from=resume", f"--out_dir={out}", "--device=cpu"],
     seed=lambda n: [f"--seed={n}"],
     last=lambda out: out / "ckpt.pt",
     first_loss=1.0986,  # ln 3

@@ -223,8 +223,10 @@ def test_rows_4_and_5_a_damaged_folder_does_not_push_out_a_good_one(tmp_path):
         checkpoint.save(tmp_path / f"checkpoint-{step}" / "ckpt.pt", state)
     (tmp_path / "checkpoint-6" / "ckpt.pt").write_bytes(b"x")
     assert checkpoint.newest(tmp_path)[1].parent.name == "checkpoint-3"
+    (tmp_path / "checkpoint-9").mkdir()  # a kill before the first byte
     checkpoint.prune(tmp_path, 1)
     assert checkpoint.newest(tmp_path)[1].parent.name == "checkpoint-3"
+    (tmp_path / "checkpoint-9").rmdir()
     checkpoint.save(tmp_path / "checkpoint-6" / "ckpt.pt", state)  # written anew, it counts again
     checkpoint.prune(tmp_path, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-6"]

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from core import checkpoint, dist, exits, run, tracker
+from core import checkpoint, config, dist, exits, run, tracker
 from core.values import read_yaml
+from data import build_pretrain_data
 from model import Roberta
 from tests.loops import LOOPS, ROOT, made_once
 
@@ -88,20 +89,59 @@ def test_micro_steps_share_the_tokens_of_a_batch(loop, data, tmp_path, monkeypat
     assert uneven[0] < 0.5 * uneven[1], uneven
 
 
-def resume_equals(loop, data, tmp_path, monkeypatch) -> None:
+def resume_equals(loop, data, tmp_path, monkeypatch, again: bool = True) -> None:
+    """`again`: the resume names all options once more."""
     loop.run(begin(loop, data(loop), tmp_path / "a"))
     die(loop, begin(loop, data(loop), tmp_path / "b"), monkeypatch, 5)
-    loop.run([*begin(loop, data(loop), tmp_path / "b"), *loop.resume(tmp_path / "b")])
+    loop.run([*(begin(loop, data(loop), tmp_path / "b") if again else []), *loop.resume(tmp_path / "b")])
     assert same(weights(loop, tmp_path / "a"), weights(loop, tmp_path / "b"))
     assert losses(loop, tmp_path / "a") == losses(loop, tmp_path / "b")
 
 
 @ROWS
 def test_resume_equals_uninterrupted(loop, data, tmp_path, monkeypatch):
-    resume_equals(loop, data, tmp_path, monkeypatch)
+    resume_equals(loop, data, tmp_path, monkeypatch, again=False)
     saved = [read_yaml(tmp_path / run / "config.yaml") for run in "ab"]
     assert saved[0]["init_from"] == saved[1]["init_from"] != "resume"  # it runs again as it is
     assert not saved[1].get("resume")
+
+
+def fewer(folder) -> None:
+    """The same data, prepared anew from less of it."""
+    import json
+
+    for path in folder.glob("toy/train.bin"):
+        path.write_bytes(path.read_bytes()[:-200])
+    for path in folder.glob("toy/meta.json"):
+        meta = json.loads(path.read_text())
+        path.write_text(json.dumps(meta | {"count": {}}))
+    for path in folder.glob("lines.txt"):
+        path.write_text("\n".join(path.read_text().split("\n")[:-9]))
+        shutil.rmtree(folder / "pretrain_train_trunc12")
+        shutil.rmtree(folder / "pretrain_eval_trunc12")
+        argv = [f"--train_dir={path}", f"--tokenizer={folder / 'tokenizer.json'}", f"--out_dir={folder}",
+                "--max_size=12", "--split_prop=0.1"]  # fmt: skip
+        build_pretrain_data.main(config.parse(build_pretrain_data.Options, argv))
+    for path in folder.glob("qa.json"):
+        parts = json.loads(path.read_text())
+        path.write_text(json.dumps(parts | {"train": [row | {"Score": 9 * row["Score"]} for row in parts["train"]]}))
+    for path in folder.glob("train.pt"):
+        path.write_bytes((folder / "test.pt").read_bytes())
+
+
+@pytest.mark.parametrize("loop", [x for x in LOOPS if x.name in ("train", "train-multidataset", "pretrain", "reward", "finetune")],
+                         ids=lambda loop: loop.name)  # fmt: skip
+def test_a_resume_on_other_data_is_refused(loop, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    loop.data(folder)
+    die(loop, begin(loop, folder, tmp_path / "a"), monkeypatch, 5)
+    before = loop.last(tmp_path / "a").read_bytes()
+    fewer(folder)
+    with pytest.raises(SystemExit) as stop, run.guard():
+        loop.run(loop.resume(tmp_path / "a"))
+    assert stop.value.code == 2 and "changed since this run began: " in capsys.readouterr().err
+    assert before == loop.last(tmp_path / "a").read_bytes()
 
 
 @ROWS
