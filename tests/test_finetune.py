@@ -388,6 +388,7 @@ def wrong(data, tmp_path, case):
         "no val": (["--val="], "--val is missing"),
         "no source": (["--init_from="], "--init_from is missing"),
         "weights": (["--class_weights=1 2"], "a number >= 0 for each of 3 labels"),
+        "a weight": (["--class_weights=1 nan 2"], "a number >= 0 for each of 3 labels"),
         "layers": (["--freeze_n_layers=3"], "--freeze_n_layers is 3, the encoder has 2 layers"),
         "another shape": (["--model", "n_layer=1"], "has, and this model has not, transformer.h.1"),
         "other positions": (["--model", "position=rope"], "has, and this model has not, transformer.wpe"),
@@ -403,7 +404,7 @@ def wrong(data, tmp_path, case):
 
 
 CASES = ["no labels", "label out of range", "other names", "other tokenizer", "id out of range", "other pad",
-         "malicious", "a folder", "a checkpoint", "an empty file", "no freeze", "for predict", "too few labels", "too many labels", "no val", "no source", "weights", "layers", "another shape",
+         "malicious", "a folder", "a checkpoint", "an empty file", "no freeze", "for predict", "too few labels", "too many labels", "no val", "no source", "weights", "a weight", "layers", "another shape",
          "other positions", "unknown field", "not there", "nothing to resume"]  # fmt: skip
 
 

@@ -76,6 +76,20 @@ def resumes_exactly(out, *argv, middle=6, **options):
     assert equal(weights(out / "ckpt.pt"), end)
 
 
+def test_a_kill_after_going_back_is_resumed_from_there(data, tmp_path, monkeypatch):
+    """Not from the checkpoint of the steps that were given up."""
+    from tests.loops import TRAIN
+    from tests.test_loops import die
+
+    run(dataset=data / "toy", out_dir=tmp_path, save_major_ckpt_interval=6)
+    argv = ["--init_from=resume", "--init_from_ckpt=ckpt_6.pt", f"--out_dir={tmp_path}", "--learning_rate=0.1",
+            "--eval_interval=100"]  # fmt: skip
+    die(TRAIN, argv, monkeypatch, 9)
+    assert checkpoint.newest(tmp_path)[0]["step"] == 6
+    run("--init_from=resume", out_dir=tmp_path, small=False)
+    assert [row["step"] for row in rows(tmp_path)[0]] == list(range(STEPS))
+
+
 # -----------------------------------------------------------------------------
 # multidataset
 
@@ -536,6 +550,26 @@ def test_another_tokenizer_is_refused(data, tmp_path, capsys):
     (other / "meta.json").write_text(json.dumps(meta))
     line = refused(capsys, tmp_path / "a", "--init_from=resume", small=False)  # where there is nothing to transfer
     assert "the tokenizer of other (char, " in line and "transfer" not in line
+
+
+def test_a_longer_run_repeats_and_skips_no_batch_of_a_moving_mixture(data, tmp_path, monkeypatch):
+    """With more steps the mixture would have moved more slowly, and have given other batches so far."""
+    taken, starts = [], bins.starts
+    monkeypatch.setattr(bins, "starts", lambda *a: taken.append((a[5], a[6])) or starts(*a))
+    moving = ["--dataset_sampling_probs", "1", "9", "--dataset_sampling_probs_final", "9", "1"]
+    run(*two(data, *moving), out_dir=tmp_path, max_iters=40, eval_interval=1000)
+    run("--init_from=resume", "--max_iters=80", out_dir=tmp_path, small=False)
+    for name in ("train toy", "train wide"):
+        turns = [turn for purpose, turn in taken if purpose == name]
+        assert turns == list(range(len(turns))) and len(turns) > 20
+
+
+def test_a_data_set_named_twice_gives_each_its_own_batches(data, tmp_path, monkeypatch):
+    purposes, starts = set(), bins.starts
+    monkeypatch.setattr(bins, "starts", lambda *a: purposes.add(a[5]) or starts(*a))
+    run("--training_mode=multidataset", "--dataset_list", data / "toy", data / "toy", out_dir=tmp_path)
+    assert {"train toy", "train toy-2"} <= purposes
+    assert "val_loss_toy-2" in rows(tmp_path)[1][0]
 
 
 def test_each_data_set_s_tokenizer_is_compared():

@@ -117,6 +117,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(argv, message, tmp_path):
     assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.csv"))
 
 
+def test_a_name_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="--run_name x is a link"):
+        go(tmp_path / "out", "--run_name=x")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 # -----------------------------------------------------------------------------
 # what is kept
 

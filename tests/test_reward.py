@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -637,6 +638,40 @@ def test_ckpt_path_resumes_and_a_second_run_is_moved_aside(toy, tmp_path, capsys
     assert not changed(whole["model"], other["model"])
     train(toy, out, *flags)
     assert "held a run: moved to" in capsys.readouterr().out and (tmp_path / "r.1" / "ckpt.pt").exists()
+
+
+def test_a_run_that_began_elsewhere_is_resumed_where_it_is(toy, tmp_path, capsys):
+    """Its config.yaml names the other run's checkpoint for good; and the best weights so far came along."""
+    flags = ["--trainer.params.val_check_interval=2"]
+    train(toy, tmp_path / "old", *flags, "--trainer.params.max_steps=4")
+    there, out = f"--trainer.ckpt_path={tmp_path / 'old' / 'ckpt.pt'}", tmp_path / "new"
+    train(toy, out, *flags, there, "--trainer.params.max_steps=5", "--model_params.learning_rate=1e-12")
+    assert (out / "best.pt").read_bytes() == (tmp_path / "old" / "best.pt").read_bytes()
+    capsys.readouterr()
+    train(toy, out, *flags, there, "--init_from=resume", "--trainer.params.max_steps=7")
+    assert f"resuming {out / 'ckpt.pt'} at step 5" in capsys.readouterr().out
+    assert not (tmp_path / "new.1").exists()
+
+
+def test_another_cut_of_the_batch_changes_neither_rows_nor_evaluations(toy, tmp_path, capsys):
+    """As another number of ranks would: what is counted in batches was counted once."""
+    flags = ["--trainer.params.overfit_batches=1", "--trainer.params.val_check_interval=4"]
+    begin = ["--data.batch_size=4", "--trainer.params.accumulate_grad_batches=2", "--trainer.params.max_steps=4"]
+    train(toy, tmp_path, *flags, *begin, "--trainer.params.max_epochs=9")
+    said = capsys.readouterr().out
+    train(toy, tmp_path, "--init_from=resume", "--data.batch_size=8", "--trainer.params.accumulate_grad_batches=1",
+          "--trainer.params.max_steps=8")  # fmt: skip
+    rows_of = [re.search(r"json: (.*?) rows", text)[1] for text in (said, capsys.readouterr().out)]
+    assert rows_of == ["4 + 4", "4 + 4"]
+    assert [row["step"] for row in tracker.read(tmp_path / "eval.csv")] == [2, 4, 6, 8]
+
+
+def test_a_validation_split_without_a_pair_to_rank_is_not_replaced_by_another(toy, tmp_path):
+    rows = json.loads((toy / "scores.json").read_text())
+    rows["val"] = [{"Question": "q", "Answer": a, "Score": 1.0} for a in "ab"]
+    (tmp_path / "ties.json").write_text(json.dumps(rows))
+    refuse("no two answers to one evaluation question", tmp_path, tmp_path / "out", "--model_params.loss=pairwise",
+           f"--model_name={toy / 'gpt2'}", data="ties.json")  # fmt: skip
 
 
 def test_a_resume_keeps_what_defines_the_run(toy, tmp_path):

@@ -126,6 +126,22 @@ def test_a_refused_start_changes_nothing(tmp_path):
         run.claim(tmp_path / "new")
         user_error()
     assert not (tmp_path / "new").exists()
+    with pytest.raises(SystemExit), run.guard():
+        run.claim(tmp_path / "new" / "folder" / "in folders")
+        user_error()
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_folder_that_one_is_in_cannot_be_moved_aside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for n in range(2):
+        folder = run.claim(".")
+        if n:
+            with pytest.raises(ValueError, match="is the folder that you are in, and holds a run"):
+                folder.begin(holds="aside", resume=False)
+        else:
+            folder.begin(holds="aside", resume=False)
+        folder.finish()
 
 
 def test_a_failure_after_the_start_is_in_status(tmp_path):
@@ -199,6 +215,18 @@ def test_a_batch_that_does_not_divide_over_ranks():
 def test_a_device_that_is_not_there(device):
     with pytest.raises(ValueError, match="--device"):
         dist.pick_device(device, 0)
+
+
+def test_what_one_rank_refuses_all_do(monkeypatch):
+    def check(bad):
+        if bad:
+            raise ValueError("row 3")
+
+    dist.agree(check, False)
+    monkeypatch.setattr(dist, "gather", lambda said: [None, "row 7"] if said is None else [said])
+    for bad, says in ((False, "row 7"), (True, "row 3")):
+        with pytest.raises(ValueError, match=says):
+            dist.agree(check, bad)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

@@ -205,10 +205,13 @@ def test_a_run_folder_s_other_checkpoint_is_started_from(data, tmp_path, capsys)
     from core import checkpoint
 
     run(dataset=data / "toy", out_dir=tmp_path / "a", save_major_ckpt_interval=2, **dict(BASE, max_iters=4))
-    for name, step in (("ckpt_2.pt", 2), ("ckpt.pt", 4)):
+    state = checkpoint.load(tmp_path / "a" / "ckpt.pt")
+    state["model"] = {k: 0 * v for k, v in state["model"].items()}
+    checkpoint.save(tmp_path / "a" / "ckpt.pt", state)  # other weights than best.pt's
+    for name in ("ckpt_2.pt", "ckpt.pt"):
         run(f"--init_from={tmp_path / 'a'}", f"--init_from_ckpt={name}", dataset=data / "toy", out_dir=tmp_path / name,
             **dict(BASE, max_iters=0, always_save_checkpoint=True))  # fmt: skip
-        old = checkpoint.load(tmp_path / "a" / ("best.pt" if step == 4 else name))["model"]
+        old = checkpoint.load(tmp_path / "a" / name)["model"]
         new = checkpoint.load(tmp_path / name / "ckpt.pt")["model"]
         assert all(torch.equal(old[k], new[k]) for k in old)
 
@@ -269,6 +272,17 @@ def test_what_weights_cannot_give_is_said_with_what_would_do(flags, says, data, 
     short = {k: v for k, v in BASE.items() if k != "n_head"}
     with pytest.raises(ValueError, match=re.escape(says)):
         run(f"--init_from={tmp_path / 'a'}", *flags, dataset=data / "toy", out_dir=tmp_path / "b", **short)
+
+
+def test_start_tokens_and_seeds_that_cannot_be(data, tmp_path, capsys):
+    line = refused(capsys, tmp_path / "no", dataset=data / "toy", max_sample_tokens=3, sample_start_tokens="a\\")
+    assert line.startswith("error: --sample_start_tokens 'a\\\\': ")
+    run(dataset=data / "toy", out_dir=tmp_path / "a", max_sample_tokens=3, sample_start_tokens="a", seed=1 << 70)
+
+
+def test_saving_always_and_only_at_the_end_says_which_holds(data, tmp_path, capsys):
+    run(dataset=data / "toy", out_dir=tmp_path, only_save_checkpoint_at_end=True, always_save_checkpoint=True, **BASE)
+    assert "note: --always_save_checkpoint does nothing here" in capsys.readouterr().out
 
 
 def test_sampling_without_a_tokenizer_is_refused_at_the_start(data, tmp_path, capsys):
