@@ -241,6 +241,20 @@ def predict(**options):
     finetune.main(finetune.Options(device="cpu", dtype="float32", **options))
 
 
+def test_texts_a_second_count_the_texts_of_all_steps_since_the_last_line(data, tmp_path, monkeypatch):
+    """An epoch's last batch is smaller, and most lines stand for several steps."""
+    seen, real, at = [], tracker.Tracker.train, [0]
+
+    def train(self, step, values, units):
+        seen.append(units * (step + 1 - at[0]))
+        at[0] = step + 1
+        real(self, step, values, units)
+
+    monkeypatch.setattr(tracker.Tracker, "train", train)
+    tune(data, tmp_path / "run", "--epochs=2", "--batch_size=16", "--log_interval=3", "--eval_interval=1000")
+    assert sum(seen) == 2 * len(tensors.Rows(data / "train.pt", pad=1)) and len(seen) == 4
+
+
 def test_without_a_test_split_the_validation_split_is_reported(data, tmp_path, capsys):
     tune(data, tmp_path / "run", "--test=")
     done = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("done in"))
