@@ -288,7 +288,7 @@ def main(args: Options) -> None:
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])
         run.not_beyond(first_step, last_step, "--epochs or --max_steps")
-        if first_step >= last_step:
+        if first_step >= last_step and run.finished(folder.path):
             message = f"this run is finished at step {first_step}: a higher --epochs goes on"
             if place.second:
                 raise ValueError(message)

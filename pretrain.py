@@ -341,7 +341,7 @@ def main(args: Options) -> None:
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])
         run.not_beyond(first_step, last_step, "--epochs or --max_steps")
-        if first_step >= last_step:
+        if first_step >= last_step and (elsewhere or run.finished(folder.path)):
             message = f"this run is finished at step {first_step}: a higher --epochs goes on"
             if place.second:
                 raise ValueError(message)
@@ -534,7 +534,10 @@ def main(args: Options) -> None:
     if args.test:
         if best_path.is_file():
             model.load_state_dict(checkpoint.load(best_path)["model"])
-        results |= evaluate("test") or {}
+        if (tested := evaluate("test")) is None:
+            track.close()
+            return folder.finish(run.STOPPED)  # a resume comes here again
+        results |= tested
     track.results({k.replace(" ", "_"): v for k, v in results.items()} | {"best_eval_loss": best})
     track.close()
     took, memory = duration(time.time() - started), peak_memory(d.device) / 2**20

@@ -35,6 +35,11 @@ def read_status(path: Path) -> dict:
         return {}
 
 
+def finished(path: Path) -> bool:
+    """Whether the run there came to its end: at its last step something may still be left to evaluate and write."""
+    return read_status(path).get("state") == "finished"
+
+
 def holds_run(path: Path, checkpoints: tuple[str, ...]) -> bool:
     """A checkpoint, or a status.json of a run that began."""
     if any(p for pattern in checkpoints for p in path.glob(pattern)):

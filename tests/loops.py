@@ -70,6 +70,19 @@ def made_once(folder: Callable[[str], Path]) -> Callable[[Loop], Path]:
     return get
 
 
+def stopped_at(monkeypatch, step: int, call: int) -> None:
+    """A signal comes at the nth time that a run at this step asks for one: after its batch, in an evaluation ..."""
+    from core import run
+
+    calls = []
+
+    def stopping(self):
+        calls.append(self.step)
+        return calls.count(step) == call and self.step == step
+
+    monkeypatch.setattr(run.Run, "stopping", stopping)
+
+
 def port() -> int:
     return random.SystemRandom().randrange(20000, 60000)
 

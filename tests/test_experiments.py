@@ -18,7 +18,7 @@ import train
 from core import checkpoint, config, exits, run
 from experiments import folders, generate_finetuning_experiment, generate_pretraining_experiment, translate
 from experiments.sections import KINDS
-from tests.loops import classes
+from tests.loops import classes, stopped_at
 
 
 @pytest.fixture(autouse=True)
@@ -341,6 +341,30 @@ def test_an_interrupted_run_goes_on_in_its_own_folder(data, monkeypatch):
         twin = whole if kind == "pretraining" else Path("experiments/finetuning/whole")
         assert same(weights(folder), weights(twin))
         assert rows(folder / "metrics/train/metrics.csv") == rows(twin / "metrics/train/metrics.csv")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_stopped_at_its_end_goes_on_to_its_results(data, monkeypatch, kind):
+    """After the last batch; in the last evaluation; in that of the test split. And after the results it is finished."""
+    new_pre(data, "base")
+    if kind == "finetuning":
+        start("base")
+    for name in ("whole", "old"):
+        new_pre(data, name) if kind == "pretraining" else new_fin(data, name, "base")
+    start("whole", kind)
+    for call, flags in ((1, []), (1, ["--init_from=resume"]), (3, ["--init_from=resume"])):
+        with monkeypatch.context() as m, pytest.raises(SystemExit, match="75"):
+            stopped_at(m, 10, call)
+            start("old", kind, *flags)
+        assert not Path("experiments", kind, "old", "results.json").exists()
+    start("old", kind, "--init_from=resume")
+    whole, old = (Path("experiments", kind, name) for name in ("whole", "old"))
+    results = [json.loads((folder / "results.json").read_text()) | {"seconds": 0} for folder in (whole, old)]
+    assert results[0] == results[1] and "test_loss" in results[0]
+    assert all(same(weights(whole, name), weights(old, name)) for name in ("model.ckpt", "best-model.ckpt"))
+    assert rows(whole / "metrics/eval/metrics.csv") == rows(old / "metrics/eval/metrics.csv")
+    with pytest.raises(ValueError, match="finished at step 10: a higher training.epochs goes on"):
+        start("old", kind, "--init_from=resume")
 
 
 def test_weights_only_when_asked(data):

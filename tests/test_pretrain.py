@@ -10,6 +10,7 @@ import export_hf
 import pretrain
 import sample
 from core import checkpoint, config, tracker
+from core.run import read_status
 from core.values import read_yaml
 from data import arrow, build_pretrain_data, examples, masking, train_tokenizer, vocab
 from model import RobertaConfig, RobertaMLM
@@ -207,6 +208,16 @@ def test_a_resume_that_says_nothing_keeps_test_split_and_tokenizer(run, data, tm
     argv = ["--init_from=resume", f"--save_path={tmp_path / 'run'}", "--no_wandb", "--device=cpu"]
     pretrain.main(config.parse(pretrain.Options, argv, doc=""))
     assert read_yaml(tmp_path / "run" / "config.yaml") == saved
+    assert "test_loss" in json.loads((tmp_path / "run" / "results.json").read_text())
+
+
+def test_a_run_stopped_in_the_test_evaluation_goes_on_to_it(run, data, tmp_path, monkeypatch):
+    argv = ("--max_steps=4", "--per_device=4", f"--test={data / 'pretrain_eval_trunc12'}")  # 9 sequences: 3 batches
+    with monkeypatch.context() as m, pytest.raises(SystemExit, match="75"):
+        loops.stopped_at(m, 4, 1 + 3 + 1)
+        run(*argv)
+    assert read_status(tmp_path / "run")["state"] == "stopped" and not (tmp_path / "run" / "results.json").exists()
+    assert "is finished" not in run(*argv)
     assert "test_loss" in json.loads((tmp_path / "run" / "results.json").read_text())
 
 
