@@ -162,8 +162,6 @@ def main(args: Options) -> None:
                                  dtype=args.dtype)  # fmt: skip
     if args.text_column or args.label_column:
         raise ValueError("--text_column and --label_column are for --predict; data/build_tensors.py takes them, too")
-    if args.freeze_epochs and not args.freeze:
-        raise ValueError(f"--freeze_epochs {args.freeze_epochs} is how long --freeze lasts, which is off")
     d = dist.init(args.device, timeout=args.timeout)
     say = print if d.main else lambda *a: None
 
@@ -187,6 +185,8 @@ def main(args: Options) -> None:
             say(f"  {name}: {old} -> {new}")
     elif place.second == "refuse":
         run.refuse(folder.path, (place.ckpt, place.best))
+    if args.freeze_epochs and not args.freeze:
+        raise ValueError(f"--freeze_epochs {args.freeze_epochs} is how long --freeze lasts, which is off")
     for line in config.idle(args, NEEDS):
         say(f"note: {line}")
 

@@ -453,6 +453,11 @@ def test_prediction_needs_a_classifier(data, tmp_path):
                     out=str(tmp_path / "out.csv"))  # fmt: skip
 
 
+def test_the_stored_freeze_epochs_may_be_said_again(data, tmp_path):
+    tune(data, tmp_path / "run", "--max_steps=3", "--freeze", "--freeze_epochs=1")
+    assert tune(data, tmp_path / "run", "--init_from=resume", "--freeze_epochs=1")["options"]["freeze"]
+
+
 def test_a_changed_rate_acts_on_resume_and_changed_data_is_refused(data, tmp_path):
     tune(data, tmp_path / "run", "--max_steps=3")
     again = ("--init_from=resume", "--max_steps=5", "--learning_rate=0.5", "--lr_schedule=none")
