@@ -364,7 +364,7 @@ def main(args: Options) -> None:
 
 def start(argv: list[str]) -> None:
     """-n NAME -m MODE opens an experiment, which pretrain.py or finetune.py runs; all else is this script's."""
-    if {"-n", "-m", "--name", "--mode"} & set(argv):
+    if {"-n", "-m", "--name", "--mode"} & {word.split("=")[0] for word in argv}:
         from experiments import translate
 
         return translate.main(argv)

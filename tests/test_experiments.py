@@ -517,6 +517,12 @@ def test_train_py_opens_experiments_also_under_torchrun(data, tmp_path):
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_name_without_a_mode_is_asked_for_it():
+@pytest.mark.parametrize("words", [["-n", "one"], ["--name", "one"], ["--name=one"], ["-n=one"]])
+def test_a_name_without_a_mode_is_asked_for_it(words):
     with pytest.raises(ValueError, match="-m/--mode"):
-        train.start(["-n", "one"])
+        train.start(words)
+
+
+def test_name_and_mode_may_have_equals_signs():
+    with pytest.raises(ValueError, match="no pretraining experiment is called 'one'"):
+        train.start(["--name=one", "--mode=pretraining"])
