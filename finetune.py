@@ -339,7 +339,8 @@ def main(args: Options) -> None:
     if preflight.report(checks, args.check, d.main):
         return folder.finish()
     if not replaying:
-        folder.begin(holds=place.second or "aside", resume=resuming, checkpoints=(place.ckpt, place.best))
+        folder.begin(holds=place.second or "aside", resume=resuming, checkpoints=(place.ckpt, place.best),
+                     written=place.written())  # fmt: skip
     if folder.writes:
         config.save(args, folder.path / place.config)
     about = {"entity": args.wandb_entity, "project": args.wandb_project, "name": args.wandb_run_name}

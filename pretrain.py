@@ -406,7 +406,7 @@ def main(args: Options) -> None:
         return folder.finish()
     if not replaying:
         folder.begin(holds=place.second or aside, resume=own,
-                     checkpoints=("checkpoint-*/ckpt.pt", place.ckpt, place.best))  # fmt: skip
+                     checkpoints=("checkpoint-*/ckpt.pt", place.ckpt, place.best), written=place.written())  # fmt: skip
     a_step_a_folder, best_path = Path(place.ckpt).name == place.ckpt, folder.path / place.best
     if folder.writes:
         config.save(args, folder.path / place.config)

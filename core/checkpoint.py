@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from core import dist, run
+from core.files import previous
 
 FORMAT = 1
 KEYS = ("format", "kind", "model_config", "model", "optimizer", "loop", "rng", "step", "best", "options", "meta")
@@ -137,10 +138,6 @@ def size_of(state) -> int:
         return state.numel() * state.element_size()
     values = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
     return sum(map(size_of, values))
-
-
-def previous(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.prev{path.suffix}")
 
 
 def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:

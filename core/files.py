@@ -21,6 +21,11 @@ def read_json(path: Path) -> dict:
     return data
 
 
+def previous(path: Path) -> Path:
+    """Where a checkpoint goes that is replaced by a newer one."""
+    return path.with_name(f"{path.stem}.prev{path.suffix}")
+
+
 @dataclass
 class Files:
     ckpt: str = "ckpt.pt"  # the last state
@@ -32,6 +37,11 @@ class Files:
     evals: bool = True  # a row for each evaluation
     memory: bool = False  # peak memory in the training rows, MiB
     second: Literal["", "refuse", "overwrite"] = ""  # what a second run in the folder means; empty: as the script does
+
+    def written(self) -> list[str]:
+        """What a run leaves, and what goes with it where another one replaces it."""
+        named = [str(previous(Path(self.ckpt))), self.ckpt, self.best, self.config, self.train_csv, self.eval_csv]
+        return [*named, "results.json", "loss.png", "confusion.png"]
 
 
 FREE = tuple(f"files.{name}" for name in Files.__dataclass_fields__)  # a resume takes them from the command

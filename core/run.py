@@ -80,8 +80,12 @@ class Run:
         self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.lock.flush()
 
-    def begin(self, *, holds: str, resume: bool, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
-        """Everything was checked: makes room for this run, and listens for signals."""
+    def begin(self, *, holds: str, resume: bool, checkpoints: tuple[str, ...] = ("*.pt",),
+              written: list[str] | tuple = ()) -> None:  # fmt: skip
+        """Everything was checked: makes room for this run, and listens for signals.
+
+        `written` are names below the folder: nothing of a run that is overwritten may be resumed, or shown as new.
+        """
         if self.main:
             if holds == "aside" and not resume and holds_run(self.path, checkpoints):
                 if not self.path.name or self.path.resolve() == Path.cwd():
@@ -94,8 +98,9 @@ class Run:
                 self.lock.close()
                 self.take_lock()
             if holds == "overwrite" and not resume:
-                for old in (p for pattern in checkpoints for p in self.path.glob(pattern)):
-                    old.unlink()
+                there = [p for pattern in checkpoints for p in self.path.glob(pattern)]
+                for old in (*there, *(self.path / name for name in written)):
+                    old.unlink(missing_ok=True)
             for stale in self.path.rglob("*.tmp*"):
                 if TEMPORARY.fullmatch(stale.name) and stale.is_file():
                     stale.unlink()

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+import plot
 import train
 from core import checkpoint, config, exits, run
 from experiments import folders, generate_finetuning_experiment, generate_pretraining_experiment, translate
@@ -404,6 +405,26 @@ def test_a_finished_run_is_not_resumed_in_full_and_a_second_run_is_refused(data)
     pre("-p", "more", "-rp", "old", *sets(training__epochs=3))
     start("more")
     assert checkpoint.load(Path("experiments/pretraining/more/checkpoints/model.ckpt"))["step"] == 15
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_an_overwritten_run_nothing_is_resumed_or_shown(data, monkeypatch, kind):
+    """Also where the new run is killed before it saves; what the user put beside it stays."""
+    new_pre(data, "old")
+    start("old")
+    if kind == "finetuning":
+        new_fin(data, "old", "old")
+        start("old", kind)
+    folder = Path("experiments", kind, "old")
+    (folder / "notes.csv").write_text("mine")
+    assert (folder / "checkpoints/model.prev.ckpt").is_file() and plot.open_run(folder).results
+    with monkeypatch.context() as m, killed_at(m, 0):  # in its first evaluation
+        start("old", kind, "--overwrite")
+    assert {p.name for p in folder.rglob("*") if p.is_file() and p.stat().st_size} - {".lock"} == {
+        "config.yaml", "config.resolved.yaml", "status.json", "notes.csv"}  # fmt: skip
+    assert plot.open_run(folder) is None
+    with pytest.raises(ValueError, match="nothing to resume"):
+        start("old", kind, "--init_from=resume")
 
 
 FAVOR = {"architecture__attention__kind": "favor"}
