@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from core import config
-from core.values import Loader, nearest
+from core.values import Loader, nearest, read_yaml
 
 TEMPLATES = Path(__file__).parent / "config_templates"
 
@@ -31,6 +31,12 @@ def find(kind: str, name: str) -> Path:
         known = f"there are {', '.join(there)}" if there else f"{path.parent} holds none"
         raise ValueError(f"no {kind} experiment is called {name!r}: {known}{nearest(name, there)}")
     return path
+
+
+def results(path: Path) -> Path:
+    """Where an experiment's results lie: its output_dir, else its own folder."""
+    about = read_yaml(path / "config.yaml").get("experiment") if (path / "config.yaml").is_file() else None
+    return Path(str(isinstance(about, dict) and about.get("output_dir") or path))
 
 
 def create(kind: str, name: str, text: str) -> Path:

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     text = folders.graft(template, (parent / "config.yaml").read_text(encoding="utf-8"), ("tokenizer", "architecture"))
     values = {"experiment.name": name, "experiment.output_dir": str(folders.place("finetuning", name)),
               "logging.wandb.run_name": name, "pretrained_experiment.name": args.pretraining_name,
-              "pretrained_experiment.path": str(parent)}  # fmt: skip
+              "pretrained_experiment.path": str(folders.results(parent))}  # fmt: skip
     text = folders.fill(text, values | translate.settings(args.set, "finetuning"))
     translate.read(folders.load(text), "finetuning", str(parent / "config.yaml"))
     path = folders.create("finetuning", name, text)

@@ -7,6 +7,7 @@
 Then edit the file if need be, and run it: python train.py -n NAME -m pretraining
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,14 +25,15 @@ def main(argv: list[str]) -> None:
     args = p.parse_args(argv)
 
     name, old = args.pretraining_name, args.resume_pretraining_name
+    path = folders.place("pretraining", name)
     source = folders.find("pretraining", old) / "config.yaml" if old else folders.TEMPLATES / "pretraining.yaml"
-    values = {"experiment.name": name, "experiment.output_dir": str(folders.place("pretraining", name)),
-              "logging.wandb.run_name": name}  # fmt: skip
+    values = {"experiment.name": name, "experiment.output_dir": str(path), "logging.wandb.run_name": name}
     if old:
+        last = folders.results(source.parent).resolve() / "checkpoints" / "model.ckpt"
         values |= {
             "training.resume.is_resume": True,
             "training.resume.resume_pretraining_name": old,
-            "training.resume.checkpoint_path": f"../{old}/checkpoints/model.ckpt",
+            "training.resume.checkpoint_path": os.path.relpath(last, path.resolve()),
         }
     values |= translate.settings(args.set, "pretraining")
     text = folders.fill(source.read_text(encoding="utf-8"), values)

@@ -111,7 +111,7 @@ def below(key: str, value: str) -> str:
     return value
 
 
-def options(exp, kind: str, folder: Path) -> dict:
+def options(exp, kind: str, folder: Path, resuming: bool = False) -> dict:
     """What the script's options get, {option: value}; model.* collected in one."""
     out: dict = {"model": {}}
     for key in config.specs(type(exp)):
@@ -147,36 +147,43 @@ def options(exp, kind: str, folder: Path) -> dict:
         "files.best": "checkpoints/best-model.ckpt",
         "files.config": "config.resolved.yaml",
     }
-    return out | (pretraining if kind == "pretraining" else finetuning)(exp, folder, e.output_dir or str(folder))
+    if kind == "pretraining":
+        out["lr_schedule"] = "cosine"
+    out["save_path" if kind == "pretraining" else "out_dir"] = e.output_dir or str(folder)
+    if resuming:  # all that it began with is in its own checkpoint
+        return out | {"init_from": "resume"}
+    return out | (pretraining(exp, folder) if kind == "pretraining" else finetuning(exp))
 
 
-def finetuning(exp, folder: Path, results: str) -> dict:
+def finetuning(exp) -> dict:
     p = exp.pretrained_experiment
     if p.checkpoint is None:
-        return {"init_from": "scratch", "out_dir": results}
+        return {"init_from": "scratch"}
     if not (p.path or p.name):
         raise ValueError("pretrained_experiment.name is missing (checkpoint null: no pretraining)")
-    parent = Path(p.path) if p.path else folders.find("pretraining", p.name)
-    if not (parent / p.checkpoint).is_file():
-        raise ValueError(f"pretrained_experiment: {parent / p.checkpoint} does not exist; run"
-                         f" python train.py -n {parent.name} -m pretraining first")  # fmt: skip
-    return {"init_from": str(parent / p.checkpoint), "out_dir": results}
+    parent = Path(p.path) if p.path else folders.results(folders.find("pretraining", p.name))
+    places = list(dict.fromkeys(place / p.checkpoint for place in (parent, folders.results(parent))))
+    found = next((p for p in places if p.is_file()), None)
+    if not found:
+        raise ValueError(f"pretrained_experiment: {' and '.join(map(str, places))} does not exist; run"
+                         f" python train.py -n {p.name or parent.name} -m pretraining first")  # fmt: skip
+    return {"init_from": str(found)}
 
 
-def pretraining(exp, folder: Path, results: str) -> dict:
-    r, out = exp.training.resume, {"save_path": results, "lr_schedule": "cosine"}
+def pretraining(exp, folder: Path) -> dict:
+    r = exp.training.resume
     if not r.is_resume:
-        return out
+        return {}
     if not (r.resume_pretraining_name or r.checkpoint_path):
         raise ValueError("training.resume.is_resume needs resume_pretraining_name or checkpoint_path")
     wanted = r.checkpoint_path or "checkpoints/model.ckpt"
     places = [folder / wanted] if r.checkpoint_path else []
     if r.resume_pretraining_name:
-        places.append(folders.find("pretraining", r.resume_pretraining_name) / wanted)
+        places.append(folders.results(folders.find("pretraining", r.resume_pretraining_name)) / wanted)
     found = next((p for p in places if p.is_file()), None)
     if not found:
         raise ValueError(f"training.resume.checkpoint_path {wanted!r}: no such file ({', '.join(map(str, places))})")
-    return out | {"init_from" if r.load_only_model_state else "ckpt_path": str(found)}
+    return {"init_from" if r.load_only_model_state else "ckpt_path": str(found)}
 
 
 # -----------------------------------------------------------------------------
@@ -209,11 +216,8 @@ def main(argv: list[str]) -> None:
     kind, folder = args.mode, folders.find(args.mode, args.name)
     source = folder / "config.yaml"
     exp = read(read_yaml(source), kind, str(source))
-    values = options(exp, kind, folder)
+    values = options(exp, kind, folder, resuming=bool(args.init_from))
     values["files.second"] = "overwrite" if args.overwrite else "refuse"
-    if args.init_from:
-        values["init_from"] = "resume"
-        values.pop("ckpt_path", None)
     script = importlib.import_module(SCRIPTS[kind])
     with spelling(kind):
         chosen = config.from_dict(script.Options, values, str(source))

@@ -407,6 +407,45 @@ def test_a_finished_run_is_not_resumed_in_full_and_a_second_run_is_refused(data)
     assert checkpoint.load(Path("experiments/pretraining/more/checkpoints/model.ckpt"))["step"] == 15
 
 
+@pytest.mark.parametrize("place", ["results/one", "absolute"])
+def test_an_experiment_with_its_own_output_dir_is_gone_on_from(data, tmp_path, place):
+    """The generators write where its results are; by name they are found, too, and from a path to its folder."""
+    place = tmp_path / "elsewhere" if place == "absolute" else place
+    new_pre(data, "one", experiment__output_dir=place)
+    start("one")
+    pre("-p", "more", "-rp", "one", *sets(training__epochs=3))
+    by_name = {"is_resume": True, "resume_pretraining_name": "one", "checkpoint_path": None}
+    edited = folders.fill(text("pretraining", "more"), {"experiment.name": "named", "experiment.output_dir": None,
+                                                        "training.resume": by_name})  # fmt: skip
+    folders.create("pretraining", "named", edited)
+    for name in ("more", "named"):
+        start(name)
+        assert checkpoint.load(Path("experiments/pretraining", name, "checkpoints/model.ckpt"))["loop"]["resumes"] == [10]
+    new_fin(data, "two", "one")
+    new_fin(data, "named", "one", pretrained_experiment__path="null")
+    new_fin(data, "folder", "one", pretrained_experiment__path="experiments/pretraining/one")
+    for name in ("two", "named", "folder"):
+        start(name, "finetuning")
+        began = checkpoint.load(Path("experiments/finetuning", name, "checkpoints/model.ckpt"))["options"]["init_from"]
+        assert began == f"{place}/checkpoints/best-model.ckpt"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resume_needs_nothing_of_what_the_run_began_with(data, monkeypatch, kind):
+    base = new_pre(data, "base", training__epochs=1)
+    start("base")
+    if kind == "pretraining":
+        pre("-p", "one", "-rp", "base", *sets(training__epochs=2))
+    else:
+        new_fin(data, "one", "base")
+    with monkeypatch.context() as m, pytest.raises(SystemExit, match="75"):
+        stopped_at(m, 7, 1)
+        start("one", kind)
+    (base / "checkpoints").rename("moved")
+    start("one", kind, "--init_from=resume")
+    assert checkpoint.load(Path("experiments", kind, "one", "checkpoints/model.ckpt"))["step"] == 10
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_of_an_overwritten_run_nothing_is_resumed_or_shown(data, monkeypatch, kind):
     """Also where the new run is killed before it saves; what the user put beside it stays."""
