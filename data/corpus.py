@@ -160,9 +160,9 @@ def line_start(f, at: int) -> int:
 def rows(path: Path, size: int, cut: int, more: bool, column: str) -> Iterator[Piece]:
     """Parquet and CSV: as JSONL, with a share of the rows in place of bytes."""
     if path.suffix in TABLES:
-        read, total = examples.csv_rows, sum(1 for _ in examples.csv_rows(path, column))
+        read, total = examples.csv_texts, sum(1 for _ in examples.csv_texts(path, column))
     else:
-        read, total = examples.parquet_rows, examples.open_parquet(path).metadata.num_rows
+        read, total = examples.parquet_texts, examples.open_parquet(path).metadata.num_rows
     first_val = total * cut // size
     held, chars, done = [], 0, 0
     for row, text in enumerate(read(path, column)):
@@ -198,10 +198,10 @@ def download(url: str, path: Path, sha256: str) -> None:
 def documents(piece: Piece, column: str) -> list[str]:
     if isinstance(piece.content, list):
         return [t for t in piece.content if t]
-    if piece.path.suffix in LINES:  # "\\ud83d" alone is legal JSON and no text
+    if piece.path.suffix in LINES:
         name = examples.json_column(piece.path, column)
         found = examples.json_lines(piece.content, piece.path, piece.at, name, bool(column))
-        return [t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in found if t]
+        return [t for t in found if t]
     return [examples.decode(piece.content, piece.path, piece.at).replace("\r\n", "\n")]
 
 

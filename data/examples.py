@@ -86,14 +86,28 @@ def blocks(path: Path) -> Iterator[tuple[bytes, int]]:
             offset += len(block)
 
 
+def parse_json(text: str, where: str):
+    """A value. Half a surrogate pair, which JSON can spell ("\\ud83d" alone) and no text can hold, becomes U+FFFD."""
+    try:
+        value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:
+            spelt = json.dumps(value, ensure_ascii=False)
+            whole = spelt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            value = value if whole == spelt else json.loads(whole)
+        return value
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply to be read") from None
+    except ValueError as e:  # JSONDecodeError, or a number of more than 4,300 digits
+        hint = " (several objects: one a line, in a .jsonl)" if "Extra data" in str(e) else ""
+        what = str(e).split(";")[0].replace("line 1 ", "")  # of a JSONL it is not the file's line
+        raise ValueError(f"{where} is not JSON: {what}{hint}") from None
+
+
 def json_rows(block: bytes, path: Path, offset: int) -> Iterator[tuple[dict, int]]:
     """Objects, and the byte where each begins."""
     for line in decode(block, path, offset).split("\n"):
         if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as e:
-                raise ValueError(f"{path} at byte {offset}: {e.msg}") from None
+            row = parse_json(line, f"{path} at byte {offset}")
             if not isinstance(row, dict):
                 raise ValueError(f"{path} at byte {offset}: an object a line is wanted, got {line[:40]!r}")
             yield row, offset
@@ -111,7 +125,7 @@ def text_of(row: dict, column: str, where: str, given: bool) -> str:
     if not given and column != "text" and "text" in row:
         raise ValueError(f"{where}: it has a column 'text', rows before it have {column!r} alone: name the one to take")
     if not isinstance(text := row.get(column), str):
-        raise ValueError(f"{where}: text is wanted in {column!r}, got {text!r}")
+        raise ValueError(f"{where}: text is wanted in {column!r}, got {repr(text)[:40]}")
     return text
 
 
@@ -128,23 +142,34 @@ def csv_lines(path: Path) -> Iterator[str]:
             offset += len(line)
 
 
-def csv_table(path: Path):
-    """A csv.reader, the header first. A tab separates a .tsv; else it is the first of comma, semicolon and tab that the
-    header has: spreadsheets write semicolons where the comma is a decimal point."""
+def csv_table(path: Path) -> Iterator[list[str]]:
+    """The header, then rows of as many fields, or of none. A tab separates a .tsv; else it is the first of comma,
+    semicolon and tab that the header has: spreadsheets write semicolons where the comma is a decimal point."""
     lines = csv_lines(path)
-    header = next(lines, "")
-    mark = "\t" if path.suffix == ".tsv" else next((m for m in ",;\t" if m in header), ",")
-    return csv.reader(itertools.chain([header] * bool(header), lines), delimiter=mark)
+    first = next(lines, "")
+    mark = "\t" if path.suffix == ".tsv" else next((m for m in ",;\t" if m in first), ",")
+    rows = csv.reader(itertools.chain([first] * bool(first), lines), delimiter=mark, strict=True)
+    header, line = None, 1
+    try:
+        for row in rows:
+            header = row if header is None else header
+            if row and len(row) != len(header):
+                raise ValueError(f"{path} line {line} has {len(row)} fields, the header {len(header)} (a field that"
+                                 f" holds {mark!r} needs quotes around it)")  # fmt: skip
+            yield row
+            line = rows.line_num + 1
+    except csv.Error as e:
+        what = 'a field opens with a quote that is not closed at its end (inside quotes a quote is written "")'
+        if "new-line" in str(e):
+            what = "a line ends in \\r alone (tr '\\r' '\\n' <FILE writes such ends anew)"
+        raise ValueError(f"{path} line {line}: {what}") from None
 
 
-def csv_rows(path: Path, column: str) -> Iterator[str]:
+def csv_texts(path: Path, column: str) -> Iterator[str]:
     rows = csv_table(path)
     header = next(rows, [])
     place = header.index(pick(header, column, path))
-    for row in rows:
-        if row and len(row) <= place:
-            raise ValueError(f"{path} line {rows.line_num} has {len(row)} fields, the header {len(header)}")
-        yield row[place] if row else ""
+    yield from (row[place] if row else "" for row in rows)
 
 
 def open_parquet(path: Path):
@@ -153,20 +178,26 @@ def open_parquet(path: Path):
 
     try:
         return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)  # else a row group comes at once
-    except pa.ArrowInvalid as e:
-        raise ValueError(f"{path}: {e}") from None
+    except (pa.ArrowException, OSError) as e:
+        raise ValueError(f"{path}: {' '.join(str(e).split())}") from None
 
 
-def parquet_rows(path: Path, column: str) -> Iterator[str]:
-    file = open_parquet(path)
-    name = pick(file.schema_arrow.names, column, path)
-    done = 0
-    for batch in file.iter_batches(columns=[name], batch_size=256):
-        for text in batch.column(0).to_pylist():
-            if not isinstance(text, str):
-                raise ValueError(f"{path} row {done + 1}: column {name!r} must hold text, got {text!r}")
-            yield text
-            done += 1
+def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict]:
+    import pyarrow as pa
+
+    try:
+        for batch in open_parquet(path).iter_batches(256, columns=columns):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is damaged: {' '.join(str(e).split())}") from None
+
+
+def parquet_texts(path: Path, column: str) -> Iterator[str]:
+    name = pick(open_parquet(path).schema_arrow.names, column, path)
+    for i, row in enumerate(parquet_rows(path, [name]), 1):
+        if not isinstance(row[name], str):
+            raise ValueError(f"{path} row {i}: column {name!r} must hold text, got {row[name]!r}")
+        yield row[name]
 
 
 class Task(NamedTuple):
@@ -188,7 +219,7 @@ def tasks(path: str | Path, column: str = "") -> Iterator[Task]:
                 yield Task(file, name, block, offset, len(block), bool(column))
             continue
         texts, size = [], 0
-        for text in (parquet_rows if file.suffix == ".parquet" else csv_rows)(file, column):
+        for text in (parquet_texts if file.suffix == ".parquet" else csv_texts)(file, column):
             texts.append(text)
             size += len(text)
             if size >= BLOCK:

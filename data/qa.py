@@ -34,15 +34,11 @@ LINES = (".jsonl", ".ndjson")
 def parse_json(raw: bytes, where: str, at: int = 0):
     """One JSON value; what is wrong with it is named by byte or by line. `at` is where `raw` starts in its file."""
     try:
-        return json.loads(raw.decode("utf-8-sig" if at == 0 else "utf-8"))
+        text = raw.decode("utf-8-sig" if at == 0 else "utf-8")
     except UnicodeDecodeError as e:
         start = at + e.start + 3 * (at == 0 and raw.startswith(b"\xef\xbb\xbf"))
         raise ValueError(f"{where} is not UTF-8: byte {raw[e.start : e.start + 1].hex()} at offset {start}") from None
-    except RecursionError:
-        raise ValueError(f"{where} is nested too deeply to be read") from None
-    except ValueError as e:  # JSONDecodeError, or a number of more than 4,300 digits
-        hint = " (one object a line? name it .jsonl)" if "Extra data" in str(e) else ""
-        raise ValueError(f"{where} is not JSON: {str(e).splitlines()[0]}{hint}") from None
+    return examples.parse_json(text, where)
 
 
 def read_file(path: Path, split: str | None) -> Iterator[tuple[str | None, object]]:
@@ -124,8 +120,6 @@ def problems(row: object, pairs: bool, scored: bool) -> Iterator[str]:
             yield absent(name, row)
         elif not isinstance(text, str):
             yield f".{name} is {json.dumps(text)[:40]}, not text"
-        elif any("\ud800" <= c <= "\udfff" for c in text):
-            yield f".{name} holds half a surrogate pair"
     if not pairs and row.get("Accepted_Answer") is not None:
         yield ".Accepted_Answer makes a pair, and the first row is none: all rows are pairs, or none is"
     for name in ("Accepted_Score", "Score") if pairs and "Accepted_Score" in row else () if pairs else ("Score",):

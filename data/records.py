@@ -14,7 +14,11 @@ def read(path: Path) -> Iterator[dict]:
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
     if path.suffix in (".csv", ".tsv"):
-        yield from read_csv(path)
+        table = examples.csv_table(path)
+        header = next(table, [])
+        yield from (dict(zip(header, row, strict=True)) for row in table if row)
+    elif path.suffix == ".parquet":
+        yield from examples.parquet_rows(path)
     elif path.suffix in (".txt", ".jsonl"):
         for block, offset in examples.blocks(path):
             if path.suffix == ".jsonl":
@@ -23,24 +27,9 @@ def read(path: Path) -> Iterator[dict]:
                 lines = examples.decode(block, path, offset).split("\n")
                 yield from ({"text": line.strip()} for line in lines if line.strip())
     else:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            batches = pq.ParquetFile(path).iter_batches(1000)
-        else:
-            batches = (b for file in arrow.files(path) for b in arrow.open_table(file).to_batches(1000))
-        for batch in batches:
-            yield from batch.to_pylist()
-
-
-def read_csv(path: Path) -> Iterator[dict]:
-    table = examples.csv_table(path)
-    header = next(table, [])
-    for row in table:
-        if row and len(row) != len(header):
-            raise ValueError(f"{path} line {table.line_num} has {len(row)} fields, the header {len(header)}")
-        if row:
-            yield dict(zip(header, row, strict=True))
+        for file in arrow.files(path):
+            for batch in arrow.open_table(file).to_batches(1000):
+                yield from batch.to_pylist()
 
 
 def text_column(row: dict, name: str, path: str | Path, label: str = "") -> str:

@@ -3,6 +3,7 @@
 A child process reads them all, so that a crash or a hang is seen, and too much memory is an error.
 """
 
+import csv
 import json
 import os
 import pickle
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import train
 from core import checkpoint, config, exits, hf
-from data import arrow, bins, examples, qa, tensors, vocab
+from data import arrow, bins, examples, qa, records, tensors, vocab
 from data.train_tokenizer import build
 
 SECONDS = 10  # a file
@@ -171,6 +173,28 @@ def read_qa(path: Path) -> None:
     qa.load(qa.records(path), template, False)
 
 
+def table_file(ending: str):
+    def make(folder: Path) -> Path:
+        rows = [{"text": f'a "text", {i}', "n": i / 2} for i in range(9)]
+        path = folder / f"table{ending}"
+        if ending == ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        elif ending == ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            with open(path, "w", newline="") as f:
+                csv.writer(f).writerows([rows[0], *(row.values() for row in rows)])
+        return path
+
+    return make
+
+
+def read_table(path: Path) -> None:
+    list(records.read(path))
+    for texts in examples.read(path, "text"):
+        "".join(texts).encode()
+
+
 READERS = {
     "meta.json": (meta_json, read_bins),
     "meta.pkl": (meta_pkl, read_bins),
@@ -185,6 +209,9 @@ READERS = {
     "tokenizer.json": (tokenizer_json, read_tokenizer),
     "YAML": (yaml_file, read_yaml),
     "questions": (qa_file, read_qa),
+    "CSV": (table_file(".csv"), read_table),
+    "JSON lines": (table_file(".jsonl"), read_table),
+    "Parquet": (table_file(".parquet"), read_table),
 }
 
 

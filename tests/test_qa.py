@@ -99,7 +99,7 @@ def test_pairs_and_scores_do_not_mix_and_csv_is_named(tmp_path):
 
 
 def test_each_bad_row_is_counted_and_the_first_ones_shown(tmp_path):
-    bad = [{"Question": "q", "Answer": "a"}, {"question": "q", "Answer": 3, "Score": 1}, 7, row("\ud800")]
+    bad = [{"Question": "q", "Answer": "a"}, {"question": "q", "Answer": 3, "Score": 1}, 7, row(None)]
     file = write(tmp_path / "qa.json", {"train": [row()] * 3 + bad, "test": [{"Answer": "a", "Score": 1}] * 20})
     with pytest.raises(ValueError) as e:
         qa.check(file)
@@ -107,8 +107,14 @@ def test_each_bad_row_is_counted_and_the_first_ones_shown(tmp_path):
     assert "24 of 27 rows cannot be used (4 in train, 20 in test)" in text and "\n" not in text
     assert "train[3].Score is missing" in text
     assert "train[4].Question is missing: rename 'question'" in text and "train[4].Answer is 3, not text" in text
-    assert "train[5] is 7, not an object" in text and "train[6].Question holds half a surrogate pair" in text
+    assert "train[5] is 7, not an object" in text and "train[6].Question is null, not text" in text
     assert "test[0].Question is missing" in text and text.endswith("; ...")
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path):
+    for name, data in (("a.json", {"train": [row("\ud800?")]}), ("a.jsonl", [row("\ud800?")])):
+        ((_, found),) = qa.records(write(tmp_path / name, data))
+        assert found == row("\ufffd?")
 
 
 def test_pairs_are_checked_as_pairs(tmp_path):
@@ -133,7 +139,7 @@ def test_a_score_may_be_missing_only_where_rows_are_to_be_scored(tmp_path):
     "name, text, said",
     [
         ("a.json", '{"train": [', "is not JSON: "),
-        ("b.json", '{"Question": "q"}\n{"Question": "r"}', r"Extra data.*name it .jsonl"),
+        ("b.json", '{"Question": "q"}\n{"Question": "r"}', r"Extra data.*one a line, in a .jsonl"),
         ("c.jsonl", '{"Question": "q"', "c.jsonl line 1 is not JSON"),
         ("d.json", '"text"', "must hold .*got str"),
         ("e.json", '{"train": 3}', "train must be a list of rows, got int"),

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from core import config
-from data import build_pretrain_data, examples, train_tokenizer
+from core import config, exits
+from data import build_pretrain_data, corpus, examples, records, train_tokenizer
 from data.arrow import Rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,8 +132,6 @@ def test_datasets_reads_ours(tmp_path, by_digit):
 
 def test_a_row_keeps_its_spaces_and_unknown_tokens_are_counted(tmp_path, capsys):
     """The same text has the same tokens in pretraining as where it is classified; a line of .txt is stripped in both."""
-    from data import records
-
     (tmp_path / "a.csv").write_text('text,n\n" two words ",1\n"   ",2\n')
     (tmp_path / "a.txt").write_text("  two words  \n\n")
     for name, want in (("a.csv", " two words "), ("a.txt", "two words")):
@@ -202,6 +200,43 @@ def test_the_table_and_the_library_agree(by_digit):
             assert np.array_equal(a, b), batch
 
 
+@pytest.mark.parametrize(("name", "raw", "told"), [
+    ("a.csv", b"a,text\n1,2\n3\n", "line 3 has 1 fields, the header 2 .a field that holds ',' needs quotes"),
+    ("a.csv", b"text\nhello, world\n", "line 2 has 2 fields, the header 1"),
+    ("a.tsv", b'text\tn\n"a\nb"\t1\nx\ty\tz\n', r"line 4 has 3 fields, the header 2 .a field that holds '\\t'"),
+    ("a.csv", b'text\n"a ""b"""\n"hello\nworld\n', "line 3: a field opens with a quote that is not closed at its end"),
+    ("a.csv", b'text\n"hello\nbig\n"world"\n', "line 2: a field opens with a quote"),
+    ("a.csv", b"text,n\rhello,1\rworld,2\r", r"line 1: a line ends in \\r alone"),
+    ("a.parquet", b"PAR1 nothing", "a.parquet: "),
+    ("a.parquet", None, "a.parquet is damaged: "),
+    ("a.jsonl", b'{"text": "a"}\n{"text": %s}' % (b"1" * 5000), "byte 14 is not JSON: Exceeds the limit .* 5000 digits$"),
+    ("a.jsonl", b'{"text": %s' % (b"[" * 100_000), "byte 0 is nested too deeply"),
+    ("a.jsonl", b'{"text": [%s1]}' % (b"1, " * 9999), r"text is wanted in 'text', got \[1, 1[1, ]{30,40}$"),
+])  # fmt: skip
+def test_all_tools_name_what_is_wrong_with_a_file(tmp_path, name, raw, told):
+    path = tmp_path / name
+    if raw is None:
+        pq.write_table(pa.table({"text": ["some text"] * 99}), path)
+        raw = path.read_bytes().replace(b"some text", b"some\xfftext")
+    path.write_bytes(raw)
+    for tool in (lambda: [*examples.read(path, "text")], lambda: corpus.prepare([path], tmp_path / "out", "byte"),
+                 lambda: records.texts([*records.read(path)], "text", path, 0, True)):  # fmt: skip
+        with pytest.raises(ValueError, match=told) as e:
+            tool()
+        assert exits.ours(e.value) and str(path) in str(e.value) and "\n" not in str(e.value)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_half_a_surrogate_pair_is_the_same_to_all_tools(tmp_path):
+    raw = '{"text": "12 \\ud83d 34", "label": "\\uDE00"}\n{"text": "\\ud83d\\ude00", "label": "b"}\n'
+    (tmp_path / "a.jsonl").write_text(raw)
+    want = ["12 \ufffd 34", "\U0001f600"]
+    assert [*examples.read(tmp_path / "a.jsonl")] == [want]
+    assert [*records.read(tmp_path / "a.jsonl")] == [{"text": want[0], "label": "\ufffd"}, {"text": want[1], "label": "b"}]
+    train("--data_dir", tmp_path / "a.jsonl", "--column", "text", "--out_dir", tmp_path, "--vocab_size", 300,
+          "--tokenizer", "bpe")  # fmt: skip
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
     def refused(*words, source="t.txt", tokenizer=by_digit, **options):
         argv = ["--train_dir", tmp_path / source, "--tokenizer", tokenizer, "--out_dir", tmp_path / "out",
@@ -231,8 +266,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
     refused("t.csv", "no column 'c'", source="t.csv", column="c")
     (tmp_path / "t.csv").write_text("")
     refused("t.csv is empty", "names of the columns", source="t.csv")
-    (tmp_path / "t.csv").write_text("a,b\n1,2\n3\n")
-    refused("t.csv", "line 3", source="t.csv", column="b")
     pq.write_table(pa.table({"text": ["1", None]}), tmp_path / "t.parquet")
     refused("t.parquet", "row 2", source="t.parquet")
     (tmp_path / "t.txt").write_text("\n \n")
