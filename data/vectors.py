@@ -34,21 +34,24 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
         raise ValueError(f"--out {out} exists and is no .npy file: another name, so that nothing is lost")
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.tmp.npy")
-    vectors = np.lib.format.open_memmap(draft, "w+", np.float32, (n, model.config.n_embd))
-    for part in progress(examples.read(texts, column, True), "embedding"):
-        for i in range(0, len(part), 64):
-            coded = coder(part[i : i + 64])
-            ids = torch.from_numpy(coded.ids.astype(np.int64)).to(device)
-            with autocast:
-                if pooling == "cls":
-                    x = model.encode(ids, coded.lengths, starts(coded.lengths)).float()
-                else:
-                    x = model.encode(ids, coded.lengths).float().split(coded.lengths.tolist())
-                    x = torch.stack([tokens.mean(0) for tokens in x])
-            vectors[done : done + len(x)] = x.cpu().numpy()
-            done, cut = done + len(x), cut + coded.cut
-            tokens, lost = tokens + len(coded.ids), lost + coder.lost(coded.ids)
-    vectors.flush()
-    draft.replace(out)
+    try:
+        vectors = np.lib.format.open_memmap(draft, "w+", np.float32, (n, model.config.n_embd))
+        for part in progress(examples.read(texts, column, True), "embedding"):
+            for i in range(0, len(part), 64):
+                coded = coder(part[i : i + 64])
+                ids = torch.from_numpy(coded.ids.astype(np.int64)).to(device)
+                with autocast:
+                    if pooling == "cls":
+                        x = model.encode(ids, coded.lengths, starts(coded.lengths)).float()
+                    else:
+                        x = model.encode(ids, coded.lengths).float().split(coded.lengths.tolist())
+                        x = torch.stack([tokens.mean(0) for tokens in x])
+                vectors[done : done + len(x)] = x.cpu().numpy()
+                done, cut = done + len(x), cut + coded.cut
+                tokens, lost = tokens + len(coded.ids), lost + coder.lost(coded.ids)
+        vectors.flush()
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)  # there is one only where something failed
     print(f"{out}: {n:,} vectors of {model.config.n_embd}, {cut:,} texts cut to {coder.max_size} tokens")
     examples.note_lost(lost, tokens)

@@ -415,8 +415,8 @@ def test_vectors_do_not_depend_on_their_batch(run, tmp_path):
         run(f"--init_from={tmp_path / 'run'}", f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 't.txt'}")
 
 
-def test_each_row_of_a_table_has_its_vector(run, tmp_path):
-    """Blank ones, too; and a folder for the vectors is made."""
+def test_each_row_of_a_table_has_its_vector(run, tmp_path, monkeypatch):
+    """Blank ones, too; and a folder for the vectors is made. Vectors that are not all there leave nothing behind."""
     run("--max_steps=2")
     (tmp_path / "t.csv").write_text("id,text\n0,12\n1,\n2,34\n3,  \n4,5\n")
     (tmp_path / "t.txt").write_text("12\n\n34\n")
@@ -426,6 +426,13 @@ def test_each_row_of_a_table_has_its_vector(run, tmp_path):
     rows, lines = np.load(tmp_path / "new" / "t.npy"), np.load(tmp_path / "lines.npy")
     assert len(rows) == 5 and np.array_equal(rows[1], rows[3])
     assert np.abs(rows[[0, 2]] - lines).max() < 1e-5
+    (tmp_path / "half.jsonl").write_text('{"text": "12 \\ud83d"}\n{"text": "12 \ufffd"}\n')
+    run(source, f"--embed={tmp_path / 'half.jsonl'}", f"--out={tmp_path / 'half.npy'}")
+    assert np.array_equal(*np.load(tmp_path / "half.npy"))
+    monkeypatch.setattr(examples.Encoder, "cut", lambda *_: {}["no"])
+    with pytest.raises(KeyError):
+        run(source, f"--embed={tmp_path / 't.csv'}", f"--out={tmp_path / 'new' / 't.npy'}")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["t.npy"]
 
 
 def test_vectors_of_half_an_encoder_are_refused(run, tmp_path):
