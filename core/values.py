@@ -10,6 +10,7 @@ import math
 import re
 import types
 import typing
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -85,7 +86,7 @@ def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
         pairs = [p for v in (value if isinstance(value, list | tuple) else [value]) for p in str(v).split()]
         if bad := [p for p in pairs if "=" not in p]:
             raise ValueError(f"{name} takes key=value pairs, got {bad[0]!r}")
-        return {k: scalar(v) for k, v in (p.split("=", 1) for p in pairs)}
+        return {k: scalar(v, f"{name} {k}") for k, v in (p.split("=", 1) for p in pairs)}
     if isinstance(value, list | tuple | dict):
         raise wrong(NAMES.get(hint, str(hint)))
     if hint is bool:
@@ -98,11 +99,14 @@ def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
             raise wrong(NAMES[hint])
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise wrong(NAMES[hint]) from None
-        if not math.isfinite(number) or (hint is int and number != int(number)):
+        if not math.isfinite(number):
             raise wrong(NAMES[hint])
-        value = number if hint is float else int(value) if isinstance(value, int) else int(number)
+        number = number if hint is float else Decimal(value)  # exact: a float rounds from 2^53 on
+        if hint is int and number != int(number):
+            raise wrong(NAMES[hint])
+        value = hint(number)
     elif hint is str:
         if isinstance(value, bool):
             value = str(value).lower()
@@ -115,9 +119,12 @@ def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
     return value
 
 
-def scalar(text: str) -> Any:
+def scalar(text: str, name: str = "the value") -> Any:
     """A free value as YAML reads it: true, 3, 1e-4, null, text, [1, 2]."""
-    return yaml.load(text, Loader=Loader) if text else ""
+    try:
+        return yaml.load(text, Loader=Loader) if text else ""
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise ValueError(f"{name} cannot be read, got {text[:40]!r}: {' '.join(str(e).split())}") from None
 
 
 # -----------------------------------------------------------------------------
@@ -161,7 +168,7 @@ def read_yaml(path: str | Path) -> dict:
     try:
         text = path.read_text(encoding="utf-8-sig")
         data = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=Loader)
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise ValueError(f"{path}: {' '.join(str(e).split())}") from None
     if data is None:
         return {}

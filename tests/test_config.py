@@ -44,6 +44,7 @@ def parse(line: str, tmp=None):
 
 @pytest.mark.parametrize(("line", "name", "value"), [
     ("--batch 3", "batch", 3), ("--batch=3", "batch", 3), ("--batch=1e3", "batch", 1000),
+    ("--batch=9007199254740993", "batch", 9007199254740993), ("--batch=5.0", "batch", 5),
     ("--flag", "flag", True), ("--flag=False", "flag", False), ("--flag false", "flag", False), ("--no-on", "on", False),
     ("--no_on", "on", False), ("--lr -1e-3", "lr", -1e-3), ("--lr=-.5", "lr", -0.5), ("--names a b", "names", ["a", "b"]),
     ("--names=a b", "names", ["a", "b"]), ("--names", "names", []), ("--layers [0,11]", "layers", [0, 11]),
@@ -67,6 +68,7 @@ def test_one_argument_may_hold_a_list():
     ("--lr nan", "--lr must be a number, got 'nan'"), ("--flag=perhaps", "--flag must be true or false"),
     ("--kind three", "--kind must be one of one, two; got 'three'"), ("--layers 1 x", "--layers must be a whole number"),
     ("--inner.nam 3", "did you mean '--inner.name'?"), ("stray", "unexpected argument 'stray'"), ("--batch", "--batch"),
+    ("--batch 1e400", "--batch must be a whole number, got '1e400'"), ("--extra a=[1", "--extra a cannot be read, got '[1'"),
     ("--extra x", "--extra takes key=value pairs"), ("--config nowhere.yaml", "nowhere.yaml does not exist"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named_in_one_line(line, says):
