@@ -12,6 +12,7 @@ but its number and --seed. Labels are numbered in the order of their names; labe
 
 import itertools
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ if __name__ == "__main__":
 
 from core import config, rng
 from core.progress import progress
-from core.values import Count, nearest, read_yaml
+from core.values import Count, Fraction, coerce, nearest, read_yaml
 from data import examples, records, tensors, vocab
 
 
@@ -35,7 +36,7 @@ class Options:
     out_dir: str = ""  # folder for the .pt files
     text_column: str = ""  # none: `text`, or the only column
     label_column: str = ""  # none: no labels
-    labels: str = ""  # a labels.json whose numbers are to be used again
+    labels: str = ""  # a labels.json: its numbers, 0, 1, 2 ... without a gap, are used again
     max_length: Count = 512  # tokens an example, <s> and </s> counted; longer ones are cut, and counted
     # a smaller share of the last one leaves the others as they are
     splits: dict = config.option({"val": 0.1, "test": 0.1, "train": 0.8})  # names and shares of the files to write
@@ -43,9 +44,21 @@ class Options:
     seed: int = 42  # which example goes where
 
 
+def ids_of(row: dict, size: int, where: str) -> list[int]:
+    """Ids that stand in the file, without their padding."""
+    ids, mask = row.get("input_ids"), row.get("attention_mask")
+    if not isinstance(ids, list) or not isinstance(mask, list | None) or len(mask or ids) != len(ids):
+        raise ValueError(f"{where}: input_ids must be a list of ids, attention_mask one of as many numbers, or null")
+    ids = [i for i, real in zip(ids, mask or itertools.repeat(True), strict=False) if real]
+    if bad := [i for i in ids if type(i) is not int or not 0 <= i < size]:
+        raise ValueError(f"{where} holds the id {str(bad[0])[:40]}, the tokenizer's are 0 to {size - 1}")
+    return ids
+
+
 def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarray, list[str], int, int]:
     """Flat ids, lengths, labels as they are called, how many examples were cut, and how many <pad> left out."""
     ids, lengths, labels, cut, done, pads, column = [], [], [], 0, 0, 0, ""
+    size = vocab.load(examples.describe(args.tokenizer)).vocab_size
     rows = iter(progress(records.read(Path(args.input)), "examples"))
     while batch := list(itertools.islice(rows, 1000)):
         column = column or records.text_column(batch[0], args.text_column, args.input, args.label_column)
@@ -53,11 +66,9 @@ def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarr
             raise ValueError(f"{args.input} has no column {args.label_column!r}: --label_column takes one of"
                              f" {', '.join(batch[0])}{nearest(args.label_column, batch[0])}")  # fmt: skip
         if column == "input_ids" and isinstance(batch[0].get(column), list):
-            values = [row.get(column) for row in batch]
-            masks = [row.get("attention_mask") or [1] * len(row[column]) for row in batch]
-            values = [[i for i, m in zip(v, mask, strict=True) if m] for v, mask in zip(values, masks, strict=True)]
-            flat, n = np.concatenate(values), np.array([len(v) for v in values])
-            coded = coder.cut(flat.astype(np.int32), n)
+            values = [ids_of(row, size, f"{args.input}: row {i}") for i, row in enumerate(batch, done + 1)]
+            flat = np.fromiter(itertools.chain.from_iterable(values), np.int32)
+            coded = coder.cut(flat, np.array([len(v) for v in values]))
         else:
             coded = coder(records.texts(batch, column, args.input, done, bool(args.text_column)))
         if args.label_column:
@@ -76,12 +87,17 @@ def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarr
 
 def number_labels(labels: list[str], file: str) -> list[str]:
     """Label names in the order of their numbers: whole numbers by size, others by the alphabet."""
-    found = sorted(set(labels), key=lambda x: (0, int(x), x) if x.lstrip("-").isdigit() else (1, 0, x))
+    whole = re.compile(r"-?\d{1,4000}")  # what int() takes: neither "²" nor "--5", nor more than 4,300 digits
+    found = sorted(set(labels), key=lambda x: (0, int(x), x) if whole.fullmatch(x) else (1, 0, x))
     if not file:
         return found
     if not Path(file).is_file():
         raise ValueError(f"--labels {file} does not exist")
-    known = read_yaml(file)
+    known = {str(name): number for name, number in read_yaml(file).items()}
+    numbers = list(known.values())
+    if any(type(i) is not int for i in numbers) or sorted(numbers) != list(range(len(numbers))):
+        raise ValueError(f"--labels {file}: {len(numbers)} labels must have the numbers 0 to {len(numbers) - 1}, each"
+                         f" once, got {', '.join(map(str, numbers))[:60]}")  # fmt: skip
     known = sorted(known, key=known.get)
     if unknown := [x for x in found if x not in known]:
         raise ValueError(f"{file} has no label {unknown[0]!r} (row {labels.index(unknown[0]) + 1})"
@@ -93,7 +109,8 @@ def main(args: Options) -> None:
     for name in ("input", "tokenizer", "out_dir"):
         if not getattr(args, name):
             raise ValueError(f"--{name} is missing")
-    shares = {config.safe_name(k, "the name of a split"): float(v) for k, v in args.splits.items()}
+    shares = {config.safe_name(k, "the name of a split"): coerce(v, Fraction, f"--splits {k}")
+              for k, v in args.splits.items()}  # fmt: skip
     if min(shares.values(), default=0) <= 0 or sum(shares.values()) > 1 + 1e-9:
         raise ValueError(f"--splits takes shares above 0 that add up to 1 at most, got {args.splits}")
     if args.max_length < 3:

@@ -81,6 +81,9 @@ class Rows:
             raise ValueError(f"{path}: row {int(np.argmin(length))} has no real token")
         self.labels = None if table.get("labels") is None else table["labels"].long().numpy()
         self.names, self.tokenizer = table.get("label_names"), table.get("tokenizer")
+        if (wide := real & (ids.long() != ids.int())).any():
+            row, col = wide.nonzero()[0].tolist()
+            raise ValueError(f"{path} row {row}, place {col}: id {ids[row, col].item()}, ids lie from 0 to {2**31 - 1}")
         self.ids = ids[real].to(torch.int32).numpy()
         self.first = np.concatenate([[0], np.cumsum(length)])
         self.max_size, self.end, self.longest = max_size, end, int(length.max())

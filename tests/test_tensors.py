@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from core import exits
 from data import build_tensors, examples, tensors, train_tokenizer
 
 IDS = torch.tensor([[0, 7, 8, 9, 2], [0, 5, 2, 1, 1], [0, 6, 7, 2, 1]])
@@ -68,6 +69,7 @@ BAD = [
     (as_dict(label_names=[1]), "label_names must be a list of text"),
     (TensorDataset(IDS), "TensorDataset of input_ids, mask"),
     (torch.zeros(3), "got Tensor"),
+    (as_dict(input_ids=IDS.where(IDS != 9, 9 + 2**32)), "a.pt row 0, place 3: id 4294967305, ids lie from 0 to 2147483647"),
     (as_dict(input_ids=IDS[:0], attention_mask=REAL[:0]), "not empty"),
 ]
 
@@ -236,8 +238,36 @@ def test_a_second_file_takes_the_first_ones_numbers(tmp_path, tokenizer):
         build(tmp_path / "b", tokenizer, labels=labels, **b)
 
 
+@pytest.mark.parametrize(("table", "message"), [
+    ('{"even": 0, "odd": 3}', "2 labels must have the numbers 0 to 1, each once, got 0, 3$"),
+    ('{"even": 0, "odd": 0}', "got 0, 0$"),
+    ('{"even": "a", "odd": null}', "got a, None$"),
+    ('{"even": %s}' % ("1" * 5000), "labels.json: Exceeds the limit"),
+    ('{"even": %s' % ("[" * 100_000), "labels.json: maximum recursion depth"),
+])  # fmt: skip
+def test_numbers_of_labels_are_kept_or_refused(tmp_path, table, message):
+    (tmp_path / "labels.json").write_text(table)
+    with pytest.raises(ValueError, match=message) as e:
+        build_tensors.number_labels(["odd", "even"], str(tmp_path / "labels.json"))
+    assert exits.ours(e.value)
+
+
 def test_whole_numbers_stay_in_their_order():
     assert build_tensors.number_labels(["10", "9", "0", "9"], "") == ["0", "9", "10"]
+    long = "1" * 5000
+    assert build_tensors.number_labels(["²", "-5", "b", "--5", "3", long], "") == ["-5", "3", "--5", long, "b", "²"]
+
+
+@pytest.mark.parametrize("content", [
+    {"input_ids": [0, 5, 2**32 + 5, 2]}, {"input_ids": [0, -1, 2]}, {"input_ids": [0, 1.5, 2]}, {"input_ids": [0, None, 2]},
+    {"input_ids": None}, {"input_ids": [0, 5, 2], "attention_mask": [1]}, {"input_ids": [0, 5, 2], "attention_mask": 1},
+])  # fmt: skip
+def test_ids_in_a_file_are_checked_before_they_are_narrowed(tmp_path, tokenizer, content):
+    lines = [{"input_ids": [0, 5, 1, 2], "attention_mask": [1, 1, 0, 1]}, {"input_ids": [0, 6, 2]}, content]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="a.jsonl: row 3(: input_ids must be|.*4294967301, the tokenizer's|.* the id)") as e:
+        build(tmp_path, tokenizer, input=str(tmp_path / "a.jsonl"), splits={"all": 1.0})
+    assert exits.ours(e.value) and not list((tmp_path / "out").glob("*"))
 
 
 @pytest.mark.parametrize(("content", "options", "message"), [
@@ -251,13 +281,15 @@ def test_whole_numbers_stay_in_their_order():
     (b"text\n", {}, "holds no examples"),
     (b"text\none\n", {}, "1 examples: too few for the splits"),
     (b"text\none\n", {"splits": {"a": 0.7, "b": 0.7}}, "add up to 1 at most"),
+    *[(b"text\none\n", {"splits": {"train": v}}, f"--splits train must be .*got {v!r}") for v in ("80%", "abc", "", 80)],
+    (b"text\none\n", {"splits": {"train": None}}, "--splits train must be given, not null"),
     (b"text\none\n", {"splits": {"../a": 1.0}}, "name of a split must be a plain name"),
 ])  # fmt: skip
 def test_bad_input_is_named_and_nothing_written(tmp_path, tokenizer, content, options, message):
     (tmp_path / "a.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as e:
         build(tmp_path, tokenizer, input=str(tmp_path / "a.csv"), **options)
-    assert not list((tmp_path / "out").glob("*"))
+    assert exits.ours(e.value) and not list((tmp_path / "out").glob("*"))
 
 
 @pytest.mark.parametrize(("rows", "message"), [
