@@ -109,7 +109,13 @@ def main(args: Options) -> None:
         raise ValueError(f"--split_prop must lie between 0 and 1 where there is no --eval_dir, got {args.split_prop}")
     coder = examples.encoder(args.tokenizer, args.max_size)
     sources = [args.train_dir] + [args.eval_dir] * bool(args.eval_dir)
-    sizes = [examples.source_size(source) for source in sources]
+    parts = [examples.files(source) for source in sources]
+    evaluated = {file.resolve() for part in parts[1:] for file in part}
+    both = [file for file in parts[0] if file.resolve() in evaluated]
+    parts[0] = [file for file in parts[0] if file not in both]
+    if not parts[0]:
+        raise ValueError(f"--eval_dir {args.eval_dir} holds all files of --train_dir {args.train_dir}: nothing is left"
+                         " to train on (without --eval_dir a part is held out)")  # fmt: skip
 
     folders = [Path(args.out_dir) / f"pretrain_{part}_trunc{args.max_size}" for part in ("train", "eval")]
     for folder in folders:
@@ -119,9 +125,9 @@ def main(args: Options) -> None:
     train, held = writers = [Writer(folder, coder.dtype, hash_) for folder in folders]
     total = cut = lost = unknown = pads = 0
     try:
-        for which, (source, size) in enumerate(zip(sources, sizes, strict=True)):
-            done = 0
-            coded = examples.encode(source, args.tokenizer, args.max_size, args.column, args.workers)
+        for which, (source, files) in enumerate(zip(sources, parts, strict=True)):
+            done, size = 0, examples.source_size(files)
+            coded = examples.encode(files, args.tokenizer, args.max_size, args.column, args.workers)
             for c in progress(coded, source, size / 1e6, "MB", size=lambda c: c.size / 1e6):
                 if args.eval_dir:
                     writers[which].write(c.ids, c.lengths)
@@ -147,6 +153,9 @@ def main(args: Options) -> None:
         for writer in writers:
             writer.end_file()
             shutil.rmtree(writer.name, ignore_errors=True)
+    if both:
+        more = f" and {len(both) - 1} more" if both[1:] else ""
+        print(f"note: --eval_dir holds {both[0]}{more}, too: left out of training")
     print(f"{cut:,} of {total:,} examples were cut to {args.max_size} tokens ({lost:,} tokens left out)")
     examples.note_lost(unknown, sum(writer.tokens for writer in writers), pads)
 

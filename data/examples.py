@@ -36,7 +36,10 @@ BY_DIGIT = {
 # text
 
 
-def files(path: str | Path) -> list[Path]:
+def files(path: str | Path | list[Path]) -> list[Path]:
+    """Those of a folder, or the one; a list of files is taken as it is."""
+    if isinstance(path, list):
+        return path
     path = Path(path)
     if path.is_file():
         if path.suffix not in SUFFIXES:
@@ -49,7 +52,7 @@ def files(path: str | Path) -> list[Path]:
     return found
 
 
-def source_size(path: str | Path) -> int:
+def source_size(path: str | Path | list[Path]) -> int:
     return sum(f.stat().st_size for f in files(path))
 
 
@@ -211,7 +214,7 @@ class Task(NamedTuple):
     given: bool = True  # the column's name, by the user
 
 
-def tasks(path: str | Path, column: str = "") -> Iterator[Task]:
+def tasks(path: str | Path | list[Path], column: str = "") -> Iterator[Task]:
     for file in files(path):
         if file.suffix in (".txt", ".jsonl"):
             name = json_column(file, column) if file.suffix == ".jsonl" else ""
@@ -410,7 +413,7 @@ def work(task: Task, tokenizer: str, max_size: int | None) -> Coded | str:
         return str(e)  # an exception would reach the parent without the place it was raised at
 
 
-def encode(path: str | Path, tokenizer: str | Path, max_size: int | None = None, column: str = "",
+def encode(path: str | Path | list[Path], tokenizer: str | Path, max_size: int | None = None, column: str = "",
            workers: int | None = None) -> Iterator[Coded]:  # fmt: skip
     """The ids of all examples in their order, whatever the number of workers."""
     encoder(str(tokenizer), max_size)  # a bad tokenizer is told here

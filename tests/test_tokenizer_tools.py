@@ -190,6 +190,21 @@ def test_an_eval_dir_is_not_mixed_in(tmp_path, by_digit):
     assert Rows(tmp_path / "pretrain_eval_trunc12").rows([0, 1])[0].tolist() == [0, 7, 8, 2, 0, 9, 10, 2]
 
 
+def test_what_is_evaluated_is_not_trained_on(tmp_path, by_digit, capsys):
+    (tmp_path / "te").mkdir()
+    for name, digit in (("a.txt", "1"), ("eval.txt", "2")):
+        (tmp_path / "te" / name).write_text(f"{digit}\n" * 3)
+    (tmp_path / "linked.txt").symlink_to(tmp_path / "te" / "eval.txt")
+    flags = ["--train_dir", tmp_path / "te", "--tokenizer", by_digit, "--out_dir", tmp_path, "--max_size", 12]
+    build(*flags, "--eval_dir", tmp_path / "linked.txt")
+    assert f"note: --eval_dir holds {tmp_path}/te/eval.txt, too: left out of training\n" in capsys.readouterr().out
+    for part, digit in (("train", 7), ("eval", 8)):
+        rows = Rows(tmp_path / f"pretrain_{part}_trunc12")
+        assert rows.rows(range(len(rows)))[0].tolist() == [0, digit, 2] * 3
+    with pytest.raises(ValueError, match="--eval_dir .*te holds all files of --train_dir .*te: nothing is left"):
+        build(*flags, "--eval_dir", tmp_path / "te")
+
+
 def test_the_table_and_the_library_agree(by_digit):
     texts = ["0123456789", "1 2\t3", "1x2é3€4😀5", "12<mask>45", "7", "</s>", "9" * 3000, "1< 2"]
     fast, slow = examples.Encoder(by_digit, 50), examples.Encoder(by_digit, 50)
