@@ -53,7 +53,7 @@ class Options:
 def read(file: Path, option: str) -> str:
     if not file.is_file():
         raise ValueError(f"{option}: no such file")
-    return examples.decode(file.read_bytes(), file, 0).replace("\r\n", "\n")
+    return examples.decode(file.read_bytes(), file, 0).removeprefix("\ufeff").replace("\r\n", "\n")
 
 
 def prompt(text: str) -> str:

@@ -309,6 +309,9 @@ def test_sample_in_16_bit_writes_with_any_position(position, data, tmp_path, cap
     assert len(text(capsys, "--init_from", tmp_path, "--start=ab", "--temperature=1e-40").strip()) == 8
     with pytest.raises(ValueError, match="--start: character 'z' at place 1"):
         text(capsys, "--init_from", tmp_path, "--start=az")
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfab")  # as prepare.py reads it
+    assert len(text(capsys, "--init_from", tmp_path, f"--start=FILE:{tmp_path / 'bom.txt'}").strip()) == 8
+    assert "1 tokens" in text(capsys, "--init_from", tmp_path, f"--perplexity={tmp_path / 'bom.txt'}")
     (tmp_path / "z.txt").write_text("zz")
     with pytest.raises(ValueError, match="--perplexity .*z.txt: character 'z'"):
         text(capsys, "--init_from", tmp_path, f"--perplexity={tmp_path / 'z.txt'}")
