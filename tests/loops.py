@@ -366,3 +366,4 @@ FROZEN = replace(
 )  # fmt: skip
 
 LOOPS = [TRAIN, MULTIDATASET, MULTICONTEXT, MUON, PRETRAIN, REWARD, PROCEDURAL, FINETUNE, FROZEN]
+FIRST = {loop.module: loop for loop in reversed(LOOPS)}.values()  # of each script

@@ -407,7 +407,7 @@ def test_a_finished_run_is_not_resumed_in_full_and_a_second_run_is_refused(data)
     assert checkpoint.load(Path("experiments/pretraining/more/checkpoints/model.ckpt"))["step"] == 15
 
 
-@pytest.mark.parametrize("place", ["results/one", "absolute"])
+@pytest.mark.parametrize("place", ["results/one", pytest.param("absolute", marks=pytest.mark.full)])
 def test_an_experiment_with_its_own_output_dir_is_gone_on_from(data, tmp_path, place):
     """The generators write where its results are; by name they are found, too, and from a path to its folder."""
     place = tmp_path / "elsewhere" if place == "absolute" else place

@@ -11,8 +11,8 @@ import torch
 
 from core import checkpoint, config, tracker
 from tests import pretended_gpu
-from tests.loops import FINETUNE, LOOPS, MULTICONTEXT, PRETRAIN, PROCEDURAL, REWARD, TRAIN, made_once
-from tests.test_loops import die
+from tests.loops import FINETUNE, MULTICONTEXT, PRETRAIN, PROCEDURAL, REWARD, TRAIN, made_once
+from tests.test_loops import MORE, ROWS, die
 
 full = pytest.mark.full
 # of those that are not fused: whether to step is asked on the host. Some of the library's own ask more, or for a real GPU
@@ -84,17 +84,18 @@ def same_on_both(loop, data, tmp_path, monkeypatch, extra=(), within=1e-5, there
     assert len(found) == 6 and found == pytest.approx(losses(loop, tmp_path / "cpu"), abs=within)
 
 
-@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
+@MORE
 def test_a_gpu_trains_as_a_cpu_does(loop, data, tmp_path, monkeypatch):
     same_on_both(loop, data(loop), tmp_path, monkeypatch, within=max(1e-5, loop.equal))
 
 
-@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
+@pytest.mark.full
+@ROWS
 def test_a_mac_trains_as_a_cpu_does(loop, data, tmp_path, monkeypatch):
     same_on_both(loop, data(loop), tmp_path, monkeypatch, within=max(1e-5, loop.equal), there="mps:0")
 
 
-@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
+@MORE
 def test_no_step_waits_for_the_gpu(loop, data, tmp_path):
     """Ten steps without an evaluation or a line in the log wait no more often than four of them."""
     waits = []
@@ -107,7 +108,7 @@ def test_no_step_waits_for_the_gpu(loop, data, tmp_path):
     assert more == 6 * WAITS.get(loop.name, 0), [w for w in waits[1] if waits[1].count(w) > waits[0].count(w)]
 
 
-@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
+@MORE
 def test_a_look_at_a_step_tells_the_same(loop, data, tmp_path, capsys):
     said = []
     for device in ("cpu", "cuda"):

@@ -16,9 +16,11 @@ from core import checkpoint, config, dist, exits, run, tracker
 from core.values import read_yaml
 from data import build_pretrain_data
 from model import Roberta
-from tests.loops import LOOPS, ROOT, made_once
+from tests.loops import FIRST, LOOPS, ROOT, made_once
 
 ROWS = pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
+MORE = pytest.mark.parametrize("loop", [x if x in FIRST else pytest.param(x, marks=pytest.mark.full) for x in LOOPS],
+                               ids=lambda loop: loop.name)  # the everyday tier has one row a script
 STEPS = 10
 
 
@@ -155,7 +157,7 @@ def test_a_run_cannot_end_before_the_step_it_is_at(loop, data, tmp_path, capsys)
     assert before == {p: p.read_bytes() for p in before}
 
 
-@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("both", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_output_that_nobody_reads_any_more(both, data, tmp_path):
     """`| head`: a line and 74, and a status that says so."""
     loop = LOOPS[0]
@@ -166,6 +168,7 @@ def test_output_that_nobody_reads_any_more(both, data, tmp_path):
     assert run.read_status(tmp_path / "a")["message"] == "standard output was closed"
 
 
+@pytest.mark.full
 @ROWS
 def test_another_seed_ends_elsewhere(loop, data, tmp_path):
     loop.run(begin(loop, data(loop), tmp_path / "a"))
@@ -173,7 +176,7 @@ def test_another_seed_ends_elsewhere(loop, data, tmp_path):
     assert not same(weights(loop, tmp_path / "a"), weights(loop, tmp_path / "b"))
 
 
-@ROWS
+@MORE
 @pytest.mark.parametrize("field", ["model", "optimizer", "step"])
 def test_each_saved_field_is_needed(loop, field, data, tmp_path, monkeypatch):
     """A control: with a field of the checkpoint forgotten, the comparison above must fail."""
@@ -266,9 +269,6 @@ def test_two_ranks_equal_one(data, tmp_path):
 @pytest.mark.parametrize("loop", LOOPS[1:], ids=lambda loop: loop.name)
 def test_two_ranks_equal_one_in_every_loop(loop, data, tmp_path):
     ranks_equal(loop, data, tmp_path)
-
-
-FIRST = {loop.module: loop for loop in reversed(LOOPS)}.values()  # of each script
 
 
 @pytest.mark.full
