@@ -312,7 +312,11 @@ def main(args: Options) -> None:
             raise ValueError(f"{file} has no two answers to one {name} question that differ in score: nothing to rank")
         split.check_ids(model.config.vocab_size, file)
     known = train.labels[np.isfinite(train.labels)]
-    mean, std = (float(known.mean()), float(known.std()) or 1.0) if len(known) else (0.0, 1.0)
+    flat = len(known) and known.min() == known.max()
+    mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 1.0)
+    mean, std = (float(known[0]), 1.0) if flat else (mean, std)  # deviations of 1e-16 by rounding are no unit
+    if not math.isfinite(std):
+        raise ValueError(f"{file}: scores from {known.min():g} to {known.max():g} have no finite deviation")
     if p.margin and (kind != "pairwise" or not len(known)):
         raise ValueError("model_params.margin needs pairs with scores: Accepted_Score and Score, or scored answers")
     lengths = train.lengths()
@@ -439,7 +443,7 @@ def main(args: Options) -> None:
     spread = f", scores {mean:.3g} +- {known.std():.3g}" if len(known) else ""
     track.say(f"data       {file}: {len(train):,} + {len(val):,} {'pairs' if kind == 'pairwise' else 'rows'}{spread}")
     track.say(f"           {template.report()} at {template.max_length} tokens")
-    if kind != "pairwise" and not known.std():
+    if kind != "pairwise" and flat:
         track.say(f"           note: all scores are {mean:.3g}: there is nothing to learn from them")
     if template.max_length < args.data.max_length:
         track.say(f"           max_length {args.data.max_length} is more than the model's {c.block_size} positions")

@@ -26,6 +26,12 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.prev{path.suffix}")
 
 
+def stamp(path: Path) -> list:
+    """What tells a file, or a folder's files, from changed ones."""
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in found]
+
+
 @dataclass
 class Files:
     ckpt: str = "ckpt.pt"  # the last state

@@ -116,10 +116,14 @@ def download(name: str) -> Path:
         if found is None:
             raise ValueError(f"the hub's {name!r} holds no weights under {', '.join(FILES)}")
         if found.endswith(".index.json"):
-            for part in sorted(set(read_json(folder / found)["weight_map"].values())):
+            parts = read_json(folder / found).get("weight_map")
+            if not isinstance(parts, dict):
+                raise ValueError(f"the hub's {name!r} has no weight_map in {found}")
+            for part in sorted({str(v) for v in parts.values()}):
                 if Path(part).name != part or not fetch(base + part, folder / part):
                     raise ValueError(f"the hub's {name!r} lacks its part {part!r}")
-        for other in ("tokenizer.json", "tokenizer_config.json"):
+        whole = fetch(base + "tokenizer.json", folder / "tokenizer.json")
+        for other in ("tokenizer_config.json", *(() if whole else ("vocab.json", "merges.txt", "vocab.txt"))):
             fetch(base + other, folder / other)
     except OSError as e:  # refused, no such host, timed out, cut off
         if e.errno == errno.ENOSPC:

@@ -59,6 +59,8 @@ def permute(i: np.ndarray | int, n: int, *coords: int | str) -> np.ndarray:
     """
     i = np.atleast_1d(np.asarray(i, dtype=np.int64))
     assert n > 0 and (i.size == 0 or (i.min() >= 0 and i.max() < n)), (n, i.min(), i.max())
+    if n <= 64:  # so few that four rounds favour some orders
+        return generator("permute", *coords).permutation(n)[i]
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     low = np.uint64((1 << half) - 1)
     rounds = [np.uint64(key(*coords, r) & MASK64) for r in range(4)]

@@ -29,6 +29,8 @@ def ranks(x: np.ndarray) -> np.ndarray:
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
     """NaN where one of them is constant."""
+    if not len(x) or x.min() == x.max() or y.min() == y.max():  # their mean may be another number by rounding
+        return math.nan
     x, y = x - x.mean(), y - y.mean()
     norm = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / norm if norm else math.nan

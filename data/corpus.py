@@ -51,11 +51,12 @@ class Piece:
 # reading
 
 
-def files(inputs: Iterable[str | Path], out: Path) -> list[Path]:
+def files(inputs: Iterable[str | Path], outs: list[Path]) -> list[Path]:
     """Files in the order given; those of a folder in the order of a hash of their names, so that its end is like its
-    beginning. What an earlier run wrote to `out` is not input."""
+    beginning. What an earlier run wrote to `outs` is not input."""
     found: dict[Path, Path] = {}
-    own = {(out / name).resolve() for name in ("train.bin", "val.bin", "meta.json", "meta.pkl", "prepare.py")}
+    names = ("train.bin", "val.bin", "meta.json", "meta.pkl", "prepare.py")
+    own = {(out / name).resolve() for out in outs for name in names}
     for item in inputs:
         path = Path(item)
         if path.is_dir():
@@ -325,7 +326,7 @@ def prepare(inputs, out, tokenizer: str, *, column="", val_fraction=0.1, process
         raise ValueError("--input is missing: text files, .jsonl, .csv, .parquet, or folders of them")
     if not 0 < val_fraction < 1:
         raise ValueError(f"--val_fraction must lie between 0 and 1, got {val_fraction}")
-    paths = files(inputs, Path(out))
+    paths = files(inputs, [Path(f"{out}{suffix}") for suffix in views or {"": None}])
     total = sum(p.stat().st_size for p in paths)
     if not total:
         raise ValueError(f"--input {' '.join(map(str, inputs))}: nothing but empty files")

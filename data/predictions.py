@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import dist, metrics
+from core import dist, files, metrics
 from core.progress import progress
 from core.scores import write_csv
 from core.values import nearest
@@ -68,7 +68,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     header = [column, "label", *(f"p_{name}" for name in names), *["true label"] * bool(label_column)]
     header += [f"{c} (input)" if c in header else c for c in others]
     rows = enumerate(progress(itertools.chain([first], rows), "labelling", unit="texts"))
-    n = write_csv(out, header, rows, label, {"file": texts, "from": source, "mark": mark, "header": header}, 64)
+    about = {"file": files.stamp(Path(texts)), "from": source, "mark": mark, "header": header}
+    n = write_csv(out, header, rows, label, about, 64)
     print(f"{out}: {n:,} texts labelled on {device}, {precision}; {cut:,} of them cut to {coder.max_size} tokens")
     examples.note_lost(0, 0, pads)
     if label_column:

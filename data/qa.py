@@ -122,10 +122,11 @@ def problems(row: object, pairs: bool, scored: bool) -> Iterator[str]:
             yield f".{name} is {json.dumps(text)[:40]}, not text"
     if not pairs and row.get("Accepted_Answer") is not None:
         yield ".Accepted_Answer makes a pair, and the first row is none: all rows are pairs, or none is"
-    for name in ("Accepted_Score", "Score") if pairs and "Accepted_Score" in row else () if pairs else ("Score",):
-        if name not in row and scored:
+    needed = scored and (not pairs or "Accepted_Score" in row)
+    for name in ("Accepted_Score", "Score") if pairs else ("Score",):
+        if name not in row and needed:
             yield absent(name, row)
-        elif (scored or row.get(name) is not None) and (wrong := bad_number(row[name])):
+        elif (needed or row.get(name) is not None) and (wrong := bad_number(row[name])):
             yield f".{name}{wrong}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import checkpoint, dist
+from core import checkpoint, dist, files
 from core.progress import progress
 from core.scores import predict, write_csv
 from data import examples, pretrained, qa, vocab
@@ -115,12 +115,13 @@ def score_file(score: Scorer, file: Path, out: Path, batch: int) -> None:
 
     def lines(rows: list[tuple]) -> list[tuple]:
         found = score.many([row[:2] for row in rows], batch).tolist()
-        return [(*row, s, "" if row[2] is None else (s - row[2]) ** 2) for row, s in zip(rows, found, strict=True)]
+        gaps = ["" if row[2] is None else s - row[2] for row, s in zip(rows, found, strict=True)]
+        return [(*row, s, gap and gap * gap) for row, s, gap in zip(rows, found, gaps, strict=True)]
 
     with open(score.path, "rb") as f:
         f.seek(-32, 2)
         digest = f.read().hex()  # every checkpoint ends with its SHA-256
-    about = {"checkpoint": digest, "file": str(file), "answers": total, "precision": score.precision}
+    about = {"checkpoint": digest, "file": files.stamp(file), "answers": total, "precision": score.precision}
     header = ["question", "answer", "target_score", "pred_score", "mse"]
     n = write_csv(out, header, progress(answers(), "scoring", total, "answers"), lines, about, 32 * batch)
     print(f"{out}: {n:,} scores; {score.template.report()}")

@@ -224,7 +224,7 @@ def main(args: Options) -> None:
         fair = not args.use_curriculum or procedural_data.teachable(now)  # else no one could go beyond this length
         out, further = {"length": now.length}, [(specs[n], "val", f" {n}") for n in args.eval_lengths]
         for at, split, note in [(now, "val" if fair else "probe", ""), *further]:
-            total = torch.zeros(6, dtype=torch.float64)
+            total = torch.zeros(7, dtype=torch.float64)
             for begin in range(0, args.eval_samples, args.batch_size * d.world):  # every rank takes every turn
                 start = begin + d.rank * args.batch_size
                 n = min(args.batch_size, args.eval_samples - start)

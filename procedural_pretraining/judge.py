@@ -13,7 +13,8 @@ from procedural_data import Spec, targets
 
 @torch.no_grad()
 def judge(model, spec: Spec, row: np.ndarray, question: int) -> tuple[torch.Tensor, list[list[int]]]:
-    """Sums over the rows: loss, right tokens, tokens, the process's own loss, mastery, right answers; and the answers.
+    """Sums over the rows: loss, right tokens, tokens, the process's own loss, the odds of the guesses and of the best
+    ones, right answers; and the answers.
 
     Answers are greedy: to the question, or for a language (which is judged by its grammar) on from half a word.
     """
@@ -23,12 +24,12 @@ def judge(model, spec: Spec, row: np.ndarray, question: int) -> tuple[torch.Tens
     logits = model(x).float()
     guess, valid = logits.argmax(-1), y >= 0
     loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum")
-    sums = [loss, ((guess == y) & valid).sum(), valid.sum(), 0.0, 0.0]
+    sums = [loss, ((guess == y) & valid).sum(), valid.sum(), 0.0, 0.0, 0.0]
     if not spec.asks:
         # The law is known, so no luck comes in: how probable are the guesses, of how probable the best ones are.
-        odds = torch.from_numpy(spec.module.odds(row, spec)).to(device)
+        odds = F.pad(torch.from_numpy(spec.module.odds(row, spec)).to(device), (0, 1))  # PAD is never right
         sums[3] = -odds.gather(2, y[..., None]).log().sum()
-        sums[4] = odds.gather(2, guess.clamp(max=spec.pad - 1)[..., None]).sum() / odds.amax(-1).sum() * valid.sum()
+        sums[4], sums[5] = odds.gather(2, guess[..., None]).sum(), odds.amax(-1).sum()
     given = prompt(spec, question)
     start = torch.from_numpy(row[:, :given].astype(np.int64)).to(device)
     written = generate(model, start, row.shape[1] - given, temperature=0)[:, given:].tolist()
@@ -48,11 +49,11 @@ def check(spec: Spec, row: list[int], question: int, answer: list[int]) -> bool:
 
 
 def averages(spec: Spec, sums: list[float], samples: int) -> dict[str, float]:
-    loss, right_tokens, tokens, floor, mastery, right = sums
+    loss, right_tokens, tokens, floor, guessed, best, right = sums
     out = {"val loss": loss / tokens, "accuracy": right_tokens / tokens}
     if spec.asks:
         return {**out, "exact match": right / samples}
-    return {**out, "best loss": floor / tokens, "mastery": mastery / tokens, "legal": right / samples}
+    return {**out, "best loss": floor / tokens, "mastery": guessed / best, "legal": right / samples}
 
 
 def show_sample(spec: Spec, row: list[int], question: int, answer: list[int]) -> str:

@@ -365,6 +365,17 @@ def test_download_and_cache(monkeypatch, tmp_path):
         assert not asked
         with pytest.raises(ValueError, match="nor a model on the hub"):
             hf.load("someone/else")
+        old = tmp_path / "site" / "someone" / "old" / "resolve" / "main"
+        reference.save_pretrained(old)  # models of before tokenizer.json
+        for name in ("vocab.json", "merges.txt"):
+            (old / name).write_text("{}")
+        assert all((hub.download("someone/old") / name).is_file() for name in ("vocab.json", "merges.txt"))
+        (site.parents[2] / "parts" / "resolve" / "main").mkdir(parents=True)
+        parts = site.parents[2] / "parts" / "resolve" / "main"
+        (parts / "config.json").write_text("{}")
+        (parts / "model.safetensors.index.json").write_text('{"metadata": {}}')
+        with pytest.raises(ValueError, match="has no weight_map in model.safetensors.index.json"):
+            hf.load("someone/parts")
     finally:
         server.shutdown()
 

@@ -189,6 +189,13 @@ def test_own_arguments_act_and_unknown_ones_are_named():
         build("sgd", a, extra_args={"nesterov": True, "dampening": 0.5})
 
 
+def test_several_numbers_of_an_argument():
+    model = torch.nn.Linear(2, 2)
+    for written in ("0.8,0.9", [0.8, 0.9], "8e-1,.9"):
+        built = optimizers.build("adam", optim.groups(model, 0.0), 1e-3, extra_args={"betas": written})
+        assert built.param_groups[0]["betas"] == (0.8, 0.9)
+
+
 def test_what_cannot_be_used_is_refused_in_one_line(monkeypatch):
     with pytest.raises(ValueError, match="must be one of .*adamw"):
         build("adamv", Toy())

@@ -298,7 +298,7 @@ def test_files_follow_each_other(tmp_path, small_pieces):
         found = "".join(texts(tmp_path / folder).values()).split(mark)
         assert sorted(found) == sorted(f"text of {name}" for name in names) and found != sorted(found)
     twice = [tmp_path / "in", tmp_path / "in" / "deep" / ".." / "3.txt", str(tmp_path / "in" / "*.txt")]
-    assert len(corpus.files(twice, tmp_path / "out")) == 12  # else one could be train and val
+    assert len(corpus.files(twice, [tmp_path / "out"])) == 12  # else one could be train and val
     corpus.prepare([tmp_path / "byte" / ".." / "in"], tmp_path / "in", "byte")
     corpus.prepare([tmp_path / "in"], tmp_path / "in", "byte")  # what it wrote itself is not input
     assert "".join(texts(tmp_path / "in").values()).count("text of") == 12
@@ -509,6 +509,9 @@ def test_streams_align(tmp_path, small_pieces):
     for name in ("case", "class"):
         assert [len(t) for t in found[name].values()] == [len(t) for t in found["chars"].values()]
     assert [bins.Dataset(tmp_path / f"s_{n}").vocab_size for n in found] == [len(set(raw)), 3, 6]
+    again = streams.Options(input=[tmp_path], out=str(tmp_path / "s"), val_fraction=0.2)
+    streams.main(again)  # beside what was written before: that is no input
+    assert {name: texts(tmp_path / f"s_{name}") for name in found} == found
 
 
 def test_lists_of_paths_are_not_taken_apart():

@@ -279,6 +279,23 @@ def test_whoever_knows_the_process_has_its_best_loss(spec):
     assert worse["val loss"] > worse["best loss"] * 1.05 and worse["mastery"] < 0.95
 
 
+@pytest.mark.parametrize("task", ["dyck", "dyck_shuffle"])
+def test_mastery_is_of_all_samples_however_they_are_batched_and_pad_earns_none(task):
+    spec = Spec(task, 12, k=2)
+    spoilt = Spec(task, 12, k=2, p_open=0.9)
+    row, question = procedural_data.rows(spec, 0, "val", 0, 40)
+    ways = [sum(judge(Oracle(spoilt), spec, row[i : i + n], question)[0] for i in range(0, 40, n)) for n in (40, 8, 1)]
+    masteries = [averages(spec, sums.tolist(), 40)["mastery"] for sums in ways]
+    assert masteries == pytest.approx([masteries[0]] * 3, rel=1e-9) and masteries[0] < 1
+
+    class Silent(Oracle):
+        def __call__(self, idx, cache=None):
+            return torch.nn.functional.one_hot(torch.full_like(idx, self.spec.pad), self.spec.pad + 1).float()
+
+    sums, _ = judge(Silent(spec), spec, row, question)
+    assert averages(spec, sums.tolist(), 40)["mastery"] == 0
+
+
 def test_best_loss_is_the_entropy_of_the_process():
     """Over all words of a small language, by their probabilities, against the mean over drawn ones."""
     from tests.test_procedural import words
@@ -304,7 +321,7 @@ def test_exact_match_is_by_greedy_answers_that_pass_the_check(tmp_path):
     sums, answers = judge(model, spec, row, question)
     x, y = map(torch.from_numpy, procedural_data.targets(spec, row, question))
     right = ((model(x).argmax(-1) == y) | (y < 0)).all(1)
-    assert 20 < right.sum() < 200 and int(sums[5]) == int(right.sum())
+    assert 20 < right.sum() < 200 and int(sums[6]) == int(right.sum())
     brute = [list(dict.fromkeys(r[:3])) == a for r, a in zip(row.tolist(), answers, strict=True)]
     assert brute == right.tolist()
     i = brute.index(False)

@@ -532,12 +532,42 @@ def test_scores_are_standardised_and_reported_in_the_labels_scale(toy, tmp_path)
     assert y == pytest.approx(1000 * x, rel=1e-3)
 
 
-def test_labels_that_are_all_the_same_are_no_division_by_zero(toy, tmp_path):
-    rows = [{"Question": "q", "Answer": str(i), "Score": 4} for i in range(10)]
+@pytest.mark.parametrize("score", [4, 4.7])  # the deviation of ten 4.7 is 9e-16
+def test_labels_that_are_all_the_same_are_no_division_by_zero(score, toy, tmp_path, capsys):
+    rows = [{"Question": "q", "Answer": str(i), "Score": score} for i in range(10)]
+    assert score == 4 or np.std([score] * 10) > 0
     (tmp_path / "qa.json").write_text(json.dumps({"train": rows, "test": rows}))
-    state = train(toy, tmp_path / "r", f"--data.data_dir={tmp_path / 'qa.json'}")
+    state = train(toy, tmp_path / "r", f"--data.data_dir={tmp_path / 'qa.json'}", "--trainer.checkpoint.log_obg=val_pearson")
     assert all(torch.isfinite(w).all() for w in state["model"].values())
-    assert math.isnan(tracker.read(tmp_path / "r" / "eval.csv")[0]["val_pearson"])
+    evaluated = tracker.read(tmp_path / "r" / "eval.csv")[0]
+    assert math.isnan(evaluated["val_pearson"]) and evaluated["val_loss"] < 10
+    assert not (tmp_path / "r" / "best.pt").exists() and f"note: all scores are {score:.3g}" in capsys.readouterr().out
+
+
+def test_a_constant_has_no_correlation():
+    for x, y in ((np.full(3, 0.1), np.array([1.0, 2, 5])), (np.array([1.0, 2, 5]), np.full(3, 0.1)), (np.zeros(0),) * 2):
+        assert math.isnan(scores.pearson(x, y)) and math.isnan(scores.spearman(x, y))
+
+
+def test_scores_too_far_apart_are_refused(toy, tmp_path):
+    rows = [{"Question": "q", "Answer": str(i), "Score": 1e300 * (i == 3)} for i in range(10)]
+    (tmp_path / "qa.json").write_text(json.dumps({"train": rows, "test": rows}))
+    refuse("have no finite deviation", tmp_path, tmp_path / "r", f"--model_name={toy / 'gpt2'}", data="qa.json")
+
+
+def test_scores_that_cannot_be_are_named_before_scoring(toy, tmp_path):
+    train(toy, tmp_path / "r")
+    flags = [f"--trainer.checkpoint.dirpath={tmp_path / 'r'}", f"--score={tmp_path / 'a.json'}",
+             "--trainer.params.accelerator=cpu", f"--out={tmp_path / 'a.csv'}"]  # fmt: skip
+    pair = {"Question": "a", "Accepted_Answer": "b", "Answer": "c"}
+    for bad in ("n/a", 10**400, math.nan):
+        (tmp_path / "a.json").write_text(json.dumps([pair | {"Score": bad}]))
+        with pytest.raises(ValueError, match=r"\.Score"):
+            reward_train.main(options(flags))
+    assert not list(tmp_path.glob("a.csv*"))
+    (tmp_path / "a.json").write_text(json.dumps([{"Question": "a", "Answer": "c", "Score": 10**300}]))
+    reward_train.main(options(flags))
+    assert rows_of(tmp_path / "a.csv")[0]["mse"] == "inf"
 
 
 def test_a_model_of_our_own_without_an_end_of_text_gets_one(toy, tmp_path):
@@ -786,6 +816,18 @@ def test_a_killed_scoring_goes_on_where_it_was(toy, tmp_path, capsys, monkeypatc
     reward_train.main(options([*flags, f"--out={tmp_path / 'b.csv'}"]))
     assert "after 32 rows" in capsys.readouterr().out and calls == [32, 32, 32]
     assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
+    calls.clear()
+    other = [f if not f.startswith("--score") else f"--score={tmp_path / 'other.json'}" for f in flags]
+    shutil.copy(toy / "scores.json", tmp_path / "other.json")
+    with pytest.raises(KeyboardInterrupt):
+        reward_train.main(options([*other, f"--out={tmp_path / 'd.csv'}"]))
+    rows = json.loads((toy / "scores.json").read_text())
+    for part in rows.values():
+        for row in part:
+            row["Answer"] = "another"
+    (tmp_path / "other.json").write_text(json.dumps(rows))  # as many answers as before, and none of them
+    reward_train.main(options([*other, f"--out={tmp_path / 'd.csv'}"]))
+    assert {row["answer"] for row in rows_of(tmp_path / "d.csv")} == {"another"}
     (tmp_path / "mine.csv").write_text("id,text\n1,a\n")
     for name in (tmp_path / "mine.csv", toy / "scores.json"):  # the second would be its own input
         before = name.read_bytes()

@@ -7,6 +7,7 @@ weight_decay, and a `lr_mult` where its learning rate differs: the schedule sets
 import enum
 import inspect
 import random
+import re
 
 import numpy
 import torch
@@ -141,6 +142,13 @@ def find(name: str) -> type[Optimizer]:
     return pytorch_optimizer.load_optimizer(name)
 
 
+def several(value):
+    """[0.8, 0.9], and 0.8,0.9 from a command line, as a tuple; all else as it is."""
+    if isinstance(value, str) and re.fullmatch(r"[-+.\de]+(,[-+.\de]+)+", value):
+        value = [float(v) for v in value.split(",")]
+    return tuple(value) if isinstance(value, list) else value
+
+
 def build(
     name: str,
     groups: list[dict],
@@ -175,7 +183,7 @@ def build(
     if name in FUSED and torch.device(device).type in ("cpu", "cuda") and not extra.get("foreach"):
         wanted["fused"] = True  # one kernel over all parameters
     options = {k: v for k, v in wanted.items() if k in accepts and v is not None}
-    options |= {k: tuple(v) if isinstance(v, list) else v for k, v in extra.items()}
+    options |= {k: several(v) for k, v in extra.items()}
     if missing := [k for k, p in accepts.items() if p.default is p.empty and k not in options]:
         raise ValueError(f"optimizer {name} needs --optimizer_args {' '.join(k + '=...' for k in missing)}")
     try:
