@@ -154,6 +154,7 @@ def main(args: Options) -> None:
     if not args.init_from:
         raise ValueError("--init_from is missing: an encoder's folder or checkpoint, scratch, or resume")
     if args.predict:
+        dist.alone("--predict")
         from data import predictions
 
         return predictions.write(args.predict, Path(args.out), args.init_from, tokenizer=args.tokenizer,
@@ -381,6 +382,7 @@ def main(args: Options) -> None:
             if not done and logits is None:
                 save(step)
                 checkpoint.wait()
+                track.close()
                 return folder.finish(run.STOPPED)
             values = loop["eval"]["values"] if done else metrics.measure(logits, splits["val"].labels)[0]
             better = not done and values["loss"] < (float("inf") if best is None else best)  # never so for NaN
@@ -453,9 +455,11 @@ def main(args: Options) -> None:
 
     checkpoint.wait()
     track.close()
+    dist.barrier()  # rank 0 writes the best weights, all read them
     if (folder.path / place.best).is_file():
         model.load_state_dict(checkpoint.load(folder.path / place.best)["model"])
-    results = {"steps": last_step, "epochs": args.epochs, "seconds": round(loop["seconds"], 1), "labels": names}
+    results = {"steps": last_step, "epochs": round(last_step / epoch_steps, 3), "seconds": round(loop["seconds"], 1),
+               "labels": names}  # fmt: skip
     for name in [n for n in ("val", "test") if n in splits]:
         if (logits := evaluate(splits[name])) is None:
             return folder.finish(run.STOPPED)  # a resume comes here again

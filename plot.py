@@ -107,7 +107,7 @@ def table(runs: list[Run], metric: str) -> list[list[str]]:
         shown = [show(r.settings.get(n, "")) for n in differ]
         steps = max((row["step"] for row in [*r.eval, *r.train]), default=0)
         value = [f"{found[1]:.4f}", str(found[0])] if found else ["", ""]
-        score = [f"{r.results[t]:.4f}" if t in r.results else "" for t in tests]
+        score = [f"{r.results[t]:.4f}" if isinstance(r.results.get(t), float) else "" for t in tests]
         rows.append([str(r.path), *shown, *value, *score, str(steps), duration(r.seconds)])
     return rows
 
@@ -148,7 +148,7 @@ def terminal(curves: dict[str, list[tuple[int, float]]], metric: str, width: int
     xs = [x for points in curves.values() for x, _ in points]
     ys = [y for points in curves.values() for _, y in points]
     (x0, x1), (y0, y1) = (min(xs), max(xs)), (min(ys), max(ys))
-    width -= 12  # the axis
+    width = max(8, width - 12)  # without the axis
     grid = [[" "] * width for _ in range(height)]
 
     def column(x):
@@ -180,7 +180,8 @@ def picture(curves: dict[str, list[tuple[int, float]]], metric: str, path: Path)
     ax.set_xlabel("step")
     ax.set_ylabel(metric.replace("_", " "))
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
+    if ax.lines:
+        ax.legend(fontsize=8)
     fig.tight_layout()
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     fig.savefig(temporary, format=path.suffix.lstrip(".") or "png")

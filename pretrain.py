@@ -206,6 +206,7 @@ def open_rows(path: str, option: str, max_size: int | None, end: int, pad: int):
 
 def main(args: Options) -> None:
     if args.embed:
+        dist.alone("--embed")
         from data import vectors
 
         return vectors.write(args.embed, Path(args.out), args.init_from or args.save_path, tokenizer=args.tokenizer,
@@ -415,7 +416,7 @@ def main(args: Options) -> None:
     wandb = {"entity": args.wandb_entity, "project": args.project_name, "name": args.run_name}
     track = Tracker(folder.path, folder.writes, last_step, first_step, tensorboard=args.tensorboard_log,
                     wandb=None if args.no_wandb else wandb, names=(place.train_csv, place.eval_csv), csv_log=place.csv,
-                    flops=model.flops_per_token(round(train.tokens / len(train))), peak=peak_flops(d.device),
+                    flops=model.flops_per_token(round(train.tokens / len(train))), peak=peak_flops(d.device, d.world),
                     resumes=loop["resumes"], options=config.to_dict(args))  # fmt: skip
     count = sum(p.numel() for p in model.parameters()) / 1e6
     track.say(f"model    {count:.2f} M parameters, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.position} positions")
@@ -447,6 +448,7 @@ def main(args: Options) -> None:
             if values is None:
                 save(step)
                 checkpoint.wait()
+                track.close()
                 return folder.finish(run.STOPPED)
             better = not done and values["eval loss"] < (math.inf if best is None else best)  # never so for NaN
             best = values["eval loss"] if better else best
@@ -529,7 +531,8 @@ def main(args: Options) -> None:
         state = save(last_step, *also, *[best_path] * better, background=False)
         checkpoint.prune(folder.path, args.save_total_limit or -1)
         say(f"{final}: {export(final, state, args.class_prob)}") if also else None
-    results = {"steps": last_step, "epochs": args.epochs, "seconds": round(time.time() - started, 1), **values}
+    took = time.time() - started
+    results = {"steps": last_step, "epochs": round(last_step / epoch_steps, 3), "seconds": round(took, 1), **values}
     dist.barrier()
     if args.test:
         if best_path.is_file():

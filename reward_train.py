@@ -221,8 +221,7 @@ def main(args: Options) -> None:
     d = dist.init(device, timeout=args.timeout)
     say = print if d.main else lambda *a: None
     if args.score:
-        if d.world > 1:
-            raise ValueError("--score runs in one process: start it with python, not with torchrun")
+        dist.alone("--score")
         source = args.trainer.ckpt_path or args.trainer.checkpoint.dirpath
         if not Path(source).exists():
             raise ValueError(f"--score asks the model of a run, --config RUN/config.yaml or"
@@ -478,6 +477,7 @@ def main(args: Options) -> None:
             if scores is None and not done:
                 save(step)
                 checkpoint.wait()
+                track.close()
                 return folder.finish(run.STOPPED)
             found = loop["eval"]["losses"] if done else measure(p, kind, scores, val, mean, std)
             if not done:

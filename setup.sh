@@ -1,12 +1,17 @@
 # Sourced by quickstart.sh and test.sh: sets $PY to a Python that has the packages of the file named in $1.
-# PYTHON=... or an active virtual environment is used as it is; else .venv is made here.
+# PYTHON=... or an active environment (venv, conda) is used as it is; else .venv is made here.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-if [ -n "${PYTHON:-}" ]; then
-    PY="$PYTHON"
+PY="${PYTHON:-}"
+if [ -n "$PY" ]; then # as it is called from where the command was given
+    PY=$(command -v "$PY") || { echo "error: PYTHON=$PYTHON is no program" >&2; exit 2; }
+    case "$PY" in /*) ;; *) PY="$PWD/$PY" ;; esac
 elif [ -n "${VIRTUAL_ENV:-}" ]; then
     PY="$VIRTUAL_ENV/bin/python"
-else
+elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" != base ]; then
+    PY="$CONDA_PREFIX/bin/python"
+fi
+cd "$(dirname "${BASH_SOURCE[0]}")"
+if [ -z "$PY" ]; then
     PY=.venv/bin/python
     if ! [ -x "$PY" ]; then
         found=

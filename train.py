@@ -248,11 +248,13 @@ def main(args: Options) -> None:
         folder.begin(holds="aside", resume=resuming)
     if folder.writes:
         config.save(args, folder.path / "config.yaml")
-    if back:  # from here on a kill, too, is resumed from here
-        save(first_step, background=False)
+    if back and folder.writes and not args.never_save_checkpoint:  # what comes later is left behind, a kill or not
+        here = loop["eval"] and loop["eval"]["step"] == first_step and loop["eval"]["losses"]["val loss"] == best
+        save(first_step, *["best.pt"] * bool(here), background=False)
+        checkpoint.forget(folder.path, first_step)
     track = Tracker(folder.path, folder.writes, last_step, first_step, csv_log=args.csv_log,
-                    tensorboard=args.tensorboard_log, flops=model.flops_per_token(T), peak=peak_flops(d.device),
-                    resumes=loop["resumes"],
+                    tensorboard=args.tensorboard_log, resumes=loop["resumes"],
+                    flops=model.flops_per_token(T), peak=peak_flops(d.device, d.world),
                     wandb={"project": args.wandb_project, "name": args.wandb_run_name} if args.wandb_log else None,
                     options=config.to_dict(args))  # fmt: skip
     count = sum(p.numel() for p in model.parameters()) / 1e6
@@ -282,6 +284,7 @@ def main(args: Options) -> None:
             losses = loop["eval"]["losses"] if done else evaluate()
             if losses is None:
                 save(step, background=False, stopped=True)
+                track.close()
                 return folder.finish(run.STOPPED)
             val = losses["val loss"]
             better = not done and val < (float("inf") if best is None else best)  # never so for NaN

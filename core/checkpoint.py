@@ -344,6 +344,14 @@ def prune(folder: str | Path, keep: int) -> None:
         shutil.rmtree(old)
 
 
+def forget(folder: Path, step: int) -> None:
+    """Removes what a run saved after this step, which it went back to."""
+    for path in [*folder.glob("best.pt"), *folder.glob("ckpt.prev.pt"), *folder.glob("ckpt_*.pt")]:
+        with contextlib.suppress(ValueError):  # damaged: nobody takes it for good
+            if load(path)["step"] > step:
+                path.unlink()
+
+
 def find(path: str | Path) -> Path:
     """A checkpoint file from what people name: the file, a run folder, its checkpoints/ or final/ folder."""
     path = Path(path)

@@ -157,6 +157,12 @@ def gather(obj) -> list:
     return out
 
 
+def alone(option: str) -> None:
+    """What writes one file is one process's work."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(f"{option} runs in one process: start it with python, not with torchrun")
+
+
 def agree(check, *args) -> None:
     """Runs it on each rank's part of the data: what one rank refuses, all do."""
     try:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from core import checkpoint
+from core import checkpoint, dist
 
-# bytes saved for the backward pass, a token, layer and unit of width: measured 55 to 98 over GPT and RoBERTa, float32
-# and bfloat16, T 64 to 1,024; attention that keeps its weights takes more. tests/test_preflight.py measures again
-ACTIVATION = 75
+# bytes saved for the backward pass, a token and layer: measured over GPT and RoBERTa, float32 and bfloat16, T 64 to
+# 1,024 (55 to 98 a unit of width with MLPs of four times the width). tests/test_faults.py measures again
+WIDTH, HIDDEN, SCORE = 43, 4, 7  # ... a unit of the width, of what the MLP makes of it, and a score that is kept
 LOGITS = 3 * (64 << 20)  # the loss takes the vocabulary in chunks of 64 MiB (model.py), three of them alive at once
 
 
@@ -82,11 +82,25 @@ def look(folder: Path, device: torch.device, model, optimizer, *, tokens: int, f
     moments = max(2 * trained, checkpoint.size_of(list(optimizer.state.values())))
     checks.append(disk(folder, weights + moments, files, already_there(folder) if resuming else 0))
     shape = model.config
-    work = tokens * shape.n_layer * shape.n_embd * ACTIVATION + min(LOGITS, 12 * tokens * shape.vocab_size)
+    work = int(activations(shape, tokens, device)) + min(LOGITS, 12 * tokens * shape.vocab_size)
     state = trained + moments - checkpoint.size_of(list(optimizer.state.values()))
     copy = 0 if device.type == "cuda" else weights + moments
     checks.append(memory(free_memory(device), state, work, copy))
     return checks
+
+
+def activations(c, tokens: int, device: torch.device) -> float:
+    """Bytes that the backward pass of a micro-step needs of the blocks; an estimate."""
+    hidden = c.mlp_size or c.mlp_expansion_factor * c.n_embd
+    block = WIDTH * c.n_embd + HIDDEN * hidden * (2 if getattr(c, "mlp_variant", "mlp") == "mlp" else 4)
+    if hasattr(c, "softmax_variant_attn"):  # a GPT; an encoder computes long attention anew
+        plain = c.attn_logit_softcapping or c.softmax_variant_attn != "softmax"
+        slow = device.type == "cpu" and c.dropout and not dist.fast_bf16(device)  # torch's own has no dropout there
+        seen = min(c.block_size, (c.window_size or c.block_size) + 128)
+        block += SCORE * bool(plain or slow) * c.n_head * seen
+    if getattr(c, "use_gradient_checkpointing", False):  # each block's input, and all of one
+        return tokens * (4 * c.n_embd * c.n_layer + block)
+    return tokens * block * c.n_layer
 
 
 def disk(folder: Path, one: int, files: int, there: int) -> tuple[str, str, str]:
@@ -107,12 +121,16 @@ def memory(free: float, state: int, work: int, copy: int) -> tuple[str, str, str
 
 
 def report(checks: list[tuple[str, str, str]], wanted: bool, main: bool = True) -> bool:
-    """With --check prints all, and says that the run ends here. Without, only what will not last is printed."""
+    """With --check prints all, and says that the run ends here. Without, only what will not last is printed.
+
+    What is bad on one rank is so on all; and none leaves, or moves the folder, while another still looks.
+    """
+    everyone = dist.gather(checks)
     for name, verdict, text in checks if main else []:
         if wanted or verdict == "short":
             print(f"{name:<11}{verdict:<6}{text}", file=sys.stdout if wanted else sys.stderr)
-    if bad := [f"{name}: {text}" for name, verdict, text in checks if verdict == "bad"]:
-        raise ValueError("; ".join(bad))
+    if bad := next((found for each in everyone if (found := [c for c in each if c[1] == "bad"])), []):
+        raise ValueError("; ".join(f"{name}: {text}" for name, _, text in bad))
     return wanted
 
 

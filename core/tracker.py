@@ -20,11 +20,12 @@ from core.progress import duration, progress  # noqa: F401 - torch-free tools ta
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12, "V100": 125e12}
 
 
-def peak_flops(device: torch.device) -> float | None:
+def peak_flops(device: torch.device, ranks: int = 1) -> float | None:
+    """Of all ranks' GPUs together, as rates are."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((v for k, v in PEAKS.items() if k in name), None)
+    return next((v * ranks for k, v in PEAKS.items() if k in name), None)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -79,7 +80,7 @@ def read(path: Path) -> list[dict]:
                 continue
             try:
                 row["step"] = int(row["step"])
-            except ValueError:
+            except (ValueError, KeyError):  # or a table of someone else's
                 continue
             rows.append({k: number(v) for k, v in row.items()})
     return rows
@@ -160,8 +161,11 @@ class Tracker:
             if self.wandb:
                 self.wandb.log({prefix + k: v for k, v in numbers.items()}, step=row["step"])
         except Exception as e:  # a logger's own failure is not the run's
-            print(f"logging to wandb or TensorBoard stopped: {e}", file=sys.stderr)
-            self.board = self.wandb = None
+            self.give_up(e)
+
+    def give_up(self, error: Exception) -> None:
+        print(f"logging to wandb or TensorBoard stopped: {error}", file=sys.stderr)
+        self.board = self.wandb = None
 
     def plot(self) -> None:
         """loss.png beside the CSV files."""
@@ -183,10 +187,13 @@ class Tracker:
     def close(self) -> None:
         if self.main:
             self.plot()
-        if self.board:
-            self.board.close()
-        if self.wandb:
-            self.wandb.finish(quiet=True)
+        try:
+            if self.board:
+                self.board.close()
+            if self.wandb:
+                self.wandb.finish()
+        except Exception as e:
+            self.give_up(e)
 
 
 def fold(parts: list[str], width: int = 88) -> str:

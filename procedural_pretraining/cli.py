@@ -269,8 +269,9 @@ def main(args: Options) -> None:
         config.save(args, folder.path / "config.yaml")
     about = {"project": args.wandb_project, "name": args.wandb_name, "id": args.resume_run_id}
     track = Tracker(folder.path, folder.writes, last_step, first_step, unit="sample",
-                    flops=model.flops_per_token(T_max) * T_max, peak=peak_flops(d.device), resumes=loop["resumes"],
-                    wandb=about if args.wandb_enable else None, options=config.to_dict(args))  # fmt: skip
+                    flops=model.flops_per_token(T_max) * T_max, peak=peak_flops(d.device, d.world),
+                    resumes=loop["resumes"], wandb=about if args.wandb_enable else None,
+                    options=config.to_dict(args))  # fmt: skip
     count = sum(p.numel() for p in model.parameters()) / 1e6
     track.say(f"model    {count:.2f} M parameters, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.position} positions")
     track.say(f"task     {spec}, {spec.pad + 1} tokens, 1 question in {1 / procedural_data.HELD_OUT:.0f} held out")
@@ -298,6 +299,7 @@ def main(args: Options) -> None:
             scores = loop["eval"]["scores"] if done else evaluate()
             if scores is None:
                 save(step, background=False)
+                track.close()
                 return folder.finish(run.STOPPED)
             if not done:
                 better = scores[score] > (-1 if best is None else best)  # never so for NaN

@@ -627,11 +627,14 @@ def test_what_fits_and_what_does_not(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_estimate_of_a_micro_step_is_right_within_a_factor_of_two(dtype):
+@pytest.mark.parametrize("options", [{}, {"mlp_variant": "swiglu", "mlp_expansion_factor": 8}, {"mlp_size": 256},
+                                     {"attn_logit_softcapping": 30.0, "block_size": 512},
+                                     {"use_gradient_checkpointing": True}])  # fmt: skip
+def test_the_estimate_of_a_micro_step_is_right_within_a_factor_of_two(options, dtype):
     from model import GPT, GPTConfig
 
-    B, T = 4, 128
-    model = GPT(GPTConfig(block_size=T, vocab_size=500, n_layer=4, n_head=4, n_embd=256))
+    B, T = 4, options.get("block_size", 128)
+    model = GPT(GPTConfig(**{"block_size": T, "vocab_size": 500, "n_layer": 4, "n_head": 4, "n_embd": 256} | options))
     seen, weights_ = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def pack(t):
@@ -643,8 +646,12 @@ def test_the_estimate_of_a_micro_step_is_right_within_a_factor_of_two(dtype):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), low:
         model(torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long))
     needed = sum(t.untyped_storage().nbytes() for t in seen.values())
-    estimate = B * T * 4 * 256 * preflight.ACTIVATION
+    estimate = preflight.activations(model.config, B * T, torch.device("cpu"))
+    if model.config.use_gradient_checkpointing:  # what one block needs comes on top, on the way back
+        estimate = 4 * 4 * B * T * 256
     assert 0.5 < needed / estimate < 2
+    base = preflight.activations(GPT(GPTConfig(block_size=T, n_layer=4, n_embd=256, n_head=4)).config, B * T, torch.device("cpu"))
+    assert options in ({}, {"mlp_size": 256}) or (estimate < base) == model.config.use_gradient_checkpointing
 
 
 @EACH

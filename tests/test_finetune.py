@@ -17,7 +17,7 @@ from core import checkpoint, config, hf, rng, tracker
 from data import tensors, vocab
 from data.pretrained import open_encoder
 from model import Classifier, RobertaConfig, pack
-from tests.loops import classes
+from tests.loops import FINETUNE, classes
 
 WORDS = ["seven", "eight", "nine"]
 
@@ -253,6 +253,21 @@ def test_texts_a_second_count_the_texts_of_all_steps_since_the_last_line(data, t
     monkeypatch.setattr(tracker.Tracker, "train", train)
     tune(data, tmp_path / "run", "--epochs=2", "--batch_size=16", "--log_interval=3", "--eval_interval=1000")
     assert sum(seen) == 2 * len(tensors.Rows(data / "train.pt", pad=1)) and len(seen) == 4
+
+
+@pytest.mark.full
+def test_two_ranks_report_the_best_weights_also_where_the_last_evaluation_wrote_them(data, tmp_path):
+    """Rank 0 writes them: the other must not read the ones before."""
+    for n in range(2):
+        flags = [f"--init_from={data / 'encoder.pt'}", *(f"--{s}={data / s}.pt" for s in ("train", "val", "test")),
+                 f"--out_dir={tmp_path / str(n)}", "--device=cpu", "--dtype=float32", "--classifier_dropout=0",
+                 "--batch_size=1", "--gradient_accumulation_steps=16", "--max_steps=60", "--epochs=99", "--pooling=mean",
+                 "--learning_rate=1e-2", "--lr_schedule=none", "--eval_interval=60"]  # fmt: skip
+        process = FINETUNE.spawn(flags, 2)
+        assert process.wait(120) == 0, process.stdout.read()
+        first, last = (row["val_loss"] for row in tracker.read(tmp_path / str(n) / "eval.csv"))
+        results = json.loads((tmp_path / str(n) / "results.json").read_text())
+        assert last < first - 0.1 and results["val_loss"] == pytest.approx(last, abs=1e-6), n
 
 
 def test_without_a_test_split_the_validation_split_is_reported(data, tmp_path, capsys):

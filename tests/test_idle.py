@@ -41,15 +41,17 @@ SETTING = {
     ("finetune", "freeze_embeddings"): ["--freeze"],
     ("finetune", "backbone_lr_mult"): ["--freeze"],
     ("finetune", "min_lr_ratio"): ["--lr_schedule=none"],
+    ("reward", "data.max_prompt_length"): ["--no-data.truncate_promt"],
     ("procedural_pretraining", "vocab_size"): ["--task=dyck"],
     **{("procedural_pretraining", f"curriculum_{name}"): ["--no-use_curriculum"]
        for name in ("start", "step_size", "mastery_threshold", "step_epochs")},
 }  # fmt: skip
 VALUES = {"activation_variant": "relu", "norm_variant_attn": "rmsnorm", "transfer": "attn", "pooling": "cls", "init_from_ckpt": "other.pt", "curriculum_mastery_threshold": "0.5"}
-CHOOSES_WEIGHTS = ("finetune", "transfer")  # where there are some: from scratch, finetune.py needs another data set
-FIRST = {loop: option for loop, option in reversed(ROWS) if (loop, option) != CHOOSES_WEIGHTS}
+# from scratch, finetune.py needs another data set; and a mixture some more
+OTHER_DATA = [("finetune", "transfer"), ("train", "dataset_sampling_probs_transition_method")]
+FIRST = {loop: option for loop, option in reversed(ROWS) if (loop, option) not in OTHER_DATA}
 RUNS = [pytest.param(*row, marks=[] if row in FIRST.items() else pytest.mark.full)
-        for row in ROWS if row != CHOOSES_WEIGHTS]  # fmt: skip
+        for row in ROWS if row not in OTHER_DATA]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

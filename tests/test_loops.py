@@ -157,6 +157,16 @@ def test_a_run_cannot_end_before_the_step_it_is_at(loop, data, tmp_path, capsys)
     assert before == {p: p.read_bytes() for p in before}
 
 
+@pytest.mark.parametrize("loop", FIRST, ids=lambda loop: loop.name)
+def test_a_run_stopped_in_an_evaluation_leaves_its_picture(loop, data, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run.Run, "stopping", lambda self: self.step == 3 and asked.append(1) is None and len(asked) > 1)
+    with pytest.raises(SystemExit) as stop:
+        loop.run(begin(loop, data(loop), tmp_path / "a"))
+    assert stop.value.code == 75 and checkpoint.load(loop.last(tmp_path / "a"))["step"] == 3
+    assert (tmp_path / "a" / "loss.png").is_file()
+
+
 @pytest.mark.parametrize("both", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_output_that_nobody_reads_any_more(both, data, tmp_path):
     """`| head`: a line and 74, and a status that says so."""

@@ -86,6 +86,8 @@ def test_a_kill_after_going_back_is_resumed_from_there(data, tmp_path, monkeypat
             "--eval_interval=100"]  # fmt: skip
     die(TRAIN, argv, monkeypatch, 9)
     assert checkpoint.newest(tmp_path)[0]["step"] == 6
+    later = [p.name for p in tmp_path.glob("*.pt") if checkpoint.load(p)["step"] > 6]
+    assert not later, "nor is best.pt, which sample.py takes, of those steps"
     run("--init_from=resume", out_dir=tmp_path, small=False)
     assert [row["step"] for row in rows(tmp_path)[0]] == list(range(STEPS))
 

@@ -77,6 +77,17 @@ def test_the_terminal_chart_falls_from_left_to_right():
     assert chart[-2:] == ["  a  one", "  b  two"]
 
 
+def test_a_run_that_diverged_a_narrow_terminal_and_a_foreign_table(runs, tmp_path, capsys, monkeypatch):
+    c = make_run(tmp_path / "c", 0.1, [2.0, float("nan")], test_accuracy=None)  # as NaN is written
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "eval.csv").write_text("a,b\n1,2\n")
+    monkeypatch.setenv("COLUMNS", "10")
+    show(*runs, c, tmp_path / "d", text=True)
+    assert "0.7500" in capsys.readouterr().out
+    show(make_run(tmp_path / "e", 0.1, [float("nan")] * 2), out=str(tmp_path / "e.png"))
+    assert (tmp_path / "e.png").is_file()
+
+
 def test_folders_without_a_run_are_passed_over(runs, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     show(runs[0], tmp_path / "empty", text=True)

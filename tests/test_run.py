@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from core import dist, exits, run
+from core import dist, exits, preflight, run
 from tests.loops import ROOT
 
 
@@ -215,6 +215,20 @@ def test_a_batch_that_does_not_divide_over_ranks():
 def test_a_device_that_is_not_there(device):
     with pytest.raises(ValueError, match="--device"):
         dist.pick_device(device, 0)
+
+
+def test_what_writes_one_file_is_refused_on_several_ranks(monkeypatch):
+    dist.alone("--predict")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="--predict runs in one process: start it with python"):
+        dist.alone("--predict")
+
+
+@pytest.mark.parametrize("mine, other", [("ok", "bad"), ("bad", "ok")])
+def test_what_cannot_work_on_one_rank_starts_on_none(mine, other, monkeypatch):
+    monkeypatch.setattr(dist, "gather", lambda checks: [checks, [("memory", other, "theirs")]])
+    with pytest.raises(ValueError, match="memory: (mine|theirs)"):
+        preflight.report([("memory", mine, "mine")], True)
 
 
 def test_what_one_rank_refuses_all_do(monkeypatch):

@@ -109,11 +109,29 @@ def test_a_logger_that_fails_is_switched_off(tmp_path, capsys):
         def log(self, *a, **k):
             raise RuntimeError("gone")
 
+        finish = log
+
     track = make(tmp_path)
     track.wandb = Broken()
     track.train(0, {"loss": 1.0}, 10)
     track.train(1, {"loss": 1.0}, 10)
     assert track.wandb is None and capsys.readouterr().err.count("gone") == 1
+    track.wandb = Broken()
+    track.close()
+    assert track.wandb is None and capsys.readouterr().err.count("gone") == 1
+
+
+def test_wandb_itself_opens_logs_and_closes(tmp_path, capsys, monkeypatch):
+    """Without a network it writes into the run's folder."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    track = make(tmp_path, wandb={"project": "x", "name": "y"})
+    assert track.wandb
+    track.train(0, {"loss": 1.0}, 10)
+    track.eval(0, {"val loss": 1.0})
+    track.close()
+    assert track.wandb and "stopped" not in capsys.readouterr().err
+    assert any(p.suffix == ".wandb" and p.stat().st_size for p in tmp_path.rglob("*.wandb"))
 
 
 def test_progress_speaks_after_two_seconds_and_passes_all_on(capsys, monkeypatch):
