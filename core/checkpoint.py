@@ -345,9 +345,9 @@ def prune(folder: str | Path, keep: int) -> None:
 
 
 def forget(folder: Path, step: int) -> None:
-    """Removes what a run saved after this step, which it went back to."""
-    for path in [*folder.glob("best.pt"), *folder.glob("ckpt.prev.pt"), *folder.glob("ckpt_*.pt")]:
-        with contextlib.suppress(ValueError):  # damaged: nobody takes it for good
+    """Where a run went back to this step: what it saved later may be neither resumed nor its best. Numbered ones stay."""
+    for path in (folder / "best.pt", previous(folder / "ckpt.pt")):
+        with contextlib.suppress(ValueError):  # not there, or damaged: nobody takes it for good
             if load(path)["step"] > step:
                 path.unlink()
 
