@@ -345,7 +345,7 @@ def prune(folder: str | Path, keep: int) -> None:
 
 
 def forget(folder: Path, step: int) -> None:
-    """Where a run went back to this step: what it saved later may be neither resumed nor its best. Numbered ones stay."""
+    """A run went back to this step: what it saved later is neither to be resumed nor its best. Numbered ones stay."""
     for path in (folder / "best.pt", previous(folder / "ckpt.pt")):
         with contextlib.suppress(ValueError):  # not there, or damaged: nobody takes it for good
             if load(path)["step"] > step:
