@@ -12,6 +12,7 @@ An encoder comes from pretrain.py, from an experiment, or from a folder in Huggi
 """
 
 import math
+import shlex
 import sys
 import time
 import zlib
@@ -151,6 +152,7 @@ def stand_still(model: Classifier, args: Options) -> list[torch.nn.Parameter]:
 
 def main(args: Options) -> None:
     started, replaying = time.time(), args.replay_step is not None
+    args.files.check()
     if not args.init_from:
         raise ValueError("--init_from is missing: an encoder's folder or checkpoint, scratch, or resume")
     if args.predict:
@@ -471,7 +473,7 @@ def main(args: Options) -> None:
     shown = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in results.items() if k.startswith(name + "_"))
     took, lowest = duration(time.time() - started), math.nan if best is None else best
     track.say(f"done in {took}: {shown}; best weights by val loss {lowest:.4f}")
-    track.say(f"next: python finetune.py --init_from={folder.path} --predict FILE")
+    track.say(f"next: python finetune.py --init_from={shlex.quote(str(folder.path))} --predict FILE")
     folder.finish()
     return None
 

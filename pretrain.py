@@ -29,6 +29,7 @@ machine    device auto, dtype auto, fp16, compile, deterministic, timeout 120
 
 import math
 import re
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -213,6 +214,7 @@ def main(args: Options) -> None:
                              device=dist.pick_device(args.device, 0), dtype=args.dtype, column=args.column,
                              pooling=args.pooling, max_size=args.max_size)  # fmt: skip
     started, replaying = time.time(), args.replay_step is not None
+    args.files.check()
     d = dist.init(args.device, timeout=args.timeout)
     say = print if d.main else lambda *a: None
 
@@ -548,7 +550,7 @@ def main(args: Options) -> None:
         track.say(f"{loop['empty']:,} batches had no hidden token and trained nothing")
     lowest = math.nan if best is None else best
     track.say(f"done in {took}: eval loss {values['eval loss']:.4f}, best {lowest:.4f}; peak memory {memory:,.0f} MiB")
-    track.say(f"next: python sample.py --init_from={folder.path} --start='...<mask>...'")
+    track.say(f"next: python sample.py --init_from={shlex.quote(str(folder.path))} --start='...<mask>...'")
     folder.finish()
     return None
 

@@ -12,6 +12,7 @@
 
 import functools
 import math
+import shlex
 import sys
 import time
 import zlib
@@ -566,7 +567,8 @@ def main(args: Options) -> None:
               + ", ".join(f"{k} {v:.4f}" for k, v in loop["eval"]["losses"].items())
               + f"; best {keep.log_obg} {math.nan if best is None else best:.4f};"
               f" peak memory {peak_memory(d.device) / 2**20:,.0f} MiB")  # fmt: skip
-    track.say(f"next: python reward_train.py --config {folder.path / 'config.yaml'} --score FILE.json --out scores.csv")
+    config_file = shlex.quote(str(folder.path / "config.yaml"))
+    track.say(f"next: python reward_train.py --config {config_file} --score FILE.json --out scores.csv")
     folder.finish()
     return None
 

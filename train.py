@@ -8,6 +8,7 @@
     python train.py -n NAME -m pretraining                              an experiment: see experiments/README.md
 """
 
+import shlex
 import sys
 import time
 
@@ -360,7 +361,8 @@ def main(args: Options) -> None:
     track.close()
     took, memory = duration(time.time() - started), peak_memory(d.device) / 2**20
     track.say(f"done in {took}: val loss {val:.4f}, best {best or val:.4f}; peak memory {memory:,.0f} MiB")
-    track.say(f"next: python sample.py --init_from={folder.path}")
+    if not args.never_save_checkpoint:
+        track.say(f"next: python sample.py --init_from={shlex.quote(str(folder.path))}")
     folder.finish()
     return None
 

@@ -324,7 +324,7 @@ def prompts(args: Options, streams: list[dict], val: list, device: torch.device)
         return [(torch.from_numpy(np.stack([v.windows(np.zeros(1))[0][:, :1] for v in val])).to(device), tokens)]
     try:  # escapes are decoded, other alphabets pass through
         text = args.sample_start_tokens.encode("latin-1", "backslashreplace").decode("unicode_escape")
-        return [(torch.tensor([t.encode(text)], device=device), [t]) for t in tokens]
+        return [(torch.tensor([t.encode(text) or [t.eot or 0]], device=device), [t]) for t in tokens]
     except ValueError as e:
         raise ValueError(f"--sample_start_tokens {args.sample_start_tokens!r}: {e}") from None
 

@@ -44,6 +44,16 @@ class Files:
     memory: bool = False  # peak memory in the training rows, MiB
     second: Literal["", "refuse", "overwrite"] = ""  # what a second run in the folder means; empty: as the script does
 
+    def check(self) -> None:
+        """Each file needs a name of its own."""
+        named = {n: getattr(self, n) for n in ("ckpt", "best", "config", "train_csv", "eval_csv")}
+        for option, name in named.items():
+            same = [o for o, other in named.items() if Path(other) == Path(name)]
+            if not Path(name).name:
+                raise ValueError(f"--files.{option} must be the name of a file, got {name!r}")
+            if same[0] != option:
+                raise ValueError(f"--files.{option} and --files.{same[0]} are both {name!r}")
+
     def written(self) -> list[str]:
         """What a run leaves, and what goes with it where another one replaces it."""
         named = [str(previous(Path(self.ckpt))), self.ckpt, self.best, self.config, self.train_csv, self.eval_csv]

@@ -17,6 +17,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import threading
 import urllib.request
@@ -368,4 +369,5 @@ def prepare(inputs, out, tokenizer: str, *, column="", val_fraction=0.1, process
         print(f"note: {lost:,} tokens are {word}: the tokenizer has no token for what stood there")
     if not views:
         inside = writer.folder.resolve().parent == Path("data").resolve()
-        print(f"next: python train.py --dataset={writer.folder.name if inside else writer.folder.resolve()}")
+        name = writer.folder.name if inside else writer.folder.resolve()
+        print(f"next: python train.py --dataset={shlex.quote(str(name))}")

@@ -15,6 +15,13 @@ from core import rng
 TRANSITIONS = ("linear", "cosine", "exponential")
 
 
+def shares(numbers) -> np.ndarray:
+    """In any unit, as parts of 1."""
+    p = np.array(numbers, dtype=float)
+    p /= p.max()  # the sum of large ones would be infinite
+    return p / p.sum()
+
+
 @dataclass(frozen=True)
 class Mixture:
     n: int  # data sets
@@ -46,15 +53,14 @@ class Mixture:
 
     @property
     def start(self) -> np.ndarray:
-        p = np.ones(self.n) if self.probs is None else np.array(self.probs, dtype=float)
-        return p / p.sum()
+        return shares(np.ones(self.n) if self.probs is None else self.probs)
 
     def at(self, step) -> np.ndarray:
         """The probabilities at a step, (n,), or at many, (steps, n)."""
         first = self.start
         if self.final is None:
             return np.broadcast_to(first, (*np.shape(step), self.n))
-        last = np.array(self.final, dtype=float) / sum(self.final)
+        last = shares(self.final)
         t = np.clip(np.asarray(step, dtype=float) / max(1, self.total), 0, 1)[..., None]
         if self.method == "exponential":
             p = first ** (1 - t) * last**t
@@ -68,13 +74,13 @@ class Mixture:
         if self.n == 1:
             return np.zeros_like(steps)
         if self.interleaving:
-            order = np.repeat(np.arange(self.n), [int(p) for p in self.probs or [1] * self.n])
-            rounds, place = np.divmod(np.atleast_1d(steps), len(order))
+            ends = np.cumsum([int(p) for p in self.probs or [1] * self.n])
+            rounds, place = np.divmod(np.atleast_1d(steps), ends[-1])
             if self.shuffle:
                 for r in np.unique(rounds):
                     now = rounds == r
-                    place[now] = rng.permute(place[now], len(order), self.seed, "mixture", int(r))
-            return order[place].reshape(steps.shape)
+                    place[now] = rng.permute(place[now], int(ends[-1]), self.seed, "mixture", int(r))
+            return np.searchsorted(ends, place, side="right").reshape(steps.shape)
         u = rng.hash64(steps, self.seed, "mixture").astype(np.float64) / 2**64
         cuts = np.cumsum(self.at(steps), axis=-1)[..., :-1]  # the last one's end is 1, whatever rounding says
         return (u[..., None] >= cuts).sum(-1)

@@ -10,6 +10,7 @@
 --preset small lays procedural_pretraining/configs/small.yaml over the config: minutes on a CPU.
 """
 
+import shlex
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -233,7 +234,7 @@ def main(args: Options) -> None:
                     with autocast:
                         sums, answers = judge(model, at, row, question)
                     total += sums
-                for j in range(max(0, args.show_samples - start) if d.main else 0):
+                for j in range(min(n, args.show_samples - start) if d.main else 0):
                     say(show_sample(at, row[j].tolist(), question, answers[j]))
                 if folder.stopping():
                     return None
@@ -376,7 +377,8 @@ def main(args: Options) -> None:
     took, memory = duration(time.time() - started), peak_memory(d.device) / 2**20
     what = f"{score} {scores[score]:.4f} at length {scores['length']}"
     track.say(f"done in {took}: {what}; peak memory {memory:,.0f} MiB")
-    track.say(f"next: python train.py --init_from={folder.path} --transfer attn,mlp,norm --dataset=NAME")
+    place = shlex.quote(str(folder.path))
+    track.say(f"next: python train.py --init_from={place} --transfer attn,mlp,norm --dataset=NAME")
     folder.finish()
     return None
 

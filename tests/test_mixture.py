@@ -85,3 +85,11 @@ def test_the_seed_matters():
 def test_what_cannot_be_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         Mixture(2, **options)
+
+
+def test_large_numbers_are_shares_too():
+    steps = np.arange(2000)
+    assert Mixture(2, probs=[1e308, 1e308], seed=3).pick(steps).mean() == pytest.approx(0.5, abs=0.05)
+    assert not Mixture(2, probs=[10**12, 1], interleaving=True).pick(steps).any()  # a round takes no memory
+    shuffled = Mixture(2, probs=[10**9, 10**9], interleaving=True, shuffle=True, seed=3).pick(steps)
+    assert shuffled.mean() == pytest.approx(0.5, abs=0.05)

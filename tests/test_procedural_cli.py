@@ -117,6 +117,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(argv, message, tmp_path):
     assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.csv"))
 
 
+@pytest.mark.parametrize("batch", [4, 64])
+def test_more_samples_than_there_are_shows_those_there_are(batch, tmp_path, capsys):
+    go(tmp_path, "--max_steps=1", "--eval_samples=6", "--show_samples=9", f"--batch_size={batch}")
+    assert sum(" -> " in line for line in capsys.readouterr().out.splitlines()) == 2 * 6  # at the start, at the end
+
+
 def test_a_name_that_is_a_link_is_refused(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").mkdir()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 
 import pytest
@@ -278,6 +279,16 @@ def test_start_tokens_and_seeds_that_cannot_be(data, tmp_path, capsys):
     line = refused(capsys, tmp_path / "no", dataset=data / "toy", max_sample_tokens=3, sample_start_tokens="a\\")
     assert line.startswith("error: --sample_start_tokens 'a\\\\': ")
     run(dataset=data / "toy", out_dir=tmp_path / "a", max_sample_tokens=3, sample_start_tokens="a", seed=1 << 70)
+
+
+def test_an_empty_start_begins_as_sample_py_does_and_next_lines_can_be_pasted(data, tmp_path, capsys):
+    out = tmp_path / "a 'b'"
+    run(dataset=data / "toy", out_dir=out, max_sample_tokens=3, sample_start_tokens="", **BASE)
+    said = capsys.readouterr().out
+    assert re.search(r"^[a-k]{4} ?\n---", said, re.M)
+    assert shlex.split(said.splitlines()[-1])[-1] == f"--init_from={out}"
+    run(dataset=data / "toy", out_dir=tmp_path / "b", never_save_checkpoint=True, **BASE)
+    assert "next: " not in capsys.readouterr().out  # there is nothing to sample from
 
 
 def test_saving_always_and_only_at_the_end_says_which_holds(data, tmp_path, capsys):
