@@ -40,9 +40,8 @@ def class_weights(words: list[str], labels: np.ndarray, n: int) -> torch.Tensor:
         weights = [float(w) for w in words] or [1.0] * n
     except ValueError:
         weights = []
-    if len(weights) != n or not all(0 <= w < 1e30 for w in weights) or not any(weights):
-        raise ValueError(f"--class_weights takes `balanced` or a number >= 0 for each of {n} labels, not all 0;"
-                         f" got {words}")  # fmt: skip
+    if len(weights) != n or not all(0 <= w < 1e30 for w in weights):
+        raise ValueError(f"--class_weights takes `balanced` or a number >= 0 for each of {n} labels, got {words}")
     return torch.tensor(weights)
 
 

@@ -417,7 +417,6 @@ def wrong(data, tmp_path, case):
         "no val": (["--val="], "--val is missing"),
         "no source": (["--init_from="], "--init_from is missing"),
         "weights": (["--class_weights=1 2"], "a number >= 0 for each of 3 labels"),
-        "no weight": (["--class_weights=0 0 0"], "not all 0"),
         "no file name": (["--files.best="], "--files.best must be the name of a file, got ''"),
         "one file name": (["--files.ckpt=best.pt"], "--files.best and --files.ckpt are both 'best.pt'"),
         "a weight": (["--class_weights=1 nan 2"], "a number >= 0 for each of 3 labels"),
@@ -436,7 +435,7 @@ def wrong(data, tmp_path, case):
 
 
 CASES = ["no labels", "label out of range", "other names", "other tokenizer", "id out of range", "other pad",
-         "malicious", "a folder", "a checkpoint", "an empty file", "no freeze", "for predict", "too few labels", "too many labels", "no val", "no source", "weights", "a weight", "no weight",
+         "malicious", "a folder", "a checkpoint", "an empty file", "no freeze", "for predict", "too few labels", "too many labels", "no val", "no source", "weights", "a weight",
          "no file name", "one file name", "layers", "another shape",
          "other positions", "unknown field", "not there", "nothing to resume"]  # fmt: skip
 

@@ -1,11 +1,15 @@
 """CSV files that survive crashes and resumes, log lines, the picture, and loggers that cannot stop a run."""
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 
 from core import tracker
 from core.tracker import Table, Tracker, duration, read
+from tests.loops import ROOT
 
 
 def test_rows_at_or_beyond_the_resumed_step_are_dropped(tmp_path):
@@ -121,17 +125,19 @@ def test_a_logger_that_fails_is_switched_off(tmp_path, capsys):
     assert track.wandb is None and capsys.readouterr().err.count("gone") == 1
 
 
-def test_wandb_itself_opens_logs_and_closes(tmp_path, capsys, monkeypatch):
-    """Without a network it writes into the run's folder."""
+def test_wandb_itself_opens_logs_and_closes(tmp_path):
+    """Without a network it writes into the run's folder; in a process of its own, as it remembers how it was set up."""
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    track = make(tmp_path, wandb={"project": "x", "name": "y"})
-    assert track.wandb
-    track.train(0, {"loss": 1.0}, 10)
-    track.eval(0, {"val loss": 1.0})
-    track.close()
-    assert track.wandb and "stopped" not in capsys.readouterr().err
-    assert any(p.suffix == ".wandb" and p.stat().st_size for p in tmp_path.rglob("*.wandb"))
+    code = (
+        "import sys; from pathlib import Path; from core.tracker import Tracker\n"
+        "track = Tracker(Path(sys.argv[1]), True, 5000, wandb={'project': 'x', 'name': 'y'})\n"
+        "assert track.wandb; track.train(0, {'loss': 1.0}, 10); track.eval(0, {'val loss': 1.0}); track.close()\n"
+        "assert track.wandb"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"WANDB_MODE": "offline"}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "stopped" not in done.stderr, done.stderr
+    assert any(p.stat().st_size for p in tmp_path.rglob("*.wandb"))
 
 
 def test_progress_speaks_after_two_seconds_and_passes_all_on(capsys, monkeypatch):
