@@ -49,7 +49,7 @@ def ids_of(row: dict, size: int, where: str) -> list[int]:
     ids, mask = row.get("input_ids"), row.get("attention_mask")
     if not isinstance(ids, list) or not isinstance(mask, list | None) or len(mask or ids) != len(ids):
         raise ValueError(f"{where}: input_ids must be a list of ids, attention_mask one of as many numbers, or null")
-    ids = [i for i, real in zip(ids, mask or itertools.repeat(True), strict=False) if real]
+    ids = [i for i, real in zip(ids, mask, strict=True) if real] if mask else ids
     if bad := [i for i in ids if type(i) is not int or not 0 <= i < size]:
         raise ValueError(f"{where} holds the id {str(bad[0])[:40]}, the tokenizer's are 0 to {size - 1}")
     return ids
