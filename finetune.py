@@ -322,7 +322,7 @@ def main(args: Options) -> None:
     def save(step: int, *also: str, background: bool = True) -> None:
         if not folder.writes:
             return
-        loop.update(bad_steps=finite.total, scaler=scaler.state_dict())
+        loop.update(bad_steps=finite.total, scaler=scaler.state_dict(), seconds=time.time() - clock)
         state = checkpoint.pack(kind="classifier", model=model, model_config=vars(cfg), optimizer=optimizer,
                                 loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
                                 meta=meta)  # fmt: skip
@@ -389,7 +389,7 @@ def main(args: Options) -> None:
             values = loop["eval"]["values"] if done else metrics.measure(logits, splits["val"].labels)[0]
             better = not done and values["loss"] < (float("inf") if best is None else best)  # never so for NaN
             best = values["loss"] if better else best
-            loop.update(eval={"step": step, "values": values}, seconds=time.time() - clock)
+            loop["eval"] = {"step": step, "values": values}
             if place.evals:
                 track.eval(step, {f"val {k}": v for k, v in values.items()}, "best" if better else "", quiet=bool(done))
             save(step, *[place.best] * better, background=step < last_step)
@@ -446,7 +446,6 @@ def main(args: Options) -> None:
             texts = 0
         folder.step = step + 1
         if folder.stopping():
-            loop["seconds"] = time.time() - clock
             save(step + 1)
             checkpoint.wait()
             track.close()
@@ -460,8 +459,8 @@ def main(args: Options) -> None:
     dist.barrier()  # rank 0 writes the best weights, all read them
     if (folder.path / place.best).is_file():
         model.load_state_dict(checkpoint.load(folder.path / place.best)["model"])
-    results = {"steps": last_step, "epochs": round(last_step / epoch_steps, 3), "seconds": round(loop["seconds"], 1),
-               "labels": names}  # fmt: skip
+    took = round(time.time() - clock, 1)  # of all legs of the run
+    results = {"steps": last_step, "epochs": round(last_step / epoch_steps, 3), "seconds": took, "labels": names}
     for name in [n for n in ("val", "test") if n in splits]:
         if (logits := evaluate(splits[name])) is None:
             return folder.finish(run.STOPPED)  # a resume comes here again

@@ -334,7 +334,8 @@ def main(args: Options) -> None:
 
     first_step, last_step, best = 0, args.max_steps or args.epochs * epoch_steps, None
     warmup, every = args.warmup_steps or round(args.warmup_ratio * last_step), args.eval_interval or epoch_steps
-    loop = {"eval": None, "resumes": [], "bad_steps": 0, "empty": 0, "scaler": None, "batch": B, "counts": counts}
+    loop = {"eval": None, "resumes": [], "bad_steps": 0, "empty": 0, "scaler": None, "batch": B,
+            "seconds": 0.0, "counts": counts}  # fmt: skip
     if resuming:
         first_step, best = stored["step"], stored["best"]
         loop.update(stored["loop"])
@@ -384,7 +385,7 @@ def main(args: Options) -> None:
     def save(step: int, *also: Path, background: bool = True) -> dict | None:
         if not folder.writes:
             return None
-        loop.update(bad_steps=finite.total, scaler=scaler.state_dict())
+        loop.update(bad_steps=finite.total, scaler=scaler.state_dict(), seconds=time.time() - clock)
         state = checkpoint.pack(kind="roberta", model=model, model_config=asdict(cfg), optimizer=optimizer,
                                 loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
                                 meta=meta)  # fmt: skip
@@ -429,6 +430,7 @@ def main(args: Options) -> None:
     track.say(f"machine  {d.device}, {precision}, {compiled}, {torch.get_num_threads()} threads")
     track.say(f"run      {folder.path}, steps {first_step} to {last_step}, {epoch_steps} an epoch, evaluated every"
               f" {every}, ready after {time.time() - started:.1f} s")  # fmt: skip
+    clock = time.time() - loop["seconds"]
     seen, at = 0.0, first_step  # tokens since the last log line, and its step
 
     for step in range(first_step, last_step + 1):
@@ -533,7 +535,7 @@ def main(args: Options) -> None:
         state = save(last_step, *also, *[best_path] * better, background=False)
         checkpoint.prune(folder.path, args.save_total_limit or -1)
         say(f"{final}: {export(final, state, args.class_prob)}") if also else None
-    took = time.time() - started
+    took = time.time() - clock  # of all legs of the run
     results = {"steps": last_step, "epochs": round(last_step / epoch_steps, 3), "seconds": round(took, 1), **values}
     dist.barrier()
     if args.test:

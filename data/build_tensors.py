@@ -113,6 +113,8 @@ def main(args: Options) -> None:
               for k, v in args.splits.items()}  # fmt: skip
     if min(shares.values(), default=0) <= 0 or sum(shares.values()) > 1 + 1e-9:
         raise ValueError(f"--splits takes shares above 0 that add up to 1 at most, got {args.splits}")
+    if args.labels and not args.label_column:
+        raise ValueError("--labels gives labels their numbers: --label_column names the column that holds them")
     if args.max_length < 3:
         raise ValueError(f"--max_length must be at least 3 (<s>, one token, </s>), got {args.max_length}")
     coder = examples.encoder(args.tokenizer, args.max_length)

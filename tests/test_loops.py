@@ -1,5 +1,6 @@
 """One contract for all loops: exact resume, batches cut in any way, ranks, the logged loss, and that they learn."""
 
+import json
 import os
 import shlex
 import shutil
@@ -110,8 +111,6 @@ def test_resume_equals_uninterrupted(loop, data, tmp_path, monkeypatch):
 
 def fewer(folder) -> None:
     """The same data, prepared anew from less of it."""
-    import json
-
     for path in folder.glob("toy/train.bin"):
         path.write_bytes(path.read_bytes()[:-200])
     for path in folder.glob("toy/meta.json"):
@@ -129,6 +128,17 @@ def fewer(folder) -> None:
         path.write_text(json.dumps(parts | {"train": [row | {"Score": 9 * row["Score"]} for row in parts["train"]]}))
     for path in folder.glob("train.pt"):
         path.write_bytes((folder / "test.pt").read_bytes())
+
+
+@pytest.mark.parametrize("loop", [x for x in LOOPS if x.name in ("pretrain", "finetune")], ids=lambda x: x.name)
+def test_results_tell_the_seconds_of_all_legs(loop, data, tmp_path, monkeypatch):
+    die(loop, begin(loop, data(loop), tmp_path / "r"), monkeypatch, 5)
+    path = loop.last(tmp_path / "r")
+    stored = checkpoint.load(path)
+    stored["loop"]["seconds"] += 1000
+    checkpoint.save(path, stored, keep=False)
+    loop.run(loop.resume(tmp_path / "r"))
+    assert json.loads((tmp_path / "r" / "results.json").read_text())["seconds"] >= 1000
 
 
 @pytest.mark.parametrize("loop", [x for x in LOOPS if x.name in ("train", "train-multidataset", "pretrain", "reward", "finetune")],

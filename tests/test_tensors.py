@@ -282,6 +282,7 @@ def test_ids_in_a_file_are_checked_before_they_are_narrowed(tmp_path, tokenizer,
     (b"text\none\n", {}, "1 examples: too few for the splits"),
     (b"text\none\n", {"splits": {"a": 0.7, "b": 0.7}}, "add up to 1 at most"),
     *[(b"text\none\n", {"splits": {"train": v}}, f"--splits train must be .*got {v!r}") for v in ("80%", "abc", "", 80)],
+    (b"text\none\n", {"labels": "labels.json"}, "--labels gives labels their numbers: --label_column names"),
     (b"text\none\n", {"splits": {"train": None}}, "--splits train must be given, not null"),
     (b"text\none\n", {"splits": {"../a": 1.0}}, "name of a split must be a plain name"),
 ])  # fmt: skip
