@@ -87,5 +87,5 @@ def load(optimizer: torch.optim.Optimizer, state: dict, own: tuple[str, ...] = (
                                  f" of {tuple(p.shape)}")  # fmt: skip
     optimizer.load_state_dict(state)
     for group, options in zip(optimizer.param_groups, now, strict=True):
-        device = group["params"][0].device  # where load_state_dict has brought the moments, but not what groups hold
+        device = params[0].device  # where load_state_dict has brought the moments, but not what groups hold
         group.update({k: v.to(device) for k, v in group.items() if torch.is_tensor(v)} | options)

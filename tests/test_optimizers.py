@@ -241,6 +241,18 @@ def test_a_new_learning_rate_and_argument_act_after_a_resume():
     assert [(g["lr"], g["nesterov"]) for g in again.param_groups] == [(0.3, True)] * 3
 
 
+def test_a_group_without_parameters_does_not_stop_a_resume():
+    """A model without norms and biases has nothing that does not decay."""
+    model = torch.nn.Linear(2, 2, bias=False)
+    first, second = (torch.optim.AdamW(optim.groups(model, 0.1), lr=lr) for lr in (0.1, 0.3))
+    assert [len(g["params"]) for g in first.param_groups] == [1, 0]
+    model(torch.ones(1, 2)).sum().backward()
+    first.step()
+    optim.load(second, first.state_dict())
+    assert [g["lr"] for g in second.param_groups] == [0.3] * 2
+    assert torch.equal(second.state[model.weight]["exp_avg"], first.state[model.weight]["exp_avg"])
+
+
 def test_groups_hold_each_parameter_once_and_muon_the_hidden_matrices():
     model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=8, vocab_size=11, block_size=4, bias=True))
     groups = optim.groups(model, 0.1, matrices=True)
