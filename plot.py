@@ -171,6 +171,7 @@ def picture(curves: dict[str, list[tuple[int, float]]], metric: str, path: Path)
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rc("text", parse_math=False)  # $ in a name begins no formula
     from matplotlib import pyplot as plt
 
     fig, ax = plt.subplots(figsize=(8, 5), dpi=110)

@@ -60,6 +60,7 @@ def draw_confusion(path: Path, confusion: np.ndarray, names: list[str], title: s
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rc("text", parse_math=False)  # $ in a name begins no formula
     from matplotlib import pyplot as plt
 
     n = len(names)

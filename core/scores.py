@@ -45,6 +45,7 @@ def draw(path: Path, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str) -> 
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rc("text", parse_math=False)  # $ in a name begins no formula
     from matplotlib import pyplot as plt
 
     fig, ax = plt.subplots(figsize=(5, 5), dpi=110)

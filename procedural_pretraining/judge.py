@@ -76,6 +76,7 @@ def draw_scores(folder: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rc("text", parse_math=False)  # $ in a name begins no formula
     from matplotlib import pyplot as plt
 
     fig, ax = plt.subplots(figsize=(8, 4.5), dpi=110)

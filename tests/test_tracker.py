@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from core import tracker
@@ -67,6 +68,25 @@ def test_the_picture_is_drawn_from_the_files(tmp_path):
     track.close()
     data = (tmp_path / "loss.png").read_bytes()
     assert data.startswith(b"\x89PNG") and len(data) > 5000
+
+
+def test_dollars_in_names_are_no_formulas(tmp_path):
+    from core import metrics, scores
+    from plot import picture
+    from procedural_pretraining.judge import draw_scores
+
+    folder = tmp_path / "cost_$^$"
+    folder.mkdir()
+    track = make(folder)
+    track.eval(0, {"val loss": 2.0, "val loss $$": 1.0, "accuracy": 0.5, "length": 3})
+    track.close()
+    metrics.draw_confusion(folder / "confusion.png", np.eye(3, dtype=int), ["$", "$$", "$$$"], str(folder))
+    scores.draw(folder / "scores.png", np.arange(3), np.arange(3), "x", "y")
+    picture({str(folder): [(0, 1.0)]}, "val_loss", folder / "runs.png")
+    for name in ("loss.png", "confusion.png", "scores.png", "runs.png"):
+        (folder / name).unlink()
+    draw_scores(folder)
+    assert (folder / "scores.png").exists()
 
 
 def test_a_nan_in_the_files_does_not_stop_the_picture(tmp_path):
