@@ -82,8 +82,9 @@ def draw_scores(folder: Path) -> None:
     fig, ax = plt.subplots(figsize=(8, 4.5), dpi=110)
     steps = [r["step"] for r in rows]
     names = [k for k in rows[0] if k.startswith(("accuracy", "exact_match", "mastery", "legal"))]
-    for name in names:
-        ax.plot(steps, [r[name] for r in rows], label=name.replace("_", " "), lw=1.5)
+    for name in names:  # a length that a resume added has no scores before
+        points = [(r["step"], r[name]) for r in rows if isinstance(r[name], int | float)]
+        ax.plot(*zip(*points, strict=True), label=name.replace("_", " "), lw=1.5)
     ax.set(xlabel="step", ylabel="share of held-out samples or tokens", ylim=(0, 1.02), title=str(folder))
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8, loc="lower right")

@@ -76,6 +76,20 @@ def test_shipped_config(task, tmp_path):
     assert run.read_status(tmp_path)["state"] == "finished"
 
 
+def test_scores_of_a_length_that_a_resume_added_begin_there(tmp_path, monkeypatch):
+    from matplotlib import pyplot as plt
+
+    from procedural_pretraining.judge import draw_scores
+
+    table, drawn = tracker.Table(tmp_path / "eval.csv", 0), []
+    table.add({"step": 0, "length": 8, "accuracy": 0.25})
+    table.add({"step": 5, "length": 8, "accuracy": 0.5, "accuracy_12": 0.125})
+    monkeypatch.setattr(plt, "close", drawn.append)
+    draw_scores(tmp_path)
+    lines = {line.get_label(): line.get_xydata().tolist() for line in drawn[0].axes[0].lines}
+    assert lines == {"accuracy": [[0, 0.25], [5, 0.5]], "accuracy 12": [[5, 0.125]]}
+
+
 def test_preset_lies_over_the_config_and_under_the_flags():
     small = read_yaml(CONFIGS / "small.yaml")
     args = parse("--preset", "small", "--config", CONFIGS / "sort.yaml", "--batch_size", "3")
