@@ -297,11 +297,16 @@ def load(path: str | Path) -> dict:
     return state
 
 
+def numbered(folder: Path) -> list[Path]:
+    """Its checkpoint-STEP folders, the oldest first; checkpoint-STEP-keep and the like are somebody's own."""
+    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+
+
 def candidates(folder: Path, name: str) -> list[Path]:
     """The checkpoints a resume may use, newest first: a script that has both saves NAME at each step it saves at."""
-    numbered = [p / name for p in folder.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
-    numbered.sort(key=lambda p: int(p.parent.name.split("-")[1]), reverse=True)
-    found = [folder / name, previous(folder / name), *numbered, folder / f"best{Path(name).suffix}"]
+    found = [folder / name, previous(folder / name), *(p / name for p in reversed(numbered(folder))),
+             folder / f"best{Path(name).suffix}"]  # fmt: skip
     return [p for p in found if p.is_file()]
 
 
@@ -337,9 +342,7 @@ def prune(folder: str | Path, keep: int) -> None:
     """Of the checkpoint-STEP folders the newest `keep` stay; -1: all. A damaged one stays, and is not one of them, nor
     is one that a kill left empty."""
     damaged = {p.parent for p in _bad}
-    found = [p for p in Path(folder).glob("checkpoint-*")
-             if p.name.split("-")[1].isdigit() and p not in damaged and (p / "ckpt.pt").is_file()]  # fmt: skip
-    found.sort(key=lambda p: int(p.name.split("-")[1]))
+    found = [p for p in numbered(Path(folder)) if p not in damaged and (p / "ckpt.pt").is_file()]
     for old in found[: max(0, len(found) - keep)] if keep >= 0 else []:
         shutil.rmtree(old)
 

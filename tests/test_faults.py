@@ -232,6 +232,16 @@ def test_rows_4_and_5_a_damaged_folder_does_not_push_out_a_good_one(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-6"]
 
 
+def test_a_checkpoint_under_a_name_of_the_users_own_is_neither_pruned_nor_resumed(tmp_path):
+    for name in ("checkpoint-3", "checkpoint-3-keep", "checkpoint-6", "checkpoint-9-old", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ckpt.pt").touch()
+    assert [p.parent.name for p in checkpoint.candidates(tmp_path, "ckpt.pt")] == ["checkpoint-6", "checkpoint-3"]
+    checkpoint.prune(tmp_path, 1)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "checkpoint-3-keep", "checkpoint-6", "checkpoint-9-old", "checkpoint-best"}  # fmt: skip
+
+
 # -----------------------------------------------------------------------------
 # 6 to 10: foreign files, and folders that hold something
 
