@@ -348,7 +348,7 @@ def adopt(args: Options, source: dict, where: str) -> None:
     """The shape of the weights to start from becomes this run's, but for what the user gave."""
     config, given = dict(source["config"]), set(args.given)
     if given & {"use_rotary_embeddings", "use_abs_pos_embeddings"}:
-        given, args.position = given | {"position"}, position(args)
+        given.add("position")
     if source["kind"] != "gpt":  # an encoder: only the sizes mean the same
         config = {k: config[k] for k in ("n_layer", "n_head", "n_embd", "mlp_size") if k in config}
     elif config["block_size"] < args.block_size and "learned" in config.get("position", "learned"):
@@ -361,7 +361,7 @@ def adopt(args: Options, source: dict, where: str) -> None:
             continue
         theirs = config.get(f.name, f.default if source["kind"] == "gpt" else None)
         if f.name in given:
-            ours = getattr(args, f.name)
+            ours = position(args) if f.name == "position" else getattr(args, f.name)
             heads = f.name == "n_head" and any(part.startswith("attn") for part in args.transfer)  # its cut
             if (args.transfer == ["all"] or heads) and f.name in config and ours != theirs:
                 how = "name the parts to take with" if args.transfer == ["all"] else "leave attn out of"

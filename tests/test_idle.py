@@ -111,6 +111,16 @@ def test_a_switch_that_is_set_off_says_the_user_knows():
     assert lines(TRAIN, ["--wandb_project=x", "--wandb_log"]) == []
 
 
+def test_the_shape_of_weights_to_start_from_makes_no_option_idle():
+    """Rotary positions beside those of the weights: the switch acts."""
+    import train_args
+
+    source = {"kind": "gpt", "config": {"n_layer": 1, "block_size": 8, "position": "learned"}}
+    args = config.parse(train_args.Options, ["--init_from=x", "--transfer=attn", "--use_rotary_embeddings"])
+    train_args.adopt(args, source, "x")
+    assert train_args.position(args) == "learned+rotary" and train_args.notes(args, []) == []
+
+
 def test_conditions_of_each_kind():
     base = "--rope_base=500"
     assert lines(TRAIN, [base]) and lines(TRAIN, [base, "--position=learned+alibi"])
