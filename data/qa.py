@@ -213,7 +213,7 @@ def prepare_train(rows: list[dict], template: Template) -> dict[str, list]:
     """Rows as columns of token ids, unpadded: labels with input_ids and attention_mask, or, for pairs, both with
     _j (the accepted answer) and with _k (the other one); labels are then the two scores, where the rows have both."""
     out: dict[str, list] = {"labels": []}
-    pairs = bool(rows) and "Accepted_Answer" in rows[0]
+    pairs = bool(rows) and rows[0].get("Accepted_Answer") is not None
     for row in rows:
         for end, name in (("_j", "Accepted_Answer"), ("_k", "Answer")) if pairs else (("", "Answer"),):
             ids, _ = template(row["Question"], row[name])

@@ -249,6 +249,8 @@ def test_prepare_train_gives_the_documented_columns():
     assert bytes(out["input_ids_j"][0]).endswith(b"good\0") and bytes(out["input_ids_k"][0]).endswith(b"bad\0")
     assert len(out["attention_mask_j"][0]) == len(out["input_ids_j"][0])
     assert len(out["attention_mask_k"][0]) == len(out["input_ids_k"][0])
+    none = {**row("q", "a", 3), "Accepted_Answer": None}  # as tables put together have it: no pair
+    assert qa.prepare_train([none], template()) == qa.prepare_train([row("q", "a", 3)], template())
 
 
 # -----------------------------------------------------------------------------
