@@ -101,8 +101,9 @@ def cores() -> int:
 def pick_device(device: str, local: int) -> torch.device:
     mps = torch.backends.mps.is_available()
     have = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * mps
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if device == "auto":
-        device = have[-1]
+        device = "cpu" if several and have[-1] == "mps" else have[-1]
     asked, device = device, {"gpu": "cuda"}.get(device, device)
     device = f"cuda:{device}" if device.isdigit() else device
     kind = device.split(":")[0]
@@ -110,6 +111,8 @@ def pick_device(device: str, local: int) -> torch.device:
         raise ValueError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {asked!r}")
     if kind not in have:
         raise ValueError(f"--device {asked}: this machine (or this build of torch) has {', '.join(have)}")
+    if several and kind == "mps":  # torch has no sums over such
+        raise ValueError(f"--device {asked}: several ranks run on CUDA devices or on the CPU")
     if kind == "cuda":
         index = int(device.split(":")[1]) if ":" in device else local
         if index >= torch.cuda.device_count():

@@ -217,6 +217,16 @@ def test_a_device_that_is_not_there(device):
         dist.pick_device(device, 0)
 
 
+def test_a_macs_gpu_is_one_processs(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert dist.pick_device("auto", 0).type == dist.pick_device("mps", 0).type == "mps"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert dist.pick_device("auto", 1).type == "cpu"
+    with pytest.raises(ValueError, match="--device mps: several ranks run on CUDA devices or on the CPU"):
+        dist.pick_device("mps", 0)
+
+
 def test_what_writes_one_file_is_refused_on_several_ranks(monkeypatch):
     dist.alone("--predict")
     monkeypatch.setenv("WORLD_SIZE", "2")
