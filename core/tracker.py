@@ -47,6 +47,10 @@ class Table:
         self.path, self.columns = path, []
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
+            with open(path, newline="", errors="replace") as f:
+                if "step" not in next(csv.reader(f), ["step"]):
+                    raise ValueError(f"{path} is a table of something else, without steps, and would be replaced: name"
+                                     " another run folder")  # fmt: skip
             rows = [r for r in read(path) if r["step"] < first_step]
             self.rewrite(rows)
 

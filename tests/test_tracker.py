@@ -32,6 +32,17 @@ def test_a_new_column_joins(tmp_path):
     assert read(tmp_path / "e.csv")[1] == {"step": 1, "loss": 1.25, "other": 2}
 
 
+def test_a_table_of_the_users_own_is_not_replaced(tmp_path):
+    for theirs in (b"text,label\ngood,1\n", b"\xff\xfe\x00"):
+        (tmp_path / "train.csv").write_bytes(theirs)
+        with pytest.raises(ValueError, match="train.csv is a table of something else, without steps"):
+            Table(tmp_path / "train.csv", 0)
+        assert (tmp_path / "train.csv").read_bytes() == theirs
+    (tmp_path / "train.csv").write_bytes(b"")
+    Table(tmp_path / "train.csv", 0).add({"step": 0, "loss": 1.5})
+    assert read(tmp_path / "train.csv") == [{"step": 0, "loss": 1.5}]
+
+
 def make(tmp_path, **options) -> Tracker:
     return Tracker(tmp_path, True, 5000, **options)
 
