@@ -93,15 +93,13 @@ class Run:
                 n = 1
                 while (aside := self.path.with_name(f"{self.path.name}.{n}")).exists():
                     n += 1
-                self.path.rename(aside)
+                self.move(aside)
                 print(f"{self.path} held a run: moved to {aside}")
-                self.lock.close()
-                self.take_lock()
             if holds == "overwrite" and not resume:
                 there = [p for pattern in checkpoints for p in self.path.glob(pattern)]
                 for old in (*there, *(self.path / name for name in written)):
                     old.unlink(missing_ok=True)
-            for stale in self.path.rglob("*.tmp*"):
+            for stale in (p for own in self.own() for p in (own, *own.rglob("*.tmp*"))):
                 if TEMPORARY.fullmatch(stale.name) and stale.is_file():
                     stale.unlink()
         self.begun = True
@@ -110,6 +108,24 @@ class Run:
             self.old = {s: signal.signal(s, self.heard) for s in (signal.SIGTERM, signal.SIGINT)}
         self.status("running")
         dist.barrier()
+
+    def own(self) -> list[Path]:
+        """What lies in the folder, but for folders with other runs (out/py in out): one of these may be going on."""
+        return [p for p in self.path.iterdir() if not (p.is_dir() and any(p.rglob(".lock")))]
+
+    def move(self, aside: Path) -> None:
+        """The old run out of the way, in one step, or file by file around other runs: what says that it is there last,
+        so that a kill in between leaves nothing that a new run would take for its own."""
+        own = self.own()
+        if self.path.is_symlink() or len(own) == len(list(self.path.iterdir())):
+            self.path.rename(aside)
+            self.lock.close()
+            self.take_lock()
+            return
+        aside.mkdir()
+        for p in sorted(own, key=lambda p: p.suffix in (".pt", ".ckpt") or p.name == "status.json"):
+            if p.name != ".lock":
+                p.rename(aside / p.name)
 
     @property
     def writes(self) -> bool:

@@ -113,6 +113,24 @@ def test_a_second_run_moves_the_first_aside(tmp_path, capsys):
     assert "moved to" in capsys.readouterr().out
 
 
+def test_runs_in_folders_below_stay_where_they_are(tmp_path):
+    """Out of the box train.py writes to out, the procedural tasks to out/procedural/TASK."""
+    outer, inner = tmp_path / "out", tmp_path / "out" / "procedural" / "sort"
+    going_on = run.claim(inner)
+    going_on.begin(holds="aside", resume=False)
+    (inner / ".ckpt.pt.tmp-7").write_bytes(b"half of it")
+    for n in range(2):
+        folder = run.claim(outer)
+        folder.begin(holds="aside", resume=False)
+        (outer / "ckpt.pt").write_text(str(n))
+        (outer / "metrics").mkdir()
+        folder.finish()
+    assert (inner / ".ckpt.pt.tmp-7").exists() and (inner / "status.json").exists()
+    assert {p.name for p in (tmp_path / "out.1").iterdir()} == {"ckpt.pt", "metrics", "status.json"}
+    assert (tmp_path / "out.1" / "ckpt.pt").read_text() == "0" and (outer / "ckpt.pt").read_text() == "1"
+    going_on.finish()
+
+
 def test_a_refused_start_changes_nothing(tmp_path):
     folder = run.claim(tmp_path / "r")
     folder.begin(holds="aside", resume=False)
