@@ -42,6 +42,8 @@ def verdict(e: BaseException) -> tuple[int, str]:
         return NOT_FINITE, str(e)
     if isinstance(e, BrokenPipeError):
         return CANNOT_WRITE, "standard output was closed"
+    if isinstance(e, PermissionError) and os.path.exists(e.filename or "") and not os.access(e.filename, os.R_OK):
+        return BAD_INPUT, f"{e.filename} cannot be read: {e.strerror}"
     if isinstance(e, OSError) and e.errno in UNWRITABLE:
         return CANNOT_WRITE, f"{e.strerror}: {e.filename}" if e.filename else str(e.strerror)
     if isinstance(e, FileExistsError | NotADirectoryError) and e.filename:

@@ -54,6 +54,19 @@ def test_exit_codes(raising, code, says, lines, capsys):
     assert lines is None or len(err.strip().splitlines()) == lines
 
 
+@pytest.mark.parametrize(("readable", "code", "says"), [(False, 2, "cannot be read"), (True, 74, "Permission denied")])
+def test_a_file_that_must_not_be_read_is_bad_input_and_one_not_to_be_written_is_not(
+        readable, code, says, tmp_path, capsys, monkeypatch):  # fmt: skip
+    (tmp_path / "data.bin").write_bytes(b"12")
+
+    def refused():
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "data.bin"))
+
+    monkeypatch.setattr(os, "access", lambda path, mode: readable)
+    got, err = code_of(refused, capsys)
+    assert got == code and says in err and "data.bin" in err and len(err.splitlines()) == 1
+
+
 def test_a_library_s_value_error_is_a_bug_and_ours_is_not():
     for function, expected in ((lambda: torch.empty(2).view(3), False), (user_error, True), (bug, False)):
         try:
