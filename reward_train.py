@@ -371,7 +371,7 @@ def main(args: Options) -> None:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
     finite = run.Finite(optimizer, d.device, t.max_bad_steps, loop["bad_steps"])
     double = torch.float32 if d.device.type == "mps" else torch.float64  # which mps has not
-    since = [torch.tensor(loop["train"][0] * d.main, device=d.device, dtype=double), loop["train"][1]]
+    since = torch.tensor([loop["train"][0] * d.main, loop["train"][1]], device=d.device, dtype=double)  # losses, steps
     stored = weights = None  # a copy of the model that nobody needs any more
 
     # -----------------------------------------------------------------------------
@@ -398,7 +398,7 @@ def main(args: Options) -> None:
         return scores
 
     def save(step: int, *also: str, background: bool = True) -> None:
-        loop["train"] = [dist.sums([since[0].item()])[0], since[1]]
+        loop["train"] = [dist.sums([since[0].item()])[0], int(since[1])]
         if not folder.writes:
             return
         loop.update(bad_steps=finite.total, scaler=scaler.state_dict())
@@ -483,12 +483,12 @@ def main(args: Options) -> None:
             found = loop["eval"]["losses"] if done else measure(p, kind, scores, val, mean, std)
             if not done:
                 if since[1]:
-                    found = {"train_loss": dist.sums([since[0].item()])[0] / since[1], **found}
+                    found = {"train_loss": dist.sums([since[0].item()])[0] / since[1].item(), **found}
                 value = found.get(keep.log_obg, math.nan)
                 sign = -1 if (keep.mode or ("max" if keep.log_obg in LARGER else "min")) == "max" else 1
                 better = math.isfinite(value) and (best is None or sign * value < sign * best)
                 best = value if better else best
-                since = [torch.zeros_like(since[0]), 0]
+                since = torch.zeros_like(since)
                 loop["eval"] = {"step": step, "losses": found}
             track.eval(step, found, "best" if better else "", quiet=bool(done))
         if last or better or step > first_step and step % keep.every_n_train_steps == 0:
@@ -535,7 +535,8 @@ def main(args: Options) -> None:
             return folder.finish()
         if finite.ok(norm, step, f"samples {batch[:4].tolist()} ..., seed {args.seed}"):
             scaler.step(optimizer)
-            since = [since[0] + loss_sum / d.world, since[1] + 1]
+            now = torch.stack([loss_sum / d.world, torch.ones_like(loss_sum)])
+            since = since + now.where(norm.isfinite(), 0.0)  # a GPU skips by itself what is not finite
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
 

@@ -1,5 +1,6 @@
 """What the loops and tools do on a GPU, tried on one that is pretended: the same numbers, and no step that waits."""
 
+import contextlib
 import csv
 import importlib
 import re
@@ -93,6 +94,25 @@ def test_a_gpu_trains_as_a_cpu_does(loop, data, tmp_path, monkeypatch):
 @ROWS
 def test_a_mac_trains_as_a_cpu_does(loop, data, tmp_path, monkeypatch):
     same_on_both(loop, data(loop), tmp_path, monkeypatch, within=max(1e-5, loop.equal), there="mps:0")
+
+
+def test_a_step_that_a_gpu_skips_is_not_in_the_mean_loss(data, tmp_path, monkeypatch):
+    import reward_train
+
+    losses, steps = reward_train.losses, []
+
+    def third_is_bad(*args):
+        steps.append(1)
+        return losses(*args) * (float("nan") if len(steps) == 3 else 1.0)
+
+    monkeypatch.setattr(reward_train, "losses", third_is_bad)
+    for device in ("cpu", "cuda"):
+        steps.clear()
+        argv = [*flags(REWARD, data(REWARD), tmp_path / device), *on(device, REWARD.module)]
+        with pretended_gpu.plugged_in() if device == "cuda" else contextlib.nullcontext():
+            REWARD.run([*argv, "--data.batch_size=8", "--trainer.params.accumulate_grad_batches=1"])
+    found = [[row["train_loss"] for row in tracker.read(tmp_path / d / "eval.csv")] for d in ("cpu", "cuda")]
+    assert len(found[0]) == 2 and found[1] == pytest.approx(found[0], abs=1e-5)
 
 
 @MORE
