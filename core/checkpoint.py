@@ -96,8 +96,12 @@ class Output:
                 self.flag = 0
 
 
-def replace(path: Path, write) -> None:
-    """Atomic: a temporary file beside it, flushed, renamed, the folder flushed. `write` gets the open file."""
+def replace(path: Path, write, also: tuple[Path, ...] = ()) -> None:
+    """Atomic: a temporary file beside it, flushed, renamed, the folder flushed. `write` gets the open file.
+
+    `also` get it first: the state at `path` says that its evaluation is done, and a resume after a kill in between
+    would name no best one for it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
@@ -105,6 +109,8 @@ def replace(path: Path, write) -> None:
             write(f)
             f.flush()
             os.fsync(f.fileno())
+        for name in also:
+            link(temporary, name)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -160,7 +166,7 @@ def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
     if keep and path in _good and path.exists():  # a damaged one must not take the place of a good one
         link(path, previous(path))
     try:
-        replace(path, body)
+        replace(path, body, also)
     except OSError as e:
         if e.errno and not str(e.strerror).startswith(("disk full", "cannot write")):
             raise run.disk_full(path.parent, size_of(state), e) from None
@@ -168,8 +174,6 @@ def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
     for name in (path, *also):
         _bad.discard(name)
     _good.add(path)
-    for other in also:
-        link(path, other)
 
 
 def snapshot(state):

@@ -64,6 +64,20 @@ def test_a_full_disk_found_while_writing_is_named(tmp_path):
     assert load(tmp_path / "ckpt.pt")["step"] == 1
 
 
+def test_a_kill_while_saving_the_best_leaves_no_state_that_takes_its_best_for_saved(tmp_path, monkeypatch):
+    """ckpt.pt holds the evaluation that made it the best: alone, a resume would keep an older best.pt, or none."""
+    save(tmp_path / "ckpt.pt", state(1.0, 1), also=[tmp_path / "best.pt"])
+    replace, places = os.replace, []
+
+    def killed(source, target):
+        places.append(checkpoint.load(tmp_path / "ckpt.pt")["step"] - checkpoint.load(tmp_path / "best.pt")["step"])
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    save(tmp_path / "ckpt.pt", state(2.0, 2), also=[tmp_path / "best.pt"])
+    assert places == [0, 0, -1] and load(tmp_path / "ckpt.pt")["step"] == load(tmp_path / "best.pt")["step"] == 2
+
+
 @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="the system has no direct writing")
 @pytest.mark.parametrize("disk, direct", [("willing", 3), ("refuses the flag", 0), ("refuses the blocks", 0),
                                           ("writes a part", 1)])  # fmt: skip
