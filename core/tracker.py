@@ -73,11 +73,11 @@ class Table:
 
 
 def read(path: Path) -> list[dict]:
-    """Rows with numbers as numbers; a last line cut short by a crash is left out."""
+    """Rows with numbers as numbers; a last line cut short by a crash, be it within a letter, is left out."""
     rows = []
     if not path.exists():
         return rows
-    with open(path, newline="") as f:
+    with open(path, newline="", errors="replace") as f:
         table = csv.DictReader(f)
         for row in table:
             if None in row or None in row.values():

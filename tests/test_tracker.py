@@ -17,8 +17,8 @@ def test_rows_at_or_beyond_the_resumed_step_are_dropped(tmp_path):
     table = Table(tmp_path / "train.csv", 0)
     for step in range(6):
         table.add({"step": step, "loss": step / 2})
-    with open(tmp_path / "train.csv", "a") as f:
-        f.write("6,3")  # cut short by a crash
+    with open(tmp_path / "train.csv", "ab") as f:
+        f.write("6,é".encode()[:-1])  # cut short by a crash
     table = Table(tmp_path / "train.csv", 4)
     table.add({"step": 4, "loss": 9.0})
     rows = [(r["step"], r["loss"]) for r in read(tmp_path / "train.csv")]
