@@ -357,7 +357,9 @@ def main(args: Options) -> None:
     loop = {"eval": None, "resumes": [], "bad_steps": 0, "scaler": None, "batch": B, "train": [0.0, 0], "rows": rows,
             "eval_steps": eval_steps, "counts": counts}  # fmt: skip
     if resuming:
-        first_step, best = stored["step"], stored["best"]
+        first_step = stored["step"]
+        other = {"trainer.checkpoint.log_obg", "trainer.checkpoint.mode"} & set(changes)  # what was best means nothing
+        best = None if other else stored["best"]
         loop.update(stored["loop"] | {"eval_steps": eval_steps})
         run.same_data(loop, counts, f"data.data_dir {file}", "texts and a sum of their scores")
         loop["resumes"] = [*loop["resumes"], first_step]

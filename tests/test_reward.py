@@ -367,6 +367,17 @@ def test_best_is_chosen_by_log_obg_and_mode(toy, tmp_path):
         assert best["step"] == next(r["step"] for r in rows if r[name] == best["best"])
 
 
+def test_a_resume_that_chooses_by_another_metric_begins_its_choice_anew(toy, tmp_path):
+    """A loss of 0.9 is no accuracy to beat."""
+    flags = ["--trainer.params.val_check_interval=1"]
+    assert train(toy, tmp_path / "r", *flags)["best"] is not None
+    more = [*flags, "--init_from=resume", "--trainer.params.max_steps=5"]
+    end = train(toy, tmp_path / "r", *more, "--trainer.checkpoint.monitor=val_accuracy")
+    rows = [r for r in tracker.read(tmp_path / "r" / "eval.csv") if r["step"] > 2]
+    assert end["best"] == max(r["val_accuracy"] for r in rows)
+    assert checkpoint.load(tmp_path / "r" / "best.pt")["step"] in [r["step"] for r in rows]
+
+
 def test_do_compute_metrics_false_leaves_val_loss(toy, tmp_path):
     train(toy, tmp_path / "a", "--model_params.do_compute_metrics=false")
     assert set(tracker.read(tmp_path / "a" / "eval.csv")[0]) == {"step", "train_loss", "val_loss"}
