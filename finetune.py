@@ -186,7 +186,7 @@ def main(args: Options) -> None:
         say(f"resuming {path} at step {stored['step']}")
         for name, (old, new) in changes.items():
             say(f"  {name}: {old} -> {new}")
-    elif place.second == "refuse":
+    elif place.second == "refuse" and not folder.restarted:
         run.refuse(folder.path, (place.ckpt, place.best))
     if args.freeze_epochs and not args.freeze:
         raise ValueError(f"--freeze_epochs {args.freeze_epochs} is how long --freeze lasts, which is off")

@@ -229,7 +229,7 @@ def main(args: Options) -> None:
     own = args.init_from == "resume" or (has_run and args.init_from != "scratch" and not args.reset)
     elsewhere = Path(args.ckpt_path) if args.ckpt_path and not own else None
     resuming = own or bool(elsewhere)
-    if place.second == "refuse" and not own:
+    if place.second == "refuse" and not own and not folder.restarted:
         run.refuse(folder.path, (place.ckpt, place.best))
     if resuming:
         found = (checkpoint.load(elsewhere), elsewhere) if elsewhere else checkpoint.newest(folder.path, place.ckpt)

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import typing
@@ -366,6 +367,23 @@ def test_a_run_stopped_at_its_end_goes_on_to_its_results(data, monkeypatch, kind
     assert rows(whole / "metrics/eval/metrics.csv") == rows(old / "metrics/eval/metrics.csv")
     with pytest.raises(ValueError, match="finished at step 10: a higher training.epochs goes on"):
         start("old", kind, "--init_from=resume")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_that_are_started_again_before_the_first_checkpoint_start_anew(data, monkeypatch, kind):
+    """What the rank that died left there is no other run, which would be refused."""
+    new_pre(data, "base")
+    if kind == "finetuning":
+        start("base")
+        new_fin(data, "one", "base")
+    folder = Path("experiments", kind, "one" if kind == "finetuning" else "base")
+    left = {"state": "running", "step": 3, "launch": os.getppid(), "host": socket.gethostname()}
+    (folder / "status.json").write_text(json.dumps(left))
+    with pytest.raises(ValueError, match="holds a run already"):
+        start(folder.name, kind)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    start(folder.name, kind)
+    assert run.finished(folder)
 
 
 def test_weights_only_when_asked(data):
