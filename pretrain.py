@@ -166,8 +166,9 @@ def model_config(args: Options, source: dict, n_tokens: int, longest: int) -> Ro
             raise ValueError(f"--{name} is {getattr(args, name)!r}, --model {ours} {args.model[ours]!r}: leave one out")
     if given.get("activation", "gelu") not in ACTIVATIONS:
         given["activation"] = hf.activation(given["activation"])
+    loose = () if args.strict else ("n_layer", "position")  # what the two have in common has the same shapes
     for name, ours in SHAPE.items():
-        if ours in source and given.get(ours, source[ours]) != source[ours]:
+        if ours in source and ours not in loose and given.get(ours, source[ours]) != source[ours]:
             raise ValueError(f"--{name} is {source[ours]!r} in the weights to start from and cannot become"
                              f" {given[ours]!r}: leave it out, or name the parts to take with --transfer")  # fmt: skip
     if "vocab_size" not in args.given:

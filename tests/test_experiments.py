@@ -402,6 +402,13 @@ def test_strict_weights_or_what_differs_is_said(data, capsys):
     pre("-p", "new", "-rp", "old", *sets(**resume))
     with pytest.raises(ValueError, match="architecture.pos_encoding is 'absolute' in the weights to start from"):
         start("new")
+    pre("-p", "deep", "-rp", "old", *sets(**resume, training__resume__strict="false", architecture__num_layers=3,
+                                          training__learning_rate=0))  # fmt: skip
+    start("deep")
+    said, new = capsys.readouterr().out, weights(Path("experiments/pretraining/deep"))
+    assert "lacks transformer.h.2." in said and "has, and this model has not, transformer.wpe.weight" in said
+    assert same({k: v for k, v in weights(Path("experiments/pretraining/old")).items() if "wpe" not in k},
+                {k: v for k, v in new.items() if ".h.2." not in k})  # fmt: skip
 
 
 def test_a_finished_run_is_not_resumed_in_full_and_a_second_run_is_refused(data):
