@@ -60,6 +60,12 @@ def open_table(path: Path) -> pa.Table:
     return table
 
 
+def made_with(table: pa.Table) -> str | None:
+    """The hash of the tokenizer, where build_pretrain_data.py wrote it."""
+    about = (table.schema.metadata or {}).get(b"tokenizer")
+    return about.decode() if about else None
+
+
 def numbers(values: pa.Array) -> np.ndarray:
     """Without a copy, except for booleans, which Arrow packs into bits."""
     return values.to_numpy(zero_copy_only=not pa.types.is_boolean(values.type))
@@ -102,8 +108,7 @@ class Rows:
             table, begin = open_table(file), first[-1]
             if "input_ids" not in table.column_names:
                 raise ValueError(f"{file} has no column 'input_ids', it has {', '.join(table.column_names) or 'none'}")
-            about = (table.schema.metadata or {}).get(b"tokenizer")
-            self.tokenizer = about.decode() if about else self.tokenizer
+            self.tokenizer = made_with(table) or self.tokenizer
             for batch in table.to_batches():
                 if not len(batch):
                     continue

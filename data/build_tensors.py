@@ -26,7 +26,7 @@ if __name__ == "__main__":
 from core import config, rng
 from core.progress import progress
 from core.values import Count, Fraction, coerce, nearest, read_yaml
-from data import examples, records, tensors, vocab
+from data import arrow, examples, records, tensors, vocab
 
 
 @dataclass
@@ -58,15 +58,20 @@ def ids_of(row: dict, size: int, where: str) -> list[int]:
 def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarray, list[str], int, int]:
     """Flat ids, lengths, labels as they are called, how many examples were cut, and how many <pad> left out."""
     ids, lengths, labels, cut, done, pads, column = [], [], [], 0, 0, 0, ""
-    size = vocab.load(examples.describe(args.tokenizer)).vocab_size
+    tokens = vocab.load(examples.describe(args.tokenizer))
     rows = iter(progress(records.read(Path(args.input)), "examples"))
+    if Path(args.input).suffix not in examples.SUFFIXES and Path(args.input).exists():
+        for file in arrow.files(args.input):
+            if (made := arrow.made_with(arrow.open_table(file))) not in (None, tokens.hash):
+                raise ValueError(f"{file} was made with the tokenizer {made}, --tokenizer {args.tokenizer} is"
+                                 f" {tokens.hash}: its ids mean different things there")  # fmt: skip
     while batch := list(itertools.islice(rows, 1000)):
         column = column or records.text_column(batch[0], args.text_column, args.input, args.label_column)
         if args.label_column and args.label_column not in batch[0]:
             raise ValueError(f"{args.input} has no column {args.label_column!r}: --label_column takes one of"
                              f" {', '.join(batch[0])}{nearest(args.label_column, batch[0])}")  # fmt: skip
         if column == "input_ids" and isinstance(batch[0].get(column), list):
-            values = [ids_of(row, size, f"{args.input}: row {i}") for i, row in enumerate(batch, done + 1)]
+            values = [ids_of(row, tokens.vocab_size, f"{args.input}: row {i}") for i, row in enumerate(batch, done + 1)]
             flat = np.fromiter(itertools.chain.from_iterable(values), np.int32)
             coded = coder.cut(flat, np.array([len(v) for v in values]))
         else:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from core import exits
-from data import build_tensors, examples, tensors, train_tokenizer
+from data import build_tensors, examples, tensors, train_tokenizer, vocab
 
 IDS = torch.tensor([[0, 7, 8, 9, 2], [0, 5, 2, 1, 1], [0, 6, 7, 2, 1]])
 REAL = IDS != 1
@@ -224,6 +224,19 @@ def test_all_formats_give_the_same_file(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("\n".join(texts) + "\n\n")
     plain = build(tmp_path / "txt", tokenizer, input=str(tmp_path / "a.txt"), splits={"all": 1.0})["all"]
     assert plain.rows([0, 1, 2])[0].tolist() == results["a.tsv"][0] and plain.labels is None
+
+
+def test_ids_of_another_tokenizer_are_refused(tmp_path, tokenizer):
+    """Arrow files of build_pretrain_data.py tell which tokenizer made them: the .pt files would name another one."""
+    for made, place in ((vocab.load(examples.describe(tokenizer)).hash, "own"), ("0123456789abcdef", "other")):
+        table = pa.table({"input_ids": [[0, 5, 2], [0, 6, 2]]}).replace_schema_metadata({"tokenizer": made})
+        (tmp_path / place).mkdir()
+        with pa.ipc.new_stream(str(tmp_path / place / "a.arrow"), table.schema) as f:
+            f.write_table(table)
+    assert len(build(tmp_path, tokenizer, input=str(tmp_path / "own"), splits={"all": 1.0})["all"]) == 2
+    for source in (tmp_path / "other", tmp_path / "other/a.arrow"):
+        with pytest.raises(ValueError, match="a.arrow was made with the tokenizer 0123456789abcdef, --tokenizer .* is"):
+            build(tmp_path / "2", tokenizer, input=str(source), splits={"all": 1.0})
 
 
 def test_a_second_file_takes_the_first_ones_numbers(tmp_path, tokenizer):
