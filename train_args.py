@@ -19,7 +19,7 @@ from variants.activations import ACTIVATIONS
 from variants.attentions import ATTENTIONS
 from variants.mlps import MLPS
 from variants.norms import NORMS
-from variants.optimizers import OPTIMIZERS
+from variants.optimizers import OPTIMIZERS, ignored
 from variants.positions import POSITIONS
 from variants.softmaxes import SOFTMAXES
 
@@ -236,6 +236,10 @@ def settle(args: Options) -> None:
 def notes(args: Options, streams: list[dict]) -> list[str]:
     """What is allowed and probably not meant."""
     out, default = idle(args, NEEDS), Options.__dataclass_fields__["lr_decay_iters"].default
+    if OPTIMIZERS[args.optimizer] != "torch":  # what torch's own take is in NEEDS
+        out += [f"--{name} does nothing here: {args.optimizer} has no such argument; --optimizer_args gives it its own"
+                for name in ignored(args.optimizer)
+                if name in args.given and getattr(args, name) != getattr(Options, name)]  # fmt: skip
     if args.lr_decay_match_max_iters and args.lr_decay_iters not in (default, args.max_iters):
         out.append(f"--lr_decay_iters {args.lr_decay_iters} is not used, as --lr_decay_match_max_iters makes it"
                    f" --max_iters, {args.max_iters}")  # fmt: skip

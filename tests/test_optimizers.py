@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core import optim
+import train_args
+from core import config, optim
 from model import GPT, GPTConfig
 from variants import optimizers
 
@@ -32,15 +33,15 @@ class Toy(nn.Module):
         return F.cross_entropy(self.head(h + self.down(torch.relu(self.up(self.norm(h))))), (x + 1) % 11)
 
 
-def build(name, model, lr=None, **options):
+def build(name, model, lr=None, weight_decay=0.1, betas=(0.9, 0.99), **options):
     matrices = [model.up.weight, model.down.weight]
     groups = [
-        {"params": matrices, "weight_decay": 0.1, "use_muon": True},
-        {"params": [model.wte.weight, model.head.weight], "weight_decay": 0.1, "use_muon": False},
+        {"params": matrices, "weight_decay": weight_decay, "use_muon": True},
+        {"params": [model.wte.weight, model.head.weight], "weight_decay": weight_decay, "use_muon": False},
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0, "use_muon": False},
     ]
     options.setdefault("extra_args", EXTRA.get(name))
-    return optimizers.build(name, groups, lr or RATES.get(name, 1e-3), 0.1, (0.9, 0.99), momentum=0.9, **options)
+    return optimizers.build(name, groups, lr or RATES.get(name, 1e-3), weight_decay, betas, momentum=0.9, **options)
 
 
 def train(model, optimizer, first, last):
@@ -187,6 +188,39 @@ def test_own_arguments_act_and_unknown_ones_are_named():
         build("adam", a, extra_args={"lr": 1.0})
     with pytest.raises(ValueError, match="optimizer sgd: .*[Nn]esterov"):
         build("sgd", a, extra_args={"nesterov": True, "dampening": 0.5})
+
+
+def check_ignored(name):
+    """Those named as ignored change no weight."""
+    ends, ignored = [], optimizers.ignored(name)
+    for other in (False, True):
+        decay = 0.9 if other and "weight_decay" in ignored else 0.1
+        betas = (0.5, 0.6) if other and "beta1" in ignored else (0.9, 0.99)
+        model = Toy()
+        train(model, build(name, model, weight_decay=decay, betas=betas), 0, 3)
+        ends.append([p.detach().clone() for p in model.parameters()])
+    assert all(map(torch.equal, *ends))
+    return ignored
+
+
+@pytest.mark.parametrize("name, ignored", [
+    ("ademamix", ["beta1", "beta2"]), ("fromage", ["beta1", "beta2", "weight_decay"]), ("lion", []),
+    ("normuon", ["beta1", "beta2"]), ("spectralsphere", []),
+])  # fmt: skip
+def test_options_that_an_optimizer_of_the_library_does_not_take_are_known_and_said(name, ignored):
+    pytest.importorskip("pytorch_optimizer")
+    assert check_ignored(name) == ignored
+    given = [f"--optimizer={name}", "--beta1=0.5", "--beta2=0.6", "--weight_decay=0.3"]
+    notes = train_args.notes(config.parse(train_args.Options, given), [])
+    assert [note.split()[0] for note in notes] == [f"--{option}" for option in ignored]
+    assert not train_args.notes(config.parse(train_args.Options, given[:1]), [])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", optimizers.LIBRARY.split())
+def test_what_any_optimizer_of_the_library_is_said_to_ignore_does_nothing(name):
+    pytest.importorskip("pytorch_optimizer")
+    check_ignored(name)
 
 
 def test_several_numbers_of_an_argument():

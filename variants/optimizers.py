@@ -142,6 +142,25 @@ def find(name: str) -> type[Optimizer]:
     return pytorch_optimizer.load_optimizer(name)
 
 
+def arguments(cls: type[Optimizer]) -> dict[str, inspect.Parameter]:
+    """By name, without self and the parameters."""
+    signature = list(inspect.signature(cls.__init__).parameters.items())[2:]
+    return {k: p for k, p in signature if p.kind is not inspect.Parameter.VAR_KEYWORD}
+
+
+def two_betas(accepts: dict[str, inspect.Parameter]) -> bool:
+    """Some take three, in an order of their own: those come by --optimizer_args."""
+    return "betas" in accepts and len(accepts["betas"].default or ()) == 2
+
+
+def ignored(name: str) -> list[str]:
+    """Which of the loop's options this optimizer has no argument for."""
+    if name in MATRICES_ONLY:  # AdamW beside it takes them
+        return []
+    accepts = arguments(find(name))
+    return ["beta1", "beta2"] * (not two_betas(accepts)) + ["weight_decay"] * ("weight_decay" not in accepts)
+
+
 def several(value):
     """[0.8, 0.9], and 0.8,0.9 from a command line, as a tuple; all else as it is."""
     if isinstance(value, str) and re.fullmatch(r"[-+.\de]+(,[-+.\de]+)+", value):
@@ -161,8 +180,7 @@ def build(
     device: str | torch.device = "cpu",
 ) -> Optimizer:
     cls, extra = find(name), dict(extra_args or {})
-    signature = list(inspect.signature(cls.__init__).parameters.items())[2:]  # after self and the parameters
-    accepts = {k: p for k, p in signature if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    accepts = arguments(cls)
     own = sorted(set(accepts) - {"lr", "weight_decay", "differentiable", "capturable"})
     own += ["muon_lr"] * (name in TWO_RATES)
     if unknown := sorted(set(extra) - set(own)):
@@ -174,9 +192,8 @@ def build(
     for group in groups:
         group["lr_mult"] = muon_lr / lr if name in TWO_RATES and group.get("use_muon") and lr else 1.0
         group["lr"] = lr * group["lr_mult"]
-    default_betas = accepts["betas"].default if "betas" in accepts else ()
     wanted = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
-    if len(default_betas or ()) != 2:  # some take three
+    if not two_betas(accepts):
         wanted.pop("betas")
     if name == "sgd":
         wanted["momentum"] = momentum
