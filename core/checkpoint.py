@@ -146,20 +146,27 @@ def size_of(state) -> int:
     return sum(map(size_of, values))
 
 
+def dump(f, state, folder: Path, size: int) -> bytes:
+    """torch.save, with the disk's own word where it fails; the SHA-256 of what was written."""
+    out = Output(f)
+    try:
+        torch.save(state, out)
+        out.flush()
+    except (OSError, RuntimeError) as e:
+        cause = out.error or e
+        if isinstance(cause, OSError) and cause.errno:
+            raise run.disk_full(folder, size, cause) from None
+        raise
+    return out.sha.digest()
+
+
 def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
     def body(f):
-        out, crc = Output(f), torch.serialization.get_crc32_options()
+        crc = torch.serialization.get_crc32_options()
         try:
             # the SHA-256 tells damage; torch's own sums pass the file on in small pieces, at three times the CPU time
             torch.serialization.set_crc32_options(False)
-            torch.save(state, out)
-            out.flush()
-            f.write(MAGIC + out.sha.digest())
-        except (OSError, RuntimeError) as e:
-            cause = out.error or e
-            if isinstance(cause, OSError) and cause.errno:
-                raise run.disk_full(path.parent, size_of(state), cause) from None
-            raise
+            f.write(MAGIC + dump(f, state, path.parent, size_of(state)))
         finally:
             torch.serialization.set_crc32_options(crc)
 

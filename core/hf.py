@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core import checkpoint, hf_llama, hub
+from core import checkpoint, hf_llama, hub, run
 from core.hf_terms import ACTIVATIONS, activation, activation_back, demand  # noqa: F401 - the table is for the loops
 
 Weights = dict[str, Tensor]
@@ -231,7 +231,13 @@ def save(folder: str | Path, kind: str, config: dict, weights: Weights, **more) 
     theirs = to_config(config) | more
     folder.mkdir(parents=True, exist_ok=True)
     temporary, weights = folder / ".model.safetensors.tmp", {n: w.cpu() for n, w in checkpoint.strip(weights).items()}
-    safetensors.torch.save_file(to_weights(weights, config), temporary, metadata={"format": "pt"})
+    weights = to_weights(weights, config)
+    try:
+        safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"})
+    except safetensors.SafetensorError as e:
+        temporary.unlink(missing_ok=True)
+        number = re.search(r"os error (\d+)", str(e))  # all that it keeps of what the disk said
+        raise run.disk_full(folder, checkpoint.size_of(weights), OSError(int(number[1]), "")) if number else e from None
     temporary.replace(folder / "model.safetensors")
     text = json.dumps(theirs, indent=2) + "\n"
     checkpoint.replace(folder / "config.json", lambda f: f.write(text.encode()))

@@ -221,8 +221,9 @@ def same_data(loop: dict, now: list | dict, option: str, what: str) -> None:
 
 def disk_full(path: Path, need: int, cause: OSError) -> OSError:
     have = shutil.disk_usage(path).free
-    if cause.errno == errno.EFBIG:
-        return OSError(cause.errno, f"cannot write {need / 2**20:.1f} MiB to {path}: over the file size limit")
+    if cause.errno not in (errno.ENOSPC, errno.EDQUOT):
+        why = "over the file size limit" if cause.errno == errno.EFBIG else os.strerror(cause.errno)
+        return OSError(cause.errno, f"cannot write {need / 2**20:.1f} MiB to {path}: {why}")
     return OSError(cause.errno, f"disk full: need {need / 2**20:.1f} MiB, have {have / 2**20:.1f} MiB in {path}")
 
 

@@ -146,4 +146,5 @@ def save(path: str | Path, ids: np.ndarray, lengths: np.ndarray, pad: int, label
         table["labels"] = torch.from_numpy(np.asarray(labels, dtype=np.int64))
     about = {"label_names": names, "tokenizer": tokenizer}
     data = {**table, **about} if layout == "dict" else TensorDataset(*table.values())
-    checkpoint.replace(Path(path), lambda f: torch.save(data, f))
+    path, size = Path(path), checkpoint.size_of(table)
+    checkpoint.replace(path, lambda f: checkpoint.dump(f, data, path.parent, size))

@@ -3,6 +3,7 @@
     write("texts.csv", Path("vectors.npy"), "out_pretrain", device=device, dtype="auto")   # (number of texts, width)
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     draft = out.with_name(f".{out.name}.tmp.npy")
     try:
         vectors = np.lib.format.open_memmap(draft, "w+", np.float32, (n, model.config.n_embd))
+        if hasattr(os, "posix_fallocate"):  # a full disk found when a page of it is written kills the process
+            with open(draft, "r+b") as f:
+                os.posix_fallocate(f.fileno(), 0, draft.stat().st_size)
         for part in progress(examples.read(texts, column, True), "embedding"):
             for i in range(0, len(part), 64):
                 coded = coder(part[i : i + 64])

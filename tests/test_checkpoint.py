@@ -8,8 +8,9 @@ import threading
 import pytest
 import torch
 
-from core import checkpoint
+from core import checkpoint, exits
 from core.checkpoint import load, newest, previous, save
+from model import GPTConfig
 
 
 def state(value: float = 1.0, step: int = 0) -> dict:
@@ -62,6 +63,39 @@ def test_a_full_disk_found_while_writing_is_named(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert load(tmp_path / "ckpt.pt")["step"] == 1
+
+
+@pytest.mark.parametrize("kind", ["tensors", "Hugging Face"])
+def test_a_full_disk_is_named_by_all_that_write_tensors(tmp_path, kind):
+    """torch speaks of an unexpected position, safetensors of an error of its own."""
+    import resource
+
+    import numpy as np
+
+    from core import hf
+    from data import tensors
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, hard))
+    try:
+        with pytest.raises(OSError, match="cannot write .* over the file size limit") as e:
+            if kind == "tensors":
+                tensors.save(tmp_path / "train.pt", np.zeros(1 << 14), np.full(1 << 6, 1 << 8), 1)
+            else:
+                hf.save(tmp_path, "gpt2", vars(GPTConfig()), {"transformer.wpe.weight": torch.zeros(1 << 14)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert exits.verdict(e.value)[0] == 74 and not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_turned_read_only_is_not_called_full(tmp_path, monkeypatch):
+    def broken(fd):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="cannot write .* Read-only file system") as e:
+        save(tmp_path / "ckpt.pt", state())
+    assert exits.verdict(e.value)[0] == 74
 
 
 def test_a_kill_while_saving_the_best_leaves_no_state_that_takes_its_best_for_saved(tmp_path, monkeypatch):

@@ -1,6 +1,9 @@
 """pretrain.py beyond the contract of all loops (tests/test_loops.py)."""
 
+import errno
 import json
+import os
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -393,7 +396,7 @@ def test_data_without_a_token_to_guess_and_text_are_refused(run, flag, told):
 # vectors and masks filled in
 
 
-def test_vectors_do_not_depend_on_their_batch(run, tmp_path):
+def test_vectors_do_not_depend_on_their_batch(run, tmp_path, monkeypatch):
     run("--max_steps=5", "--lr=1e-2")
     texts = ["123", "7", *[str(n) * (n % 9 + 1) for n in range(100)]]
     (tmp_path / "t.txt").write_text("\n".join(texts))
@@ -411,6 +414,10 @@ def test_vectors_do_not_depend_on_their_batch(run, tmp_path):
             x = model.encode(torch.from_numpy(coded.ids.astype(np.int64)), coded.lengths)
             want = x[0] if pooling == "cls" else x.mean(0)
             assert np.abs(vectors[i] - want.detach().numpy()).max() < 1e-5
+    with monkeypatch.context() as m, pytest.raises(OSError, match="No space"):  # not SIGBUS, on the way
+        m.setattr(os, "posix_fallocate", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        run(f"--init_from={tmp_path / 'run'}", f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 'full.npy'}")
+    assert not list(tmp_path.glob("*full*"))
     with pytest.raises(ValueError, match="t.txt exists and is no .npy file"):
         run(f"--init_from={tmp_path / 'run'}", f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 't.txt'}")
 
