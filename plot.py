@@ -15,6 +15,7 @@ from pathlib import Path
 
 from core import config, exits
 from core.files import read_json
+from core.picture import pyplot
 from core.progress import duration
 from core.values import nearest, read_yaml
 
@@ -168,12 +169,7 @@ def terminal(curves: dict[str, list[tuple[int, float]]], metric: str, width: int
 
 
 def picture(curves: dict[str, list[tuple[int, float]]], metric: str, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rc("text", parse_math=False)  # $ in a name begins no formula
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     fig, ax = plt.subplots(figsize=(8, 5), dpi=110)
     for name, points in curves.items():
         if points:

@@ -40,7 +40,7 @@ class Options:
     max_iters: Whole = 3500  # optimizer steps
 
     # data
-    dataset: str = "shakespeare_char"  # a folder in data/, or a path
+    dataset: str = "shakespeare_char"  # a folder in data/, or an absolute path
     sampling_method: Literal["random", "sequential", "without_replacement"] = "random"  # how windows are drawn
     training_mode: Literal["single", "multidataset", "multicontext"] = "single"  # one, one a step, all at once
     dataset_list: list[str] = option([])  # multidataset: each step trains on one of these

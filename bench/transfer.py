@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core import checkpoint, rng, tracker
+from core.picture import pyplot
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,11 +83,7 @@ def main() -> None:
 
 
 def report(args, out: Path, curves: dict[str, list[list[dict]]]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     fig, ax = plt.subplots(figsize=(8, 4.5), dpi=110)
     base = [c[-1]["val_loss"] for c in curves["scratch"]]
     print(f"\n{'start':<14}{'val loss':>10}{'min':>9}{'max':>9}{'gain':>9}   the scratch run's loss is reached at step")

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from core import checkpoint
+from core.picture import pyplot
 from core.scores import ranks
 
 
@@ -57,12 +58,7 @@ def measure(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], n
 
 
 def draw_confusion(path: Path, confusion: np.ndarray, names: list[str], title: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rc("text", parse_math=False)  # $ in a name begins no formula
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     n = len(names)
     size = min(12.0, 3 + 0.5 * n)
     fig, ax = plt.subplots(figsize=(size + 0.8, size), dpi=110)

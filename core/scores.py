@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from core import checkpoint
+from core.picture import pyplot
 
 # -----------------------------------------------------------------------------
 # how good they are
@@ -42,12 +43,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 
 def draw(path: Path, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str) -> None:
     """One against the other, with the line where they are equal."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rc("text", parse_math=False)  # $ in a name begins no formula
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     fig, ax = plt.subplots(figsize=(5, 5), dpi=110)
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     ax.plot(ends, ends, color="#999999", lw=1)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from core.picture import pyplot
 from core.progress import duration, progress  # noqa: F401 - torch-free tools take it from there
 
 # dense bf16 FLOP/s, from the vendors' data sheets
@@ -225,12 +226,7 @@ def draw(path: Path, train: list[dict], evals: list[dict], resumes: list[int]) -
     """Train and evaluation losses, the learning rate, and a mark where the run was resumed."""
     if not train and not evals:
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rc("text", parse_math=False)  # $ in a name begins no formula
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     fig, ax = plt.subplots(figsize=(8, 4.5), dpi=110)
 
     def curve(rows: list[dict], key: str, form: str, **style) -> None:

@@ -155,7 +155,10 @@ def csv_table(path: Path) -> Iterator[list[str]]:
     header, line = None, 1
     try:
         for row in rows:
-            header = row if header is None else header
+            if header is None:
+                header = row
+                if twice := [name for name in row if name and row.count(name) > 1]:
+                    raise ValueError(f"{path}: the header has {twice[0]!r} {row.count(twice[0])} times: which one is meant?")
             if row and len(row) != len(header):
                 raise ValueError(f"{path} line {line} has {len(row)} fields, the header {len(header)} (a field that"
                                  f" holds {mark!r} needs quotes around it)")  # fmt: skip

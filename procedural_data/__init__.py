@@ -136,11 +136,11 @@ def batch(spec: Spec, seed: int, split: str, start: int, n: int) -> tuple[np.nda
 
 def targets(spec: Spec, row: np.ndarray, question: int) -> tuple[np.ndarray, np.ndarray]:
     """The loss falls on the answer, from the last SEP on, up to the first PAD."""
-    row = row.astype(np.int64)
-    x, y = row[:, :-1], row[:, 1:]
-    y = np.where(x == spec.pad, -100, y)  # the first PAD is a target, those behind it are not
-    y[:, :question] = -100
-    return x, y
+    x = row[:, :-1].astype(np.int64)
+    small = row.view(np.int16) if spec.pad < 1 << 15 else row.astype(np.int32)  # few bytes while there is work to do
+    y = np.where(small[:, :-1] == spec.pad, small.dtype.type(-100), small[:, 1:])  # the first PAD is a target, those
+    y[:, :question] = -100  # behind it are not
+    return x, y.astype(np.int64)
 
 
 def teachable(spec: Spec) -> bool:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from core.generate import generate
+from core.picture import pyplot
 from core.tracker import read
 from procedural_data import Spec, targets
 
@@ -73,12 +74,7 @@ def show_sample(spec: Spec, row: list[int], question: int, answer: list[int]) ->
 def draw_scores(folder: Path) -> None:
     """scores.png: accuracies over the steps, and the curriculum's length."""
     rows = read(folder / "eval.csv")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rc("text", parse_math=False)  # $ in a name begins no formula
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     fig, ax = plt.subplots(figsize=(8, 4.5), dpi=110)
     steps = [r["step"] for r in rows]
     names = [k for k in rows[0] if k.startswith(("accuracy", "exact_match", "mastery", "legal"))]

@@ -282,6 +282,8 @@ def test_targets_are_the_answer_and_the_first_pad():
     assert (y >= 0).all() and (y[:, :-1] == x[:, 1:]).all()  # every next token
     x, y = batch(Spec("reverse", 3), 0, "train", 0, 5)
     assert (y[:, :3] == -100).all() and (y[:, 3:] == x[:, 2::-1]).all() and x.shape == (5, 6)  # no PAD to learn
+    x, y = batch(Spec("reverse", 3, vocab_size=65534), 0, "train", 0, 100)  # ids that do not fit 15 bits
+    assert (y[:, 3:] == x[:, 2::-1]).all() and x.max() > 60000
 
 
 @pytest.mark.parametrize("task", P.TASKS)
