@@ -27,7 +27,7 @@ HIDDEN = ("out_dir", "output_dir", "run_name", "save_path", "name", "dirpath", "
 
 @dataclass
 class Options:
-    runs: list[str] = config.option([])  # run folders: the words before the first option
+    runs: list[Path] = config.option([])  # run folders: the words before the first option
     metric: str | None = None  # a column of the evaluations' CSV file; none: val_loss, or the first loss
     text: bool = False  # the curves in the terminal, no picture
     out: str = "runs.png"  # the picture
@@ -189,9 +189,9 @@ def picture(curves: dict[str, list[tuple[int, float]]], metric: str, path: Path)
 def main(args: Options) -> None:
     if not args.runs:
         raise ValueError("which runs? python plot.py out/a out/b")
-    opened = [open_run(Path(path)) for path in args.runs]
+    opened = [open_run(path) for path in args.runs]
     runs = [r for r in opened if r]
-    if skipped := [path for path, r in zip(args.runs, opened, strict=True) if not r]:
+    if skipped := [str(path) for path, r in zip(args.runs, opened, strict=True) if not r]:
         print(f"no run in {', '.join(skipped)}", file=sys.stderr)
     if not runs:
         raise ValueError(f"none of the {len(args.runs)} folders holds a run (eval.csv or metrics/eval/metrics.csv)")

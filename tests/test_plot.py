@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import plot
+from core import config
 
 
 def make_run(folder, lr, losses, ms=100.0, places=("eval.csv", "train.csv"), config="config.yaml", **results):
@@ -26,7 +27,7 @@ def make_run(folder, lr, losses, ms=100.0, places=("eval.csv", "train.csv"), con
 
 
 def show(*runs, **options):
-    plot.main(plot.Options(runs=list(map(str, runs)), **options))
+    plot.main(plot.Options(runs=list(runs), **options))
 
 
 @pytest.fixture
@@ -96,3 +97,10 @@ def test_folders_without_a_run_are_passed_over(runs, tmp_path, capsys):
         show(tmp_path / "empty")
     with pytest.raises(ValueError, match="did you mean 'val_accuracy'"):
         show(runs[0], metric="val_acuracy")
+
+
+def test_names_of_folders_hold_spaces_and_commas(tmp_path, capsys):
+    folders = [make_run(tmp_path / name, 0.1, [2.0, 1.0]) for name in ("my runs/a, b", "c")]
+    plot.main(config.parse(plot.Options, ["--runs", *map(str, folders), "--text"]))
+    said = capsys.readouterr()
+    assert not said.err and all(str(folder) in said.out for folder in folders)
