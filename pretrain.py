@@ -193,7 +193,7 @@ def open_rows(path: str, option: str, max_size: int | None, end: int, pad: int):
         raise ValueError(f"--{option} {path} is text: data/build_pretrain_data.py makes Arrow files of it")
     from data import arrow  # pyarrow takes a tenth of a second to load, which --help need not wait for
 
-    rows = tensors.Rows(path, max_size, end, pad) if path.endswith(".pt") else arrow.Rows(path, max_size, end)
+    rows = (tensors if path.endswith(".pt") else arrow).Rows(path, max_size, end, pad)
     if min(rows.longest, max_size or rows.longest) < 3:
         raise ValueError(f"--{option} {path}: no sequence has a token between <s> and </s> (--max_size must be at"
                          " least 3)")  # fmt: skip
