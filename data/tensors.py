@@ -63,7 +63,7 @@ class Rows:
     each None where the file does not tell."""
 
     def __init__(self, path: str | Path, max_size: int | None = None, end: int | None = None, pad: int | None = None):
-        self.path = Path(path)
+        self.path, self.note = Path(path), ""
         table, true_is_pad = read(self.path)
         check(self.path, table)
         ids, real = table["input_ids"], table["attention_mask"].bool() ^ true_is_pad

@@ -69,6 +69,17 @@ def test_documented_defaults():
     assert (o.log_steps, o.save_total_limit, o.seed, o.fp16, o.reset, o.no_wandb) == (10, 2, 42, False, False, False)
 
 
+def test_padding_without_a_mask_is_said(run, data, tmp_path):
+    import pyarrow as pa
+
+    pad = examples.token_id(examples.load_tokenizer(str(data / "tokenizer.json")), "pad")
+    table = pa.table({"input_ids": [[5, 6, 7], [5, 6, pad], [5, 7, 6]]})
+    with pa.ipc.new_stream(str(tmp_path / "padded.arrow"), table.schema) as f:
+        f.write_table(table)
+    note = f"note: {tmp_path / 'padded.arrow'} row 1 holds padding (id {pad}) that no attention_mask hides"
+    assert note in run("--max_steps=1", "--train", tmp_path / "padded.arrow") and "note: " not in run("--max_steps=1", out="b")
+
+
 def test_what_a_run_leaves(run, tmp_path):
     out = run("--epochs=3", "--per_device=8", "--class_prob=0.25")
     folder = tmp_path / "run"
