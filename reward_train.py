@@ -317,8 +317,9 @@ def main(args: Options) -> None:
     mean, std = (float(known[0]), 1.0) if flat else (mean, std)  # deviations of 1e-16 by rounding are no unit
     if not math.isfinite(std):
         raise ValueError(f"{file}: scores from {known.min():g} to {known.max():g} have no finite deviation")
-    if p.margin and (kind != "pairwise" or not len(known)):
-        raise ValueError("model_params.margin needs pairs with scores: Accepted_Score and Score, or scored answers")
+    if p.margin and (kind != "pairwise" or not all(np.isfinite(s.labels[s.samples]).all() for s in (train, val))):
+        raise ValueError("model_params.margin needs pairs with scores, each one: Accepted_Score and Score, or scored"
+                         " answers")  # fmt: skip
     lengths = train.lengths()
     width = template.max_length if args.data.on_tpu and model.causal else None  # an encoder sees no padding
 

@@ -525,6 +525,17 @@ def test_two_answers_are_learnt_pairwise_and_scores_by_regression(toy, tmp_path,
     refuse("mae_loss is for .* mse", toy, tmp_path / "d", "--model_params.mae_loss", "--model_params.loss=mse")
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_margin_needs_the_scores_of_each_pair(split, toy, tmp_path):
+    """One pair without them would make its batch's loss NaN, and the whole evaluation's."""
+    row = {"Question": "q", "Accepted_Answer": "fine", "Answer": "dull"}
+    rows = {s: [{**row, "Accepted_Score": 4, "Score": i} for i in range(8)] for s in ("train", "test")}
+    rows[split][-1] = row
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    flags = ["--model_params.margin=0.5", f"--data.data_dir={tmp_path / 'pairs.json'}"]
+    refuse("margin needs pairs with scores, each one", toy, tmp_path / "r", *flags)
+
+
 def test_scores_are_standardised_and_reported_in_the_labels_scale(toy, tmp_path):
     """Labels times 1000: the same training, and predictions times 1000."""
     rows = json.loads((toy / "scores.json").read_text())
