@@ -298,7 +298,7 @@ def normalise(cls: type, argv: list[str]) -> list[str]:
 
 
 def parse(cls: type, argv: list[str] | None = None, *, doc: str = "", config_flags: tuple[str, ...] = ("--config",)):
-    """defaults < files < flags, as an instance of cls. `given` holds the names that the user set."""
+    """defaults < files < flags, as an instance of cls. `given` holds the names that the user set, `typed` the flags."""
     argv = sys.argv[1:] if argv is None else list(argv)
     p = parser(cls, doc, config_flags)
     found, rest = p.parse_known_args(normalise(cls, argv))
@@ -319,7 +319,7 @@ def parse(cls: type, argv: list[str] | None = None, *, doc: str = "", config_fla
         assign(options, values, str(path))
         given |= set(values)
     assign(options, found)
-    options.given = given | set(found)
+    options.given, options.typed = given | set(found), set(found)
     return options
 
 

@@ -705,6 +705,17 @@ def test_a_run_that_began_elsewhere_is_resumed_where_it_is(toy, tmp_path, capsys
     assert not (tmp_path / "new.1").exists()
 
 
+def test_a_run_that_went_on_from_another_scores_with_its_own_weights(toy, tmp_path, capsys):
+    old, new = tmp_path / "old", tmp_path / "new"
+    train(toy, old)
+    train(toy, new, f"--trainer.ckpt_path={old}", "--trainer.params.max_steps=3")
+    (toy / "one.json").write_text(json.dumps([{"Question": "q", "Answer": "a"}]))
+    scoring = [f"--config={new / 'config.yaml'}", f"--score={toy / 'one.json'}", f"--out={tmp_path / 'scores.csv'}"]
+    for named, used in (([], new), ([f"--trainer.ckpt_path={old / 'ckpt.pt'}"], old)):
+        reward_train.main(options([*scoring, *named]))
+        assert f"answers with {used}/" in capsys.readouterr().out
+
+
 def test_another_cut_of_the_batch_changes_neither_rows_nor_evaluations(toy, tmp_path, capsys):
     """As another number of ranks would: what is counted in batches was counted once."""
     flags = ["--trainer.params.overfit_batches=1", "--trainer.params.val_check_interval=4"]
