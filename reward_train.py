@@ -270,7 +270,13 @@ def main(args: Options) -> None:
     sizes = {name: getattr(args.data, name) for name in ("max_length", "max_prompt_length", "truncate_promt")}
     template = make_template(description, model, **sizes)
     if args.init_from and not resuming:
-        weights = checkpoint.load(checkpoint.find(args.init_from))["model"]
+        source = checkpoint.load(checkpoint.find(args.init_from))
+        weights, theirs = source["model"], source["meta"].get("tokenizer")
+        if theirs and {"all", "embed"} & {part.split(":")[0] for part in args.transfer}:
+            ours, theirs = vocab.load(description).hash, vocab.load(theirs).hash
+            if ours != theirs:
+                raise ValueError(f"the tokenizer of model_name {args.model_name} is {ours}, {args.init_from} was"
+                                 f" trained with {theirs}: --transfer attn mlp norm takes the rest")  # fmt: skip
         for part, done, count in checkpoint.transfer(model, weights, args.transfer, args.init_from, fresh=False):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     frozen = {"emb": p.freeze_emb, "ln": p.freeze_ln, "attn": p.freeze_attn, "ff": p.freeze_ff, "other": p.freeze_other}
@@ -377,7 +383,7 @@ def main(args: Options) -> None:
     finite = run.Finite(optimizer, d.device, t.max_bad_steps, loop["bad_steps"])
     double = torch.float32 if d.device.type == "mps" else torch.float64  # which mps has not
     since = torch.tensor([loop["train"][0] * d.main, loop["train"][1]], device=d.device, dtype=double)  # losses, steps
-    stored = weights = None  # a copy of the model that nobody needs any more
+    stored = source = weights = None  # a copy of the model that nobody needs any more
 
     # -----------------------------------------------------------------------------
     # evaluation, saving

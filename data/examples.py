@@ -158,7 +158,8 @@ def csv_table(path: Path) -> Iterator[list[str]]:
             if header is None:
                 header = row
                 if twice := [name for name in row if name and row.count(name) > 1]:
-                    raise ValueError(f"{path}: the header has {twice[0]!r} {row.count(twice[0])} times: which one is meant?")
+                    raise ValueError(f"{path}: the header has {twice[0]!r} {row.count(twice[0])} times: which one is"
+                                     " meant?")  # fmt: skip
             if row and len(row) != len(header):
                 raise ValueError(f"{path} line {line} has {len(row)} fields, the header {len(header)} (a field that"
                                  f" holds {mark!r} needs quotes around it)")  # fmt: skip

@@ -442,11 +442,11 @@ def test_each_row_of_a_table_has_its_vector(run, tmp_path, monkeypatch):
     run(source, f"--embed={tmp_path / 't.csv'}", f"--out={tmp_path / 'new' / 't.npy'}")
     run(source, f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 'lines.npy'}")
     rows, lines = np.load(tmp_path / "new" / "t.npy"), np.load(tmp_path / "lines.npy")
-    assert len(rows) == 5 and np.array_equal(rows[1], rows[3])
+    assert len(rows) == 5 and np.abs(rows[1] - rows[3]).max() < 1e-5
     assert np.abs(rows[[0, 2]] - lines).max() < 1e-5
     (tmp_path / "half.jsonl").write_text('{"text": "12 \\ud83d"}\n{"text": "12 \ufffd"}\n')
     run(source, f"--embed={tmp_path / 'half.jsonl'}", f"--out={tmp_path / 'half.npy'}")
-    assert np.array_equal(*np.load(tmp_path / "half.npy"))
+    assert np.abs(np.diff(np.load(tmp_path / "half.npy"), axis=0)).max() < 1e-5
     monkeypatch.setattr(examples.Encoder, "cut", lambda *_: {}["no"])
     with pytest.raises(KeyError):
         run(source, f"--embed={tmp_path / 't.csv'}", f"--out={tmp_path / 'new' / 't.npy'}")

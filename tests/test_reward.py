@@ -674,6 +674,21 @@ def test_init_from_takes_parts_of_another_checkpoint(toy, tmp_path, capsys):
 # runs
 
 
+@pytest.mark.parametrize("part", ["all", "embed", "embed:0"])
+def test_embeddings_of_another_tokenizer_are_refused(part, toy, tmp_path):
+    """As many ids, other words: they would be taken without a word, and read nonsense."""
+    train(toy, tmp_path / "a")
+    state = checkpoint.load(tmp_path / "a" / "ckpt.pt")
+    words = json.loads(state["meta"]["tokenizer"]["json"])
+    ids = list(words["model"]["vocab"].values())
+    words["model"]["vocab"] = dict(zip(words["model"]["vocab"], ids[:1] + ids[:0:-1], strict=True))
+    state["meta"]["tokenizer"]["json"] = json.dumps(words)
+    checkpoint.save(tmp_path / "b.pt", state)
+    start = f"--init_from={tmp_path / 'b.pt'}"
+    refuse("the tokenizer of model_name .* trained with", toy, tmp_path / "r", start, "--transfer", part)
+    train(toy, tmp_path / "r", start, "--transfer", "attn", "mlp", "norm", "head")
+
+
 def test_ckpt_path_resumes_and_a_second_run_is_moved_aside(toy, tmp_path, capsys):
     flags = ["--trainer.params.max_steps=6", "--trainer.params.val_check_interval=2"]
     whole = train(toy, tmp_path / "whole", *flags)
