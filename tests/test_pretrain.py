@@ -433,6 +433,21 @@ def test_vectors_do_not_depend_on_their_batch(run, tmp_path, monkeypatch):
         run(f"--init_from={tmp_path / 'run'}", f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 't.txt'}")
 
 
+def test_a_runs_config_embeds_with_the_runs_own_weights(run, tmp_path):
+    """It names what the run began from, too."""
+    run("--max_steps=1", out="old")
+    run("--max_steps=2", "--lr=0.1", f"--init_from={tmp_path / 'old'}", shape=False)
+    (tmp_path / "t.txt").write_text("12 3\n")
+    saved = f"--config={tmp_path / 'run' / 'config.yaml'}"
+    vectors = {}
+    for name, flags in {"file": [saved], "old": [saved, f"--init_from={tmp_path / 'old'}"],
+                        "new": [f"--init_from={tmp_path / 'run'}"]}.items():  # fmt: skip
+        argv = [*flags, "--dtype=float32", f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / f'{name}.npy'}"]
+        pretrain.main(config.parse(pretrain.Options, argv, doc=""))
+        vectors[name] = np.load(tmp_path / f"{name}.npy")
+    assert (vectors["file"] == vectors["new"]).all() and (vectors["file"] != vectors["old"]).any()
+
+
 def test_each_row_of_a_table_has_its_vector(run, tmp_path, monkeypatch):
     """Blank ones, too; and a folder for the vectors is made. Vectors that are not all there leave nothing behind."""
     run("--max_steps=2")
