@@ -50,8 +50,8 @@ def main(args: Options) -> None:
     elif resuming:
         stored, path = checkpoint.newest(args.out_dir)
     if resuming:
-        before = stored["options"]["batch_size"] * stored["options"]["gradient_accumulation_steps"]
         args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE)
+        before = stored["options"]["batch_size"] * stored["options"]["gradient_accumulation_steps"]
         if args.batch_size * args.gradient_accumulation_steps != before:
             raise ValueError(f"--batch_size x --gradient_accumulation_steps is {before} in the run to resume and cannot"
                              f" become {args.batch_size * args.gradient_accumulation_steps}")  # fmt: skip

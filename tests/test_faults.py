@@ -200,6 +200,15 @@ def test_row_3_disk_full(loop, data, finished, tmp_path, capsys):
 
 
 @EACH
+def test_row_11_the_run_of_another_script_is_not_resumed(loop, data, finished, tmp_path, capsys):
+    for other in SCRIPTS:
+        if other.module != loop.module:
+            out = finished(other, tmp_path / other.name)
+            code, err = end(loop, [*loop.flags(data(loop), out), *loop.resume(out)], capsys)
+            assert code == 2 and ("another script's" in err or "nothing to resume" in err), (other.name, err)
+
+
+@EACH
 @pytest.mark.parametrize("damage", ["cut", "empty", "flip"])
 def test_rows_4_and_5_damage(loop, damage, data, finished, tmp_path, capsys):
     """The newest is damaged: the one before is used, said so, and the end is the same."""
