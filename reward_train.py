@@ -485,7 +485,8 @@ def main(args: Options) -> None:
         evaluating, better = not replaying and (step and step % eval_steps == 0 or last), False
         if evaluating:
             done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
-            scores = None if done else evaluate(val)
+            undrawn = last and done and dist.any(d.main and not (folder.path / "scores.png").exists())
+            scores = evaluate(val) if undrawn or not done else None
             if scores is None and not done:
                 save(step)
                 checkpoint.wait()

@@ -203,8 +203,9 @@ def claim(path: str | Path, main: bool = True) -> Run:
 def refuse(path: Path, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
     """For folders in which a second run is the user's mistake."""
     if holds_run(path, checkpoints):
-        raise ValueError(f"{path} holds a run already: --init_from=resume goes on with it, --overwrite replaces it,"
-                         " another name keeps both")  # fmt: skip
+        saved = any(p for pattern in checkpoints for p in path.glob(pattern))
+        goes_on = "--init_from=resume goes on with it" if saved else "it has no checkpoint to go on from"
+        raise ValueError(f"{path} holds a run already: {goes_on}, --overwrite replaces it, another name keeps both")
 
 
 def not_beyond(first_step: int, last_step: int, option: str) -> None:

@@ -10,6 +10,7 @@ narrowest integers that hold the vocabulary). Examples keep their order; which o
 but their number and --seed. Memory stays bounded, whatever the input's size.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -151,7 +152,8 @@ def main(args: Options) -> None:
             print(f"{folder}: {writer.rows:,} examples, {writer.tokens:,} tokens")
     finally:
         for writer in writers:
-            writer.end_file()
+            with contextlib.suppress(OSError):  # a full disk's: all the more what is there has to go
+                writer.end_file()
             shutil.rmtree(writer.name, ignore_errors=True)
     if both:
         more = f" and {len(both) - 1} more" if both[1:] else ""

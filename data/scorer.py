@@ -27,6 +27,8 @@ def build(kind: str, cfg: dict, dropout: float, source: str) -> ScoreModel:
     if kind in ("roberta", "classifier"):
         rates = dict.fromkeys(("hidden_dropout", "attn_dropout", "embedding_dropout", "attn_out_dropout"), dropout)
         return ScoreModel(Roberta(RobertaConfig(**{**cfg, **rates})))
+    if cfg.get("vocab_sizes"):
+        raise ValueError(f"model_name {source} has several vocabularies: a score head reads one")
     raise ValueError(f"model_name {source} is a {kind!r}: a score head goes on gpt (train.py, GPT-2) and on roberta"
                      " (pretrain.py, finetune.py, RoBERTa)")  # fmt: skip
 

@@ -379,7 +379,7 @@ def test_ranks_that_are_started_again_before_the_first_checkpoint_start_anew(dat
     folder = Path("experiments", kind, "one" if kind == "finetuning" else "base")
     left = {"state": "running", "step": 3, "launch": os.getppid(), "host": socket.gethostname()}
     (folder / "status.json").write_text(json.dumps(left))
-    with pytest.raises(ValueError, match="holds a run already"):
+    with pytest.raises(ValueError, match="holds a run already: it has no checkpoint to go on from, --overwrite"):
         start(folder.name, kind)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     start(folder.name, kind)

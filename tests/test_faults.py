@@ -160,13 +160,13 @@ def test_row_1_killed_while_saving(loop, data, finished, tmp_path, monkeypatch):
     out, real, calls = tmp_path / "r", checkpoint.replace, []
     argv = begin(loop, data(loop), out)
 
-    def replace(path, write):
+    def replace(path, write, *also):
         calls.extend([path] * (path.suffix == ".pt"))
         if len(calls) == 2:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.with_name(f".{path.name}.tmp-1").write_bytes(b"half")
             raise Killed
-        real(path, write)
+        real(path, write, *also)
 
     with monkeypatch.context() as m:
         m.setattr(checkpoint, "replace", replace)

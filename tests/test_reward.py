@@ -788,6 +788,9 @@ def test_a_run_folder_holds_what_a_user_looks_for(toy, tmp_path):
         "scores.png",
     } <= names
     assert (tmp_path / "r" / "scores.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "r" / "scores.png").unlink()  # a kill after the last save came before it
+    train(toy, tmp_path / "r", "--init_from=resume")
+    assert (tmp_path / "r" / "scores.png").exists()
     assert run.read_status(tmp_path / "r")["state"] == "finished"
 
 
@@ -937,6 +940,7 @@ def test_the_export_scores_alike_in_transformers_alone_and_in_a_batch(toy, tmp_p
         (["--model_name={toy}/bare"], r"holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, is missing"),
         (["--model_name={toy}/bert"], "a model of type 'bert'; gpt2 and roberta"),
         (["--model_name={toy}/odd.pt"], "is a 'cnn': a score head goes on gpt .* and on roberta"),
+        (["--model_name={toy}/several.pt"], "several.pt has several vocabularies: a score head reads one"),
         (["--model_name={toy}/mute.pt"], "holds no tokenizer"),
         (["--data.data_dir={toy}/none.json"], "none.json does not exist"),
         (["--data.max_length=3"], "the template alone takes"),
@@ -959,8 +963,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, said, toy, tmp_path, mo
         (toy / "bert" / "config.json").write_text(json.dumps(cfg | {"model_type": "bert"}))
         rows = [{"Question": str(i), "Answer": "a", "Score": i} for i in range(5)]
         (toy / "apart.json").write_text(json.dumps({"train": rows, "test": rows}))
-        for name, kind, meta in (("odd", "cnn", {"tokenizer": {"kind": "byte"}}), ("mute", "gpt", {})):
-            state = checkpoint.pack(kind=kind, model=torch.nn.Linear(1, 1), model_config={}, optimizer=None, loop={},
+        byte = {"tokenizer": {"kind": "byte"}}
+        for name, kind, meta in (("odd", "cnn", byte), ("several", "gpt", byte), ("mute", "gpt", {})):
+            sizes = {"vocab_sizes": [256, 2]} if name == "several" else {}
+            state = checkpoint.pack(kind=kind, model=torch.nn.Linear(1, 1), model_config=sizes, optimizer=None, loop={},
                                     seed=0, step=0, best=None, options={}, meta=meta)  # fmt: skip
             checkpoint.save(toy / f"{name}.pt", state)
     refuse(said, toy, tmp_path / "r", *(f.format(toy=toy) for f in flags))

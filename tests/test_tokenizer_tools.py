@@ -1,5 +1,6 @@
 """data/train_tokenizer.py, data/build_pretrain_data.py and data/examples.py, by their documented command lines."""
 
+import errno
 import json
 import os
 import random
@@ -251,6 +252,17 @@ def test_half_a_surrogate_pair_is_the_same_to_all_tools(tmp_path):
     assert [*records.read(tmp_path / "a.jsonl")] == [{"text": want[0], "label": "\ufffd"}, {"text": want[1], "label": "b"}]
     train("--data_dir", tmp_path / "a.jsonl", "--column", "text", "--out_dir", tmp_path, "--vocab_size", 300,
           "--tokenizer", "bpe")  # fmt: skip
+
+
+def test_a_full_disk_leaves_no_half_made_folders(tmp_path, by_digit, monkeypatch):
+    def full(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(build_pretrain_data.Writer, "end_file", full)
+    (tmp_path / "t.txt").write_text("123\n" * 100)
+    with pytest.raises(OSError, match="No space"):
+        build("--train_dir", tmp_path / "t.txt", "--tokenizer", by_digit, "--out_dir", tmp_path / "out", "--max_size", 9)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
