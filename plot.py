@@ -27,7 +27,7 @@ HIDDEN = ("out_dir", "output_dir", "run_name", "save_path", "name", "dirpath", "
 
 @dataclass
 class Options:
-    runs: list[Path] = config.option([])  # run folders: the words before the first option
+    runs: list[Path] = config.option([])  # run folders: the words before the first option, and folders behind it
     metric: str | None = None  # a column of the evaluations' CSV file; none: val_loss, or the first loss
     text: bool = False  # the curves in the terminal, no picture
     out: str = "runs.png"  # the picture
@@ -171,9 +171,9 @@ def terminal(curves: dict[str, list[tuple[int, float]]], metric: str, width: int
 def picture(curves: dict[str, list[tuple[int, float]]], metric: str, path: Path) -> None:
     plt = pyplot()
     fig, ax = plt.subplots(figsize=(8, 5), dpi=110)
-    for name, points in curves.items():
+    for (name, points), dashes in zip(curves.items(), itertools.cycle(("-", "--", "-.", ":"))):  # for grey print
         if points:
-            ax.plot(*zip(*points, strict=True), "o-" if len(points) < 40 else "-", ms=3, lw=1.5, label=name)
+            ax.plot(*zip(*points, strict=True), "o" * (len(points) < 40), ls=dashes, ms=3, lw=1.5, label=name)
     ax.set_xlabel("step")
     ax.set_ylabel(metric.replace("_", " "))
     ax.grid(alpha=0.3)
@@ -191,8 +191,8 @@ def main(args: Options) -> None:
         raise ValueError("which runs? python plot.py out/a out/b")
     opened = [open_run(path) for path in args.runs]
     runs = [r for r in opened if r]
-    if skipped := [str(path) for path, r in zip(args.runs, opened, strict=True) if not r]:
-        print(f"no run in {', '.join(skipped)}", file=sys.stderr)
+    if skipped := [path for path, r in zip(args.runs, opened, strict=True) if not r]:
+        print(f"no run in {', '.join(map(str, skipped))}", file=sys.stderr)
     if not runs:
         raise ValueError(f"none of the {len(args.runs)} folders holds a run (eval.csv or metrics/eval/metrics.csv)")
     known = list(dict.fromkeys(m for r in runs for m in r.metrics()))
@@ -217,4 +217,6 @@ def main(args: Options) -> None:
 if __name__ == "__main__":
     with exits.guard():
         argv = sys.argv[1:]
+        if "--runs" not in argv:  # --text out/a is out/a --text
+            argv.sort(key=lambda word: not Path(word).is_dir())
         main(config.parse(Options, ["--runs", *argv] if argv and not argv[0].startswith("-") else argv, doc=__doc__))

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ def make_run(folder, lr, losses, ms=100.0, places=("eval.csv", "train.csv"), con
 
 
 def show(*runs, **options):
-    plot.main(plot.Options(runs=list(runs), **options))
+    plot.main(plot.Options(runs=list(map(Path, runs)), **options))
 
 
 @pytest.fixture
@@ -104,3 +106,13 @@ def test_names_of_folders_hold_spaces_and_commas(tmp_path, capsys):
     plot.main(config.parse(plot.Options, ["--runs", *map(str, folders), "--text"]))
     said = capsys.readouterr()
     assert not said.err and all(str(folder) in said.out for folder in folders)
+
+
+def test_folders_with_spaces_before_and_behind_the_options(tmp_path):
+    """They were cut at the space, and words behind an option were refused."""
+    make_run(tmp_path / "my run", 0.1, [2.0, 1.0])
+    make_run(tmp_path / "b", 0.1, [2.0, 1.5])
+    for words in (["my run", "b", "--text"], ["--text", "my run", "b"], ["--runs", "my run", "b", "--text"]):
+        command = [sys.executable, plot.__file__, *words]
+        shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert {"  a  my run", "  b  b"} <= set(shown.stdout.splitlines()) and not shown.stderr, words
