@@ -60,8 +60,10 @@ def decode(block: bytes, path: Path, offset: int) -> str:
     try:
         return block.decode("utf-8")
     except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 at byte {offset + e.start} (iconv -f latin1 -t utf-8 turns Latin-1 into"
-                         " it)") from None  # fmt: skip
+        why = "iconv -f latin1 -t utf-8 turns Latin-1 into it"
+        if b"\0" in block:
+            why = "UTF-16, which iconv turns into it, or no text: name those wanted, as in 'notes/**/*.md'"
+        raise ValueError(f"{path} is not UTF-8 at byte {offset + e.start} ({why})") from None
 
 
 def pick(names: list[str], column: str, path: Path) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from core import checkpoint
+from data import examples
 
 
 def read(path: Path) -> tuple[dict, bool]:
@@ -23,6 +24,8 @@ def read(path: Path) -> tuple[dict, bool]:
     if not path.is_file():
         what = "is a folder: a .pt file by data/build_tensors.py is wanted" if path.is_dir() else "does not exist"
         raise ValueError(f"data set {path} {what}")
+    if path.suffix in examples.SUFFIXES:
+        raise ValueError(f"data set {path} is text: data/build_tensors.py makes a .pt file of it")
     with torch.serialization.safe_globals([TensorDataset]):
         data = checkpoint.load_data(path)
     if isinstance(data, dict) and data.keys() >= {"model", "optimizer"}:

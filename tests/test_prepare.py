@@ -362,7 +362,8 @@ def line(value) -> bytes:
     [
         ("a.txt", b"abc\xff", "a.txt is not UTF-8 at byte 3"),
         ("a.txt", b"\xef\xbb\xbfab\xff", "a.txt is not UTF-8 at byte 5"),
-        ("a.txt", b"\xff\xfea\x00", "a.txt is not UTF-8 at byte 0"),
+        ("a.txt", b"\xff\xfea\x00b\x00", r"a.txt is not UTF-8 at byte 0 \(UTF-16"),
+        ("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", r"a.png is not UTF-8 at byte 0 \(.*no text: name those wanted"),
         ("a.jsonl", line({"text": "é"}) * 3 + b'{"text": "\xff"}', "a.jsonl is not UTF-8 at byte 67"),
         ("a.jsonl", line({"text": "a"}) * 2 + b"{", "a.jsonl at byte 28"),
         ("a.jsonl", line({"text": "a"}) * 2 + line(3), "a.jsonl at byte 28: an object"),

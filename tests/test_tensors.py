@@ -139,9 +139,10 @@ def test_a_damaged_file_is_refused(tmp_path, content):
         tensors.Rows(tmp_path / "a.pt")
     with pytest.raises(ValueError, match="does not exist"):
         tensors.Rows(tmp_path / "b.pt")
-    (tmp_path / "a.csv").write_text("text,label\na,1\n")
-    with pytest.raises(ValueError, match="a.csv is not a file that torch wrote$"):  # it holds no code either
-        tensors.Rows(tmp_path / "a.csv")
+    for name, told in (("a", "a is not a file that torch wrote$"), ("a.csv", "is text: data/build_tensors.py makes")):
+        (tmp_path / name).write_text("text,label\na,1\n")  # it holds no code either
+        with pytest.raises(ValueError, match=told):
+            tensors.Rows(tmp_path / name)
 
 
 # -----------------------------------------------------------------------------
