@@ -213,10 +213,9 @@ def describe(spec: Spec) -> str:
     if choices is not None:
         names = [str(c) for c in (choices() if callable(choices) else choices)]
         text += f" [{' | '.join(names)}]" if len(names) <= 24 else f" [{len(names)} names]"
-    default = "secret" if spec.meta.get("secret") else spec.default
-    shown = repr(default) if isinstance(default, str) and not default.strip() else default
-    if isinstance(default, list):
-        shown = " ".join(map(str, default)) or "none"
+    shown = repr(spec.default) if isinstance(spec.default, str) and not spec.default.strip() else spec.default
+    if isinstance(spec.default, list):
+        shown = " ".join(map(str, spec.default)) or "none"
     return f"{text} (default: {shown}{bounds(spec.type)})".strip().replace("%", "%%")
 
 

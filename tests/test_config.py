@@ -127,6 +127,7 @@ def test_help_names_groups_units_choices_and_defaults(capsys):
         config.parse(Options, ["--help"], doc="Trains things.")
     text = capsys.readouterr().out
     assert e.value.code == 0
+    assert "(default: secret)" not in text  # the default of --inner.api is '', not a word to type
     for part in ("Trains things.", "data:", "rates:", "sequences (default: 4)", "[one | two]", "--inner.name"):
         assert part in text
 
