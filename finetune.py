@@ -334,7 +334,7 @@ def main(args: Options) -> None:
 
     head = {"pooling": args.pooling, "pooler_type": args.pooler_type, "names": names}
     meta = {"tokenizer": tokenizer, "tokenizer_hash": hash_, "head": head}
-    checks = preflight.look(folder.path, d.device, model, optimizer, tokens=micro_batch * train.longest, files=3,
+    checks = preflight.look(folder.path, d.device, dtype, model, optimizer, tokens=micro_batch * train.longest, files=3,
                             resuming=resuming, given=len(args.given), steps=(first_step, last_step),
                             data=", ".join(f"{name} {len(split):,} texts" for name, split in splits.items()),
                             tokenizer=vocab.summary(tokenizer) if args.check else "",

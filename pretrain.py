@@ -405,7 +405,7 @@ def main(args: Options) -> None:
     meta = {"tokenizer": about, "tokenizer_hash": tokens.hash}
     aside = "aside" if args.reset or args.init_from == "scratch" else "continue"
     kept = 1 + (args.save_total_limit or last_step // every)  # with best.pt
-    checks = preflight.look(folder.path, d.device, model, optimizer, tokens=micro_batch * longest, files=kept,
+    checks = preflight.look(folder.path, d.device, dtype, model, optimizer, tokens=micro_batch * longest, files=kept,
                             resuming=own, given=len(args.given), steps=(first_step, last_step),
                             data=", ".join(f"{name} {len(split):,} sequences" for name, split in splits.items()),
                             tokenizer=vocab.summary(about) if args.check else "",

@@ -428,7 +428,7 @@ def main(args: Options) -> None:
     if keep.log_obg not in metrics:
         raise ValueError(f"trainer.checkpoint.log_obg {keep.log_obg} is not measured here, only {', '.join(metrics)}")
     widest = train.samples.shape[1] * (width or int(lengths.max()))
-    checks = preflight.look(folder.path, d.device, model, optimizer, tokens=micro_batch * widest, files=3,
+    checks = preflight.look(folder.path, d.device, dtype, model, optimizer, tokens=micro_batch * widest, files=3,
                             resuming=resuming and inside, given=len(args.given), steps=(first_step, last_step),
                             data=f"{file}: {len(train):,} + {len(val):,} samples; {template.report()}",
                             tokenizer=vocab.summary(description) if args.check else "",

@@ -237,7 +237,7 @@ def main(args: Options) -> None:
     # start
 
     majors = last_step // args.save_major_ckpt_interval if args.save_major_ckpt_interval else 0
-    checks = preflight.look(folder.path, d.device, model, optimizer, tokens=micro_batch * T, resuming=resuming,
+    checks = preflight.look(folder.path, d.device, dtype, model, optimizer, tokens=micro_batch * T, resuming=resuming,
                             files=1 if args.never_save_checkpoint else 3 + majors, given=len(args.given),
                             steps=(first_step, last_step),
                             data=", ".join(f"{n} {s.n:,} tokens" for n, s in zip(names, splits["train"], strict=True)),

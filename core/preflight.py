@@ -1,6 +1,6 @@
 """Before the first step: will a run's checkpoints fit on the disk, its numbers in memory? And what a batch is made of.
 
-    checks = preflight.look(folder, device, model, optimizer, tokens=8192, files=3, resuming=False, data="...")
+    checks = preflight.look(folder, device, dtype, model, optimizer, tokens=8192, files=3, data="...", ...)
     if preflight.report(checks, args.check):
         return folder.finish()
 
@@ -21,6 +21,7 @@ from core import checkpoint, dist
 # bytes saved for the backward pass, a token and layer: measured over GPT and RoBERTa, float32 and bfloat16, T 64 to
 # 1,024 (55 to 98 a unit of width with MLPs of four times the width). tests/test_faults.py measures again
 WIDTH, HIDDEN, SCORE = 43, 4, 7  # ... a unit of the width, of what the MLP makes of it, and a score that is kept
+HALF = 20, 2  # ... the first two on a GPU in 16 bits, counted from what the code keeps (README's table)
 LOGITS = 3 * (64 << 20)  # the loss takes the vocabulary in chunks of 64 MiB (model.py), three of them alive at once
 
 
@@ -69,8 +70,9 @@ def already_there(folder: Path) -> int:
 # checks
 
 
-def look(folder: Path, device: torch.device, model, optimizer, *, tokens: int, files: int, resuming: bool,
-         steps: tuple[int, int], given: int, **said: str | tuple[str, str]) -> list[tuple[str, str, str]]:  # fmt: skip
+def look(folder: Path, device: torch.device, dtype: torch.dtype, model, optimizer, *, tokens: int, files: int,
+         resuming: bool, steps: tuple[int, int], given: int,
+         **said: str | tuple[str, str]) -> list[tuple[str, str, str]]:  # fmt: skip
     """`tokens` a micro-step holds, `files` that a run's folder may hold at once; `said` is what the loop found out."""
     checks = [(n, "ok", text) if isinstance(text, str) else (n, *text) for n, text in said.items() if text]
     first, last = steps
@@ -82,17 +84,18 @@ def look(folder: Path, device: torch.device, model, optimizer, *, tokens: int, f
     moments = max(2 * trained, checkpoint.size_of(list(optimizer.state.values())))
     checks.append(disk(folder, weights + moments, files, already_there(folder) if resuming else 0))
     shape = model.config
-    work = int(activations(shape, tokens, device)) + min(LOGITS, 12 * tokens * shape.vocab_size)
+    work = int(activations(shape, tokens, device, dtype)) + min(LOGITS, 12 * tokens * shape.vocab_size)
     state = trained + moments - checkpoint.size_of(list(optimizer.state.values()))
     copy = 0 if device.type == "cuda" else weights + moments
     checks.append(memory(free_memory(device), state, work, copy))
     return checks
 
 
-def activations(c, tokens: int, device: torch.device) -> float:
+def activations(c, tokens: int, device: torch.device, dtype: torch.dtype) -> float:
     """Bytes that the backward pass of a micro-step needs of the blocks; an estimate."""
     hidden = c.mlp_size or c.mlp_expansion_factor * c.n_embd
-    block = WIDTH * c.n_embd + HIDDEN * hidden * (2 if getattr(c, "mlp_variant", "mlp") == "mlp" else 4)
+    width, wide = HALF if device.type == "cuda" and dtype != torch.float32 else (WIDTH, HIDDEN)
+    block = width * c.n_embd + wide * hidden * (2 if getattr(c, "mlp_variant", "mlp") == "mlp" else 4)
     if hasattr(c, "softmax_variant_attn"):  # a GPT; an encoder computes long attention anew
         plain = c.attn_logit_softcapping or c.softmax_variant_attn != "softmax"
         slow = device.type == "cpu" and c.dropout and not dist.fast_bf16(device)  # torch's own has no dropout there

@@ -37,7 +37,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     rows = records.read(Path(texts))
     if not (first := next(rows, {})):
         raise ValueError(f"--predict {texts} holds no texts")
-    column, cut, pads = records.text_column(first, text_column, texts, label_column), 0, 0
+    column, cut = records.text_column(first, text_column, texts, label_column), 0
+    tokens = lost = pads = 0
     if label_column and label_column not in first:
         raise ValueError(f"--label_column must be one of {', '.join(first)}; got {label_column!r}"
                          f"{nearest(label_column, first)}")  # fmt: skip
@@ -47,10 +48,11 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
 
     @torch.no_grad()
     def label(numbered: list[tuple[int, dict]]) -> list[list]:
-        nonlocal cut, pads
+        nonlocal cut, tokens, lost, pads
         done, part = numbered[0][0], [row for _, row in numbered]
         coded = coder(some := records.texts(part, column, texts, done, bool(text_column)))
         cut, pads = cut + coded.cut, pads + coded.pads
+        tokens, lost = tokens + len(coded.ids), lost + coder.lost(coded.ids)
         with autocast:
             logits = model(torch.from_numpy(coded.ids.astype(np.int64)).to(device), torch.from_numpy(coded.lengths))
         shares = logits.cpu().double().softmax(1).numpy()
@@ -71,7 +73,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     about = {"file": files.stamp(Path(texts)), "from": source, "mark": mark, "header": header}
     n = write_csv(out, header, rows, label, about, 64)
     print(f"{out}: {n:,} texts labelled on {device}, {precision}; {cut:,} of them cut to {coder.max_size} tokens")
-    examples.note_lost(0, 0, pads)
+    examples.note_lost(lost, tokens, pads)
     if label_column:
         csv.field_size_limit(1 << 30)
         with open(out, newline="", encoding="utf-8") as f:  # all of them, also those before a kill

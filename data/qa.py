@@ -177,6 +177,7 @@ class Template:
     max_length: int = 1024
     max_prompt_length: int = 512
     truncate_promt: bool = True
+    unknown: int | None = None  # the id of <unk>
     cut: Counter = field(default_factory=Counter)  # what was cut, counted
 
     def __post_init__(self):
@@ -191,6 +192,7 @@ class Template:
         """(ids, how many of them are the same for each answer to this question)."""
         q, a = self.question(question), self.encode(" " + answer)
         self.cut["texts"] += 1
+        self.cut["<unk>"] += 0 if self.unknown is None else q.count(self.unknown) + a.count(self.unknown)
         if not self.truncate_promt:
             ids = [*self.head, *q, *self.middle, *a, *self.end]
             self.cut["sequences cut"] += len(ids) > self.max_length
@@ -206,6 +208,7 @@ class Template:
 
     def report(self) -> str:
         names = ("questions cut", "answers cut") if self.truncate_promt else ("sequences cut",)
+        names += ("<unk>",) if self.cut["<unk>"] else ()  # the tokenizer has no token for what stood there
         return f"{self.cut['texts']:,} texts, " + ", ".join(f"{self.cut[n]:,} {n}" for n in names)
 
 

@@ -72,7 +72,9 @@ def make_template(description: dict, model: ScoreModel, max_length: int, **sizes
     if n > len(wte.weight):
         raise ValueError(f"the tokenizer has {n} tokens and the model {len(wte.weight)}: they do not belong together")
     limit = min(max_length, model.config.block_size)
-    return qa.Template(lambda text: tokenizer.ids(text).tolist(), start, [end], limit, **sizes)
+    word = getattr(tokenizer, "unknown", None)
+    unknown = tokenizer.tokenizer.token_to_id(word) if word else None
+    return qa.Template(lambda text: tokenizer.ids(text).tolist(), start, [end], limit, unknown=unknown, **sizes)
 
 
 # -----------------------------------------------------------------------------

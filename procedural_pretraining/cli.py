@@ -259,9 +259,9 @@ def main(args: Options) -> None:
     # start
 
     files = 2 + (args.save_total_limit or last_step // args.save_every_steps)
-    checks = preflight.look(folder.path, d.device, model, optimizer, tokens=micro_batch * T_max, resuming=resuming,
-                            files=files, given=len(args.given), steps=(first_step, last_step), task=str(spec),
-                            checkpoint=str(path) if resuming else args.init_from)  # fmt: skip
+    checks = preflight.look(folder.path, d.device, dtype, model, optimizer, tokens=micro_batch * T_max,
+                            resuming=resuming, files=files, given=len(args.given), steps=(first_step, last_step),
+                            task=str(spec), checkpoint=str(path) if resuming else args.init_from)  # fmt: skip
     if preflight.report(checks, args.check, d.main):
         return folder.finish()
     if not replaying:

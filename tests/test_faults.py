@@ -665,12 +665,22 @@ def test_the_estimate_of_a_micro_step_is_right_within_a_factor_of_two(options, d
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), low:
         model(torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long))
     needed = sum(t.untyped_storage().nbytes() for t in seen.values())
-    estimate = preflight.activations(model.config, B * T, torch.device("cpu"))
+    estimate = preflight.activations(model.config, B * T, torch.device("cpu"), dtype)
     if model.config.use_gradient_checkpointing:  # what one block needs comes on top, on the way back
         estimate = 4 * 4 * B * T * 256
     assert 0.5 < needed / estimate < 2
-    base = preflight.activations(GPT(GPTConfig(block_size=T, n_layer=4, n_embd=256, n_head=4)).config, B * T, torch.device("cpu"))
+    plain = GPTConfig(block_size=T, n_layer=4, n_embd=256, n_head=4)
+    base = preflight.activations(plain, B * T, torch.device("cpu"), dtype)
     assert options in ({}, {"mlp_size": 256}) or (estimate < base) == model.config.use_gradient_checkpointing
+
+
+def test_the_estimate_for_a_gpu_is_readmes():
+    from model import GPTConfig
+
+    for more, known in (({}, 36), ({"mlp_variant": "swiglu"}, 52), ({"use_gradient_checkpointing": True}, 4 + 36 / 12)):
+        shape = GPTConfig(n_layer=12, n_embd=768, n_head=12, **more)
+        assert preflight.activations(shape, 1, torch.device("cuda"), torch.bfloat16) == known * 12 * 768
+        assert preflight.activations(shape, 1, torch.device("cuda"), torch.float32) > known * 12 * 768
 
 
 @EACH

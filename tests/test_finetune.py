@@ -311,7 +311,11 @@ def test_predictions_are_counted_against_true_labels(data, tmp_path, capsys):
     (tmp_path / "long.jsonl").write_text(json.dumps({"text": "1" * 200_000, "is": WORDS[0]}))  # beyond csv's own limit
     predict(**flags | {"predict": str(tmp_path / "long.jsonl"), "out": str(tmp_path / "long.csv")}, label_column="is")
     csv.field_size_limit(1 << 17)
-    assert f"accuracy {share:.4f}, macro F1 " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"accuracy {share:.4f}, macro F1 " in said and "<unk>" not in said
+    (tmp_path / "odd.txt").write_text("1\u00e9\n")
+    predict(**flags | {"predict": str(tmp_path / "odd.txt"), "out": str(tmp_path / "odd.csv")})
+    assert "note: 1 of the 4 tokens are <unk>" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--label_column must be one of text, is; got 'iss', did you mean 'is'"):
         predict(**flags, label_column="iss")
     (tmp_path / "new.csv").write_text("text,is\n1,eleven\n")

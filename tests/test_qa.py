@@ -226,6 +226,8 @@ def test_truncate_promt_cuts_the_question_first_and_the_answer_only_where_it_alo
     assert (t.cut["questions cut"], t.cut["answers cut"]) == (1, 1)
     text, t = cut(5, 5, max_length=60, max_prompt_length=40)
     assert len(text) == fixed + 12 and t.report() == "1 texts, 0 questions cut, 0 answers cut"
+    text, t = cut(5, 5, max_length=60, max_prompt_length=40, unknown=ord("q"))
+    assert t.report() == "1 texts, 0 questions cut, 0 answers cut, 5 <unk>"
 
 
 def test_without_truncate_promt_the_question_stays_whole_and_the_sequence_is_cut():

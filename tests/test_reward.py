@@ -635,6 +635,10 @@ def test_an_encoder_learns_to_score_and_its_export_scores_alike(toy, tmp_path, c
     flags = [f"--model_name={tmp_path / 'mlm.pt'}", "--trainer.params.max_steps=100", "--trainer.params.max_epochs=100",
              "--model_params.learning_rate=3e-3"]  # fmt: skip
     trained = train(toy, tmp_path / "r", *flags)
+    (tmp_path / "odd.json").write_text(json.dumps([{"Question": "q", "Answer": "\u65e5 \u672c"}]))
+    reward_train.main(options([f"--trainer.checkpoint.dirpath={tmp_path / 'r'}", f"--score={tmp_path / 'odd.json'}",
+                               f"--out={tmp_path / 'odd.csv'}"]))  # fmt: skip
+    assert "1 texts, 0 questions cut, 0 answers cut, 3 <unk>" in capsys.readouterr().out
     assert trained["model_config"]["backbone"] == "roberta" and trained["model_config"]["hidden_dropout"] == 0
     losses = [r["loss"] for r in tracker.read(tmp_path / "r" / "train.csv")]
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
