@@ -221,7 +221,8 @@ def same_data(loop: dict, now: list | dict, option: str, what: str) -> None:
 
 
 def disk_full(path: Path, need: int, cause: OSError) -> OSError:
-    have = shutil.disk_usage(path).free
+    there = next(p for p in (path, *path.parents) if p.exists())  # the folder may be what could not be made
+    have = shutil.disk_usage(there).free
     if cause.errno not in (errno.ENOSPC, errno.EDQUOT):
         why = "over the file size limit" if cause.errno == errno.EFBIG else os.strerror(cause.errno)
         return OSError(cause.errno, f"cannot write {need / 2**20:.1f} MiB to {path}: {why}")

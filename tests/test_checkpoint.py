@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +96,18 @@ def test_a_disk_that_turned_read_only_is_not_called_full(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="cannot write .* Read-only file system") as e:
         save(tmp_path / "ckpt.pt", state())
+    assert exits.verdict(e.value)[0] == 74
+
+
+def test_a_folder_of_its_own_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    """pretrain.py's checkpoint-STEP, where the run folder turned read-only: there is no such folder to ask for room."""
+
+    def refused(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(OSError, match="cannot write .*checkpoint-3: Permission denied") as e:
+        save(tmp_path / "checkpoint-3" / "ckpt.pt", state())
     assert exits.verdict(e.value)[0] == 74
 
 
