@@ -137,6 +137,7 @@ def link(source: Path, target: Path) -> None:
     except OSError:
         temporary.write_bytes(source.read_bytes())
     os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # where both names are of one file already, renaming does nothing
 
 
 def size_of(state) -> int:

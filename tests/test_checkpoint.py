@@ -111,6 +111,14 @@ def test_a_folder_of_its_own_that_cannot_be_made_is_named(tmp_path, monkeypatch)
     assert exits.verdict(e.value)[0] == 74
 
 
+def test_a_kill_between_two_names_leaves_no_third(tmp_path):
+    """NAME.prev is then the same file as NAME, and renaming one name of a file to another of its names does nothing."""
+    save(tmp_path / "ckpt.pt", state(1.0, 1))
+    os.link(tmp_path / "ckpt.pt", tmp_path / "ckpt.prev.pt")
+    save(tmp_path / "ckpt.pt", state(2.0, 2))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt.prev.pt", "ckpt.pt"]
+
+
 def test_a_kill_while_saving_the_best_leaves_no_state_that_takes_its_best_for_saved(tmp_path, monkeypatch):
     """ckpt.pt holds the evaluation that made it the best: alone, a resume would keep an older best.pt, or none."""
     save(tmp_path / "ckpt.pt", state(1.0, 1), also=[tmp_path / "best.pt"])
