@@ -323,8 +323,8 @@ def main(args: Options) -> None:
     flat = len(known) and known.min() == known.max()
     mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 1.0)
     mean, std = (float(known[0]), 1.0) if flat else (mean, std)  # deviations of 1e-16 by rounding are no unit
-    if not math.isfinite(std):
-        raise ValueError(f"{file}: scores from {known.min():g} to {known.max():g} have no finite deviation")
+    if not 0 < std < math.inf:  # 0: their squares are too small for float64, as 1e-200 is
+        raise ValueError(f"{file}: scores from {known.min():g} to {known.max():g} have no finite deviation above 0")
     if p.margin and (kind != "pairwise" or not all(np.isfinite(s.labels[s.samples]).all() for s in (train, val))):
         raise ValueError("model_params.margin needs pairs with scores, each one: Accepted_Score and Score, or scored"
                          " answers")  # fmt: skip

@@ -571,8 +571,9 @@ def test_a_constant_has_no_correlation():
         assert math.isnan(scores.pearson(x, y)) and math.isnan(scores.spearman(x, y))
 
 
-def test_scores_too_far_apart_are_refused(toy, tmp_path):
-    rows = [{"Question": "q", "Answer": str(i), "Score": 1e300 * (i == 3)} for i in range(10)]
+@pytest.mark.parametrize("score", [1e300, 1e-200])
+def test_scores_too_far_apart_or_too_close_are_refused(toy, tmp_path, score):
+    rows = [{"Question": "q", "Answer": str(i), "Score": score * (i == 3)} for i in range(10)]
     (tmp_path / "qa.json").write_text(json.dumps({"train": rows, "test": rows}))
     refuse("have no finite deviation", tmp_path, tmp_path / "r", f"--model_name={toy / 'gpt2'}", data="qa.json")
 
