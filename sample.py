@@ -187,7 +187,7 @@ def main(args: Options) -> None:
                 shown = text
     seconds = time.time() - began
     if live:
-        print()
+        print(text[len(shown) :] if out else "")  # what a last character that is cut short held back
     else:
         for rows in torch.cat([x, *out], dim=-1).transpose(0, 1).tolist():  # (B, S, T)
             for about, words, ids in zip(streams, tokens, rows, strict=True):

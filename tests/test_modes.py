@@ -334,6 +334,19 @@ def test_what_is_printed_live_is_what_is_printed_at_the_end(data, tmp_path, caps
     assert live.strip() == whole.strip().removesuffix("-" * 40).strip()
 
 
+def test_a_last_token_that_ends_within_a_character_is_printed_live_too(data, tmp_path, capsys, monkeypatch):
+    import sample
+
+    about = {"kind": "tiktoken", "name": "mine", "merges": "\u0120 \u00e2\n"}  # a space and the first byte of a quote
+    shutil.copytree(data / "toy", tmp_path / "merges")
+    meta = json.loads((tmp_path / "merges" / "meta.json").read_text())
+    (tmp_path / "merges" / "meta.json").write_text(json.dumps(meta | {"tokenizer": about, "vocab_size": 258}))
+    run(dataset=tmp_path / "merges", out_dir=tmp_path / "run", max_iters=1)
+    monkeypatch.setattr(sample, "stream", lambda *a, **k: iter([torch.tensor([[256]])]))
+    flags = ["--init_from", tmp_path / "run", "--start=ab", "--max_new_tokens=1"]
+    assert text(capsys, *flags) == "ab \ufffd\n" == text(capsys, *flags, "--no-stream").replace("-" * 40 + "\n", "")
+
+
 # -----------------------------------------------------------------------------
 # optimizers and schedules
 
