@@ -69,15 +69,17 @@ def write_tokenizer(folder: Path, about: dict | None, block_size: int, more: dic
         return "none: the data set describes none" if not about else f"none: {about['name']} has no file here"
     found["added_tokens"] = [*(found.get("added_tokens") or []),
                              *({"id": i, "content": word, **SPECIAL} for word, i in (more or {}).items())]  # fmt: skip
-    if causal:  # our GPTs never see the <s> and </s> that a file puts around a text
-        found["post_processor"] = None
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
                 "clean_up_tokenization_spaces": False}  # fmt: skip
+    if causal:  # our GPTs never see the <s> and </s> that a file puts around a text
+        found["post_processor"] = None
+    else:
+        settings |= pretrained.special_tokens(about)[0]
     words = {t["content"] for t in found.get("added_tokens", [])}
     if end := next((word for word in vocab.ENDS if word in words), None):
-        settings["eos_token"] = end
+        settings.setdefault("eos_token", end)
     if pad := next((word for word in (PAD, "<pad>", "[PAD]") if word in words), None):
-        settings["pad_token"] = pad
+        settings.setdefault("pad_token", pad)
     for name, data in (("tokenizer.json", found), ("tokenizer_config.json", settings)):
         (folder / name).write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
     return about["kind"]
@@ -125,7 +127,7 @@ def export_scores(state: dict, out: Path) -> tuple[str, float]:
         more |= {"architectures": ["GPT2ForSequenceClassification"], "pad_token_id": pad, "eos_token_id": end}
     else:
         theirs = {re.sub(r"^score\.", "classifier.", name): w for name, w in theirs.items()}
-        more |= {"architectures": ["RobertaForSequenceClassification"]}
+        more |= {"architectures": ["RobertaForSequenceClassification"], **pretrained.special_tokens(about)[1]}
     hf.save(out, {"gpt": "gpt2"}.get(kind, kind), cfg, theirs, **more)
     words = write_tokenizer(out, about, cfg["block_size"], added, causal=kind == "gpt")
     _, again, weights = hf.load(out)
@@ -154,7 +156,7 @@ def export_classifier(state: dict, out: Path) -> tuple[str, float]:
                          " transformers (only cls with a pooler has)")  # fmt: skip
     names = dict(enumerate(head["names"]))
     hf.save(out, "roberta", cfg, state["model"], architectures=["RobertaForSequenceClassification"], id2label=names,
-            label2id={name: i for i, name in names.items()},
+            label2id={name: i for i, name in names.items()}, **pretrained.special_tokens(about)[1],
             classifier_dropout=state["options"]["classifier_dropout"])  # fmt: skip
     words = write_tokenizer(out, about, cfg["block_size"])
     _, again, weights = hf.load(out)

@@ -85,15 +85,21 @@ def check_fit(model, weights: dict, source: str, transfer: list[str], strict: bo
             print(f"{source} {what} {names[0]}{more}")
 
 
-def export(folder: Path, state: dict, class_prob: float, strict: bool = False) -> str:
-    """The tokenizer and, where transformers has such a model (strict: else an error), the model; says what it wrote."""
-    cfg, about = state["model_config"], state["meta"]["tokenizer"]
+def special_tokens(about: dict) -> tuple[dict[str, str], dict[str, int]]:
+    """An encoder's special tokens in transformers' terms: words for tokenizer_config.json, ids for config.json."""
     tokenizer = examples.load_tokenizer(about)
     names = {"bos_token": "start", "eos_token": "end", "cls_token": "start", "sep_token": "end", "pad_token": "pad",
              "mask_token": "mask"}  # fmt: skip
-    words = {k: tokenizer.id_to_token(examples.token_id(tokenizer, v)) for k, v in names.items()}
+    found = {k: next(filter(tokenizer.get_vocab().__contains__, examples.NAMES[v]), None) for k, v in names.items()}
+    words = {k: word for k, word in found.items() if word}
+    return words, {f"{k}_id": tokenizer.token_to_id(words[k]) for k in ("bos_token", "eos_token") if k in words}
+
+
+def export(folder: Path, state: dict, class_prob: float, strict: bool = False) -> str:
+    """The tokenizer and, where transformers has such a model (strict: else an error), the model; says what it wrote."""
+    cfg, about = state["model_config"], state["meta"]["tokenizer"]
+    words, ids = special_tokens(about)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": cfg["block_size"], **words}
-    ids = {f"{k}_token_id": tokenizer.token_to_id(words[f"{k}_token"]) for k in ("bos", "eos")}
     said = "ckpt.pt, tokenizer, and the Hugging Face format"
     try:
         hf.save(folder, "roberta", cfg, state["model"], classifier_dropout=class_prob, **ids)

@@ -131,6 +131,9 @@ def test_exported_it_is_read_by_transformers(data, tmp_path):
     export_hf.main(export_hf.Options(init_from=str(tmp_path / "run" / "ckpt.pt"), out=str(tmp_path / "hf")))
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
     assert model.config.id2label == dict(enumerate(WORDS))
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")  # it marks texts as an encoder's does
+    assert (words.cls_token, words.sep_token, words.pad_token) == ("<s>", "</s>", "<pad>")
+    assert (words.bos_token_id, words.eos_token_id) == (model.config.bos_token_id, model.config.eos_token_id)
     ours, _ = logits_of(rebuilt(state), data / "test.pt")
     table = torch.load(data / "test.pt", weights_only=True)
     with torch.no_grad():
