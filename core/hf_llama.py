@@ -11,6 +11,7 @@ from core.hf_terms import activation, activation_back, demand
 TYPES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM",
          "arcee": "ArceeForCausalLM"}  # fmt: skip
 BIASED = ("llama", "arcee")  # may have biases in linear layers
+DEFAULTS = {"mistral": {"sliding_window": 4096}, "arcee": {"hidden_act": "relu2", "rms_norm_eps": 1e-5}}  # not Llama's
 GATES = {"swiglu": "silu", "geglu": "gelu"}
 OURS = {"position": "rotary", "norm_variant_attn": "rmsnorm", "norm_variant_output": "rmsnorm", "use_pre_ln": True,
         "attention_variant": "causal", "softmax_variant_attn": "softmax", "use_parallel_mlp": False,
@@ -24,6 +25,7 @@ OTHERS = {"transformer.wte.weight": "model.embed_tokens.weight", "transformer.ln
 
 
 def config(theirs: dict) -> dict:
+    theirs = DEFAULTS.get(theirs["model_type"], {}) | theirs
     kind, heads = theirs["model_type"], theirs.get("num_attention_heads", 32)
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
     width, act = theirs.get("hidden_size", 4096), theirs.get("hidden_act", "silu")

@@ -191,6 +191,14 @@ def test_what_of_llama_we_cannot_express_is_refused(key, value):
         hf.FROM["llama"][0](theirs | {key: value})
 
 
+def test_what_a_config_leaves_out_is_what_transformers_takes_for_it():
+    small = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4}
+    for kind, theirs in (("arcee", transformers.ArceeConfig()), ("mistral", transformers.MistralConfig())):
+        found = hf.FROM[kind][0](small | {"model_type": kind})
+        assert (found["norm_eps"], found["window_size"]) == (theirs.rms_norm_eps, getattr(theirs, "sliding_window", None))
+    assert hf.FROM["arcee"][0](small | {"model_type": "arcee"})["activation_variant"] == "squared_relu"
+
+
 @pytest.mark.parametrize("kind", ["qwen3", "mistral"])
 def test_biases_that_only_llama_has_are_refused(kind):
     small = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "model_type": kind}
