@@ -13,7 +13,7 @@ fi
 cd "$(dirname "${BASH_SOURCE[0]}")"
 if [ -z "$PY" ]; then
     PY=.venv/bin/python
-    if ! [ -x "$PY" ]; then
+    if ! [ -x .venv/bin/pip ]; then # the last that venv makes: one that was broken off is made again
         found=
         for p in python3.13 python3.12 python3.11 python3 python; do
             if "$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$p; break; fi
