@@ -167,7 +167,8 @@ def main(args: Options) -> None:
         with dist.autocast(d.device, dtype):
             loss, n = perplexity(model, encoded(tokens[0], text, f"--perplexity {file}"), d.device, **which)
         bits = loss * n / math.log(2) / max(1, len(text.encode()))
-        print(f"{file}: loss {loss:.4f}, perplexity {math.exp(loss):.3f}, {bits:.4f} bits a byte, {n:,} tokens")
+        surprise = math.exp(min(loss, 700))  # more overflows
+        print(f"{file}: loss {loss:.4f}, perplexity {surprise:.3f}, {bits:.4f} bits a byte, {n:,} tokens")
         return
 
     start = torch.tensor(beginnings(args.start, tokens), device=d.device)  # (S, T)

@@ -303,7 +303,7 @@ def test_sample_writes_like_the_data_set_that_is_named(data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("position", ["sinusoidal", "none"])
-def test_sample_in_16_bit_writes_with_any_position(position, data, tmp_path, capsys):
+def test_sample_in_16_bit_writes_with_any_position(position, data, tmp_path, capsys, monkeypatch):
     run(f"--position={position}", dataset=data / "toy", out_dir=tmp_path, max_iters=2)
     assert f"x 16, {position} positions" in capsys.readouterr().out  # `none` is a kind here, not no answer
     assert checkpoint.load(tmp_path / "ckpt.pt")["model_config"]["position"] == position
@@ -314,6 +314,9 @@ def test_sample_in_16_bit_writes_with_any_position(position, data, tmp_path, cap
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfab")  # as prepare.py reads it
     assert len(text(capsys, "--init_from", tmp_path, f"--start=FILE:{tmp_path / 'bom.txt'}").strip()) == 8
     assert "1 tokens" in text(capsys, "--init_from", tmp_path, f"--perplexity={tmp_path / 'bom.txt'}")
+    with monkeypatch.context() as m:  # of a model that diverged
+        m.setattr("sample.perplexity", lambda *a: (1e4, 1))
+        assert "loss 10000.0000, perplexity 1014" in text(capsys, "--init_from", tmp_path, "--perplexity", tmp_path / "bom.txt")
     (tmp_path / "z.txt").write_text("zz")
     with pytest.raises(ValueError, match="--perplexity .*z.txt: character 'z'"):
         text(capsys, "--init_from", tmp_path, f"--perplexity={tmp_path / 'z.txt'}")
