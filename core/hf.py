@@ -216,10 +216,15 @@ def load(where: str | Path) -> tuple[str, dict, Weights]:
     try:
         what = "config.json lacks"
         ours = to_config(config)
+        for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "mlp_size"):
+            if type(ours[key]) is not int:
+                raise TypeError(f"{key} is {ours[key]!r}, no whole number")
         what = "weights lack"
         return kind, ours, to_weights(weights, ours)
     except KeyError as e:
         raise ValueError(f"{where}: its {what} {e.args[0]}") from None
+    except TypeError as e:
+        raise ValueError(f"{where}: a value in its config.json is of the wrong type: {e}") from None
 
 
 def save(folder: str | Path, kind: str, config: dict, weights: Weights, **more) -> None:

@@ -221,6 +221,17 @@ def test_layers_of_qwen3_that_differ_are_refused(layers, window, fits):
             hf.FROM["qwen3"][0](small)
 
 
+@pytest.mark.parametrize("key, value", [("num_hidden_layers", "1"), ("hidden_size", "32"), ("vocab_size", None)])
+def test_a_value_of_the_wrong_type_in_a_config_is_named(key, value, tmp_path):
+    theirs = transformers.LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=40, num_hidden_layers=1,
+                                      num_attention_heads=4)  # fmt: skip
+    transformers.LlamaForCausalLM(theirs).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ValueError, match="config.json is of the wrong type"):
+        hf.load(tmp_path)
+
+
 def test_what_a_config_lacks_is_not_said_of_the_weights(tmp_path):
     theirs = transformers.LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=40, num_hidden_layers=1,
                                       num_attention_heads=4)  # fmt: skip
