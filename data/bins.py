@@ -331,15 +331,15 @@ class Writer:
         os.replace(temporary, self.folder / "meta.json")
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, names: str = "*.tmp-*") -> None:
     """Removes what a killed process left behind; that of a living one stays."""
-    for path in folder.glob("*.tmp-*"):
+    for path in folder.glob(names):
         owner = path.name.rsplit("-", 1)[1]
         try:
             os.kill(int(owner), 0)
-        except (ValueError, ProcessLookupError):
-            path.unlink(missing_ok=True)
-        except PermissionError:
+        except ProcessLookupError:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        except (ValueError, OverflowError, PermissionError):  # no process's number, or that of another user's
             pass
 
 

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 from core import config, exits, rng
 from core.progress import progress
 from core.values import Count, Fraction
-from data import examples, vocab
+from data import bins, examples, vocab
 
 FILE_SIZE = 1 << 29  # bytes of ids a file: `datasets` cuts its own at 500 MB
 
@@ -50,6 +50,7 @@ class Writer:
 
     def __init__(self, folder: Path, dtype: np.dtype, tokenizer: str):
         self.folder, self.name = folder, folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+        bins.sweep(folder.parent, f".{folder.name}.tmp-*")
         self.name.mkdir(parents=True)
         self.type = pa.list_(pa.from_numpy_dtype(dtype))
         item = {"dtype": str(pa.from_numpy_dtype(dtype)), "_type": "Value"}

@@ -18,8 +18,6 @@ import json
 import multiprocessing
 import os
 import shlex
-import signal
-import threading
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -270,14 +268,8 @@ def begin(new_job: Callable) -> None:
     job = new_job
     if multiprocessing.parent_process():
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and says what there is to say
-        threading.Thread(target=follow_parent, daemon=True).start()
+        examples.follow_parent()
     job.start()
-
-
-def follow_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def work(piece: Piece):

@@ -15,6 +15,8 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -419,6 +421,17 @@ def work(task: Task, tokenizer: str, max_size: int | None) -> Coded | str:
         return str(e)  # an exception would reach the parent without the place it was raised at
 
 
+def follow_parent() -> None:
+    """A worker leaves Ctrl-C to its parent, which says what there is to say, and ends when that is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def encode(path: str | Path | list[Path], tokenizer: str | Path, max_size: int | None = None, column: str = "",
            workers: int | None = None) -> Iterator[Coded]:  # fmt: skip
     """The ids of all examples in their order, whatever the number of workers."""
@@ -438,7 +451,7 @@ def encode(path: str | Path | list[Path], tokenizer: str | Path, max_size: int |
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=follow_parent) as pool:
         waiting: collections.deque = collections.deque()  # a window: what is read ahead stays small
         try:
             for task in tasks(path, column):

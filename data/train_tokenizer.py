@@ -27,7 +27,7 @@ if __name__ == "__main__":
 from core import config, exits
 from core.progress import progress
 from core.values import Count
-from data import examples
+from data import bins, examples
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>"]
 
@@ -94,6 +94,7 @@ def main(args: Options) -> None:
     out = Path(args.out_dir)
     new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
+    bins.sweep(out, ".tokenizer.tmp-*")
     draft = out / f".tokenizer.tmp-{os.getpid()}"  # its name is known when all examples are encoded
     try:
         tokenizer.save(str(draft))

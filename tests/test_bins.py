@@ -362,11 +362,11 @@ def test_no_room(tmp_path):
 
 def test_leftovers_of_the_dead_are_swept(tmp_path):
     dead = tmp_path / "train.bin.tmp-999999999"
-    living = tmp_path / "train.bin.tmp-1"
-    for path in (dead, living):
+    kept = [tmp_path / f"train.bin.tmp-{owner}" for owner in ("1", "mine", "9" * 12)]  # alive, or not ours
+    for path in (dead, *kept):
         path.write_bytes(b"x")
     folder_of(tmp_path)
-    assert not dead.exists() and living.exists()
+    assert not dead.exists() and all(path.exists() for path in kept)
 
 
 def test_shards_are_not_mixed_with_a_new_set(tmp_path):

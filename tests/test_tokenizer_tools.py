@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,25 @@ def test_a_full_disk_leaves_no_half_made_folders(tmp_path, by_digit, monkeypatch
     with pytest.raises(OSError, match="No space"):
         build("--train_dir", tmp_path / "t.txt", "--tokenizer", by_digit, "--out_dir", tmp_path / "out", "--max_size", 9)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_killed_run_leaves_no_workers_and_the_next_one_sweeps(tmp_path, by_digit):
+    (tmp_path / "t.txt").write_text(("1" * 999 + "\n") * 40_000)
+    more = ["--train_dir", tmp_path / "t.txt", "--tokenizer", by_digit, "--out_dir", tmp_path / "out"]
+    more += ["--max_size", 1000, "--workers", 2]
+    argv = [sys.executable, "data/build_pretrain_data.py", *map(str, more)]
+    with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE) as process:  # the workers hold its end of the pipe
+        for _ in range(600):
+            if any(p.stat().st_size for p in (tmp_path / "out").glob(".*/*.arrow")):
+                break
+            time.sleep(0.05)
+        process.kill()
+        process.communicate(timeout=30)  # until the last of them is gone
+    assert len(list((tmp_path / "out").glob(".*.tmp-*"))) == 2
+    (tmp_path / "t.txt").write_text("123\n" * 100)
+    build(*more)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "pretrain_eval_trunc1000", "pretrain_train_trunc1000"]  # fmt: skip
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
