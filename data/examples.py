@@ -340,8 +340,7 @@ class Encoder:
 
     def __init__(self, path: str | Path, max_size: int | None):
         self.tokenizer, self.max_size = load_tokenizer(path), max_size
-        size = self.tokenizer.get_vocab_size()
-        self.dtype = narrowest(size)
+        self.dtype = narrowest(max(self.tokenizer.get_vocab().values(), default=-1) + 1)  # ids may have gaps
         self.special = {t.content: i for i, t in self.tokenizer.get_added_tokens_decoder().items()}
         about = json.loads(self.tokenizer.to_str())
         self.ends = self.tokenizer.encode("").ids  # <s> </s>

@@ -285,6 +285,16 @@ def test_a_killed_run_leaves_no_workers_and_the_next_one_sweeps(tmp_path, by_dig
         "pretrain_eval_trunc1000", "pretrain_train_trunc1000"]  # fmt: skip
 
 
+def test_ids_may_have_gaps(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 70_000}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "t.json"))
+    coded = examples.encoder(str(tmp_path / "t.json"), 9)(["a b", "b"])
+    assert coded.ids.tolist() == [1, 70_000, 70_000] and coded.lengths.tolist() == [2, 1]
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
     def refused(*words, source="t.txt", tokenizer=by_digit, **options):
         argv = ["--train_dir", tmp_path / source, "--tokenizer", tokenizer, "--out_dir", tmp_path / "out",
