@@ -55,14 +55,20 @@ def files(inputs: Iterable[str | Path], outs: list[Path]) -> list[Path]:
     beginning. What an earlier run wrote to `outs` is not input."""
     found: dict[Path, Path] = {}
     names = ("train.bin", "val.bin", "meta.json", "meta.pkl", "prepare.py")
-    own = {(out / name).resolve() for out in outs for name in names}
+    folders = {out.resolve() for out in outs}
+
+    def own(path: Path) -> bool:  # whole, or as a killed run left it
+        return path.parent.resolve() in folders and path.name.split(".tmp-")[0] in names
+
     for item in inputs:
         path = Path(item)
+        if path.is_file() and own(path):
+            raise ValueError(f"--input {item} belongs to the data set that is written: leave it out")
         if path.is_dir():
-            new = [p for p in shuffled(path) if p.resolve() not in own]
+            new = shuffled(path)
         else:
             new = [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(str(item), recursive=True))]
-            new = [p for p in new if p.is_file()]
+        new = [p for p in new if p.is_file() and not own(p)]
         if not new:
             raise ValueError(f"--input {item}: no such file, or a folder without files")
         for p in new:

@@ -300,7 +300,11 @@ def test_files_follow_each_other(tmp_path, small_pieces):
     twice = [tmp_path / "in", tmp_path / "in" / "deep" / ".." / "3.txt", str(tmp_path / "in" / "*.txt")]
     assert len(corpus.files(twice, [tmp_path / "out"])) == 12  # else one could be train and val
     corpus.prepare([tmp_path / "byte" / ".." / "in"], tmp_path / "in", "byte")
+    (tmp_path / "in" / "val.bin.tmp-999999999").write_bytes(b"half")
     corpus.prepare([tmp_path / "in"], tmp_path / "in", "byte")  # what it wrote itself is not input
+    assert {p.suffix for p in corpus.files([tmp_path / "in" / "*"], [tmp_path / "in"])} == {".txt"}
+    with pytest.raises(ValueError, match="train.bin belongs to the data set"):  # as the shell writes in/* out
+        corpus.prepare([tmp_path / "in" / "train.bin"], tmp_path / "in", "byte")
     assert "".join(texts(tmp_path / "in").values()).count("text of") == 12
 
 
