@@ -95,8 +95,13 @@ def held_out(first: int, count: int, share: float, seed: int) -> np.ndarray:
     i = np.arange(first, first + count)
     if share == 0:
         return np.zeros(count, dtype=bool)
+
+    def begin(bucket: np.ndarray) -> np.ndarray:
+        j = np.ceil(bucket / share)  # rounding may put it one off: 7 / 0.7 is above 10, and 10 * 0.7 is 7
+        return j - (np.floor((j - 1) * share) >= bucket) + (np.floor(j * share) < bucket)
+
     bucket = np.floor(i * share).astype(np.int64)
-    start, end = np.ceil(bucket / share), np.ceil((bucket + 1) / share)
+    start, end = begin(bucket), begin(bucket + 1)
     drawn = rng.hash64(bucket, seed, "held out") / 2.0**64
     return i == start + np.floor(drawn * (end - start))
 

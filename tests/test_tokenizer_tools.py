@@ -173,7 +173,7 @@ def test_workers_and_file_kinds_change_nothing(tmp_path, by_digit):
 
 
 def test_the_split_is_exact_random_and_stable():
-    for share in (0.15, 0.2, 1 / 3, 0.5, 0.8, 0.999):
+    for share in (0.15, 0.2, 1 / 3, 0.35, 0.5, 0.7, 0.8, 0.999):
         held = build_pretrain_data.held_out(0, 10000, share, 42)
         assert abs(held.sum() - share * 10000) <= 1
         pieces = [build_pretrain_data.held_out(a, 37, share, 42) for a in range(0, 370, 37)]
