@@ -97,7 +97,7 @@ def main(args: Options) -> None:
     bins.sweep(out, ".tokenizer.tmp-*")
     draft = out / f".tokenizer.tmp-{os.getpid()}"  # its name is known when all examples are encoded
     try:
-        tokenizer.save(str(draft))
+        draft.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # .save() hides why it could not write
         counts: collections.Counter[int] = collections.Counter()
         lost, coder = 0, examples.Encoder(draft, None)
         coded = examples.encode(args.data_dir, draft, column=args.column)

@@ -266,6 +266,15 @@ def test_a_full_disk_leaves_no_half_made_folders(tmp_path, by_digit, monkeypatch
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_tokenizer_for_which_there_is_no_room(tmp_path):
+    (tmp_path / "t.txt").write_text("one two three\n" * 9)
+    limited = f'ulimit -f 4; exec "{sys.executable}" data/train_tokenizer.py --data_dir "$0" --out_dir "$0/o" "$@"'
+    argv = ["bash", "-c", limited, str(tmp_path), "--tokenizer", "bpe", "--vocab_size", "1000"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (74, "error: File too large\n")
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_killed_run_leaves_no_workers_and_the_next_one_sweeps(tmp_path, by_digit):
     (tmp_path / "t.txt").write_text(("1" * 999 + "\n") * 40_000)
     more = ["--train_dir", tmp_path / "t.txt", "--tokenizer", by_digit, "--out_dir", tmp_path / "out"]
