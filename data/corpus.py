@@ -120,9 +120,9 @@ def text(path: Path, size: int, cut: int, more: bool, column: str) -> Iterator[P
 
 
 def word_end(block: bytes) -> int:
-    """The last place to cut that no byte-level BPE would notice: behind a line that another follows at once, else
-    before a single space, else anywhere between two characters."""
-    for mark, behind in ((b"\n", 1), (b" ", 0)):
+    """The last place to cut that no byte-level BPE would notice: before a single space (nor a tokenizer that begins
+    a text with one), else behind a line that another follows at once, else anywhere between two characters."""
+    for mark, behind in ((b" ", 0), (b"\n", 1)):
         p = len(block)
         for _ in range(1000):
             p = block.rfind(mark, 0, p)

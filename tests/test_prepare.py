@@ -215,6 +215,19 @@ def test_pieces_end_where_bpe_does_not_notice(tmp_path, small_pieces):
         assert sum(parts, []) == tokenizer.ids(whole).tolist()
 
 
+def test_pieces_do_not_begin_with_a_space_of_their_own(tmp_path, small_pieces):
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    tokenizer = Tokenizer.from_str(BPE["json"])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.save(str(tmp_path / "t.json"))
+    lines = "one two\nthree four five\n" * 200
+    (tmp_path / "t.txt").write_text(lines)
+    corpus.prepare([tmp_path / "t.txt"], tmp_path / "out", str(tmp_path / "t.json"), val_fraction=0.5)
+    want = vocab.load(bins.Dataset(tmp_path / "out").tokenizer).encode(lines[: len(lines) // 2])
+    assert read(tmp_path / "out")["train"] == want
+
+
 @pytest.mark.parametrize("raw", ["é" * 3000, "\r\n" * 2000, "a" * 3000, " " * 3000, "a\n" * 1500, "🙂 " * 900])
 def test_texts_without_a_good_place_are_cut_between_characters(tmp_path, small_pieces, raw):
     (tmp_path / "a.txt").write_bytes(raw.encode())
