@@ -252,7 +252,7 @@ def main(args: Options) -> None:
         B = args.per_device * args.grad_acc * d.world
     for line in config.idle(args, NEEDS):
         say(f"note: {line}")
-    if args.fp16 and "dtype" not in args.given:
+    if args.fp16 and args.dtype in ("auto", "float16"):
         args.dtype = "float16" if d.device.type != "cpu" else "auto"
         say(*["--fp16: on this CPU float16 crawls, dtype is auto"] * (args.dtype == "auto"))
 

@@ -119,6 +119,15 @@ def test_fp16_on_a_cpu_becomes_auto(data, tmp_path, capsys):
     assert "float16 crawls" in capsys.readouterr().out
 
 
+def test_fp16_leaves_the_dtype_that_was_named(run, tmp_path, capsys):
+    """Also at a resume, whose command names none."""
+    assert "cpu, float32" in run("--max_steps=1", "--fp16", "--dtype=float32")
+    argv = [f"--save_path={tmp_path / 'run'}", "--init_from=resume", "--max_steps=2", "--no_wandb", "--device=cpu"]
+    pretrain.main(config.parse(pretrain.Options, argv))
+    out = capsys.readouterr().out
+    assert "cpu, float32" in out and "float16 crawls" not in out
+
+
 @pytest.mark.parametrize("kind", ["relative_key", "relative_key_query", "rope", "alibi"])
 def test_other_positions_train_and_are_not_exported(run, tmp_path, kind):
     out = run("--max_steps=2", f"--pos_embed={kind}")
