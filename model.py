@@ -44,7 +44,7 @@ class GPTConfig:
     wte_weight_tying: bool = True
     window_size: int | None = None  # a token sees itself and the window_size - 1 before it
     position: str = "learned"  # kinds in variants/positions.py, joined by +
-    rope_base: float = 10000.0  # rotary positions turn by base ** -(0 .. 1)
+    rope_base: float = 10000.0  # rotary and sinusoidal positions turn by base ** -(0 .. 1)
     use_qk_norm: bool = False
     norm_eps: float = 1e-5
     norm_variant_attn: str = "layernorm"  # inside blocks

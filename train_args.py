@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from core.config import idle, option
-from core.schedule import SCHEDULES
+from core.schedule import SCHEDULES, SHAPES
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from data import vocab
 from data.mixture import TRANSITIONS, Mixture
@@ -74,7 +74,7 @@ class Options:
     use_rotary_embeddings: bool = False  # rotary positions
     use_abs_pos_embeddings: bool = True  # learned absolute positions
     position: str = ""  # kinds joined by +, in place of the two switches: learned sinusoidal rotary alibi none
-    rope_base: Positive = 10000.0  # rotary positions: the slowest pair turns by 1 / base a token
+    rope_base: Positive = 10000.0  # rotary, sinusoidal positions: the slowest pair turns by 1 / base a token
     norm_variant_attn: str = option("layernorm", choices=NORMS)  # inside blocks
     norm_variant_output: str = option("layernorm", choices=NORMS)  # before the head
     norm_eps: Positive = 1e-5  # added to variances
@@ -159,10 +159,10 @@ FREE = ("out_dir", "init_from", "gpt2_type", "prev_run_ckpt", "init_from_ckpt", 
 FIXED = ("data", "model", "seed", "optimizer")
 # what acts only beside other options
 SAMPLING = "--max_sample_tokens, or --sample_each_eval, or --sample_only"
-FALLING = "--lr_scheduler=cosine|linear|wsd"
+FALLING = f"--lr_scheduler={'|'.join(SHAPES)}"
 NORMED = "--norm_variant_attn other than none"
 NEEDS = {
-    "activation_variant": "--mlp_variant=mlp",
+    "activation_variant": "--mlp_variant other than swiglu|geglu",
     "use_pre_ln use_peri_ln use_post_ln": NORMED,
     "norm_variant_attn": "--use_pre_ln, or --use_peri_ln, or --use_post_ln",
     "norm_eps": f"{NORMED}, or --norm_variant_output other than none, or --use_qk_norm",
@@ -172,7 +172,7 @@ NEEDS = {
     "prev_run_ckpt": "--init_from=prev_run",
     "mlp_expansion_factor": "no --mlp_size",
     "use_rotary_embeddings use_abs_pos_embeddings": "no --position",
-    "rope_base": "--use_rotary_embeddings, or --position=rotary",
+    "rope_base": "--use_rotary_embeddings, or --position=rotary|sinusoidal",
     "sgd_momentum": "--optimizer=sgd",
     "beta1 beta2": "--optimizer other than sgd|adafactor|adagrad|adadelta|rmsprop|rprop|asgd",
     "weight_decay": "--optimizer other than rprop",

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from core import checkpoint, config
+from core.schedule import SHAPES
 from procedural_pretraining.settings import preset
 from tests.loops import FINETUNE, PRETRAIN, PROCEDURAL, REWARD, ROOT, TRAIN, made_once
+from variants.mlps import MLPS
 
 TABLES = {"train": "train_args", "procedural_pretraining": "procedural_pretraining.settings"}
 LOOPS = {loop.name: loop for loop in (TRAIN, PRETRAIN, FINETUNE, REWARD, PROCEDURAL)}
@@ -126,14 +128,17 @@ def test_conditions_of_each_kind():
     assert lines(TRAIN, [base]) and lines(TRAIN, [base, "--position=learned+alibi"])
     assert not lines(TRAIN, [base, "--position=learned+rotary"])
     assert not lines(TRAIN, [base, "--use_rotary_embeddings"])
+    assert not lines(TRAIN, [base, "--position=sinusoidal"])  # its waves are as long
     assert lines(TRAIN, ["--transfer=attn"]) and not lines(TRAIN, ["--transfer=attn", "--init_from=gpt2"])
     assert lines(PRETRAIN, ["--transfer=attn"]) and not lines(PRETRAIN, ["--transfer=attn", "--reset"])
     assert not lines(TRAIN, ["--min_lr=1e-4"])  # the default
     assert lines(TRAIN, ["--min_lr=1e-5"]) == [
         "--min_lr does nothing here: it needs --lr_scheduler=cosine or linear or wsd or exponential or step or plateau,"
         " or --decay_lr"]  # fmt: skip
-    for kind in ("cosine", "plateau"):
+    for kind in (*SHAPES, "plateau"):  # a new one, too
         assert not lines(TRAIN, ["--min_lr=1e-5", f"--lr_scheduler={kind}"])
+    gated = [kind for kind in MLPS if lines(TRAIN, ["--activation_variant=relu", f"--mlp_variant={kind}"])]
+    assert gated == [kind for kind, make in MLPS.items() if hasattr(make, "gate")]  # what brings its own
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
