@@ -410,7 +410,7 @@ def transfer(model, weights: dict, parts: list[str], source: str, whole: bool = 
     the scale of the source's.
     `whole`: nothing may be missing in it, or left over.
     """
-    wanted: dict[str, tuple[int, float]] = {}
+    wanted: dict[str, list[tuple[int, float]]] = {}  # attn:0 attn:4-5 are three layers of a part
     for part in parts:
         name, _, layers = part.partition(":")
         name = OTHER_NAMES.get(name, name)
@@ -420,7 +420,8 @@ def transfer(model, weights: dict, parts: list[str], source: str, whole: bool = 
         if layers and not (low.isdigit() and (high or low).isdigit()):
             raise ValueError(f"--transfer {part}: layers are written 0-3 or 2")
         limits = (int(low), int(high or low)) if layers else (0, float("inf"))
-        wanted.update(dict.fromkeys(GROUPS if name == "all" else [name], limits))
+        for group in GROUPS if name == "all" else [name]:
+            wanted.setdefault(group, []).append(limits)
     table, seen, tied = {}, set(), False
     for name, target in model.state_dict().items():
         if target.data_ptr() in seen:  # a head tied to the embedding goes with it
@@ -429,10 +430,7 @@ def transfer(model, weights: dict, parts: list[str], source: str, whole: bool = 
         seen.add(target.data_ptr())
         group = group_of(name)
         layer = next((int(p) for p in name.split(".") if p.isdigit()), 0)
-        low, high = wanted.get(group, (1, 0))
-        take = low <= layer <= high
-        if take and name not in weights:
-            take = False
+        take = name in weights and any(low <= layer <= high for low, high in wanted.get(group, []))
         if take and name.endswith("wpe.weight"):
             weights[name] = weights[name][: len(target)]
         if take and weights[name].shape != target.shape:

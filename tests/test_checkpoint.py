@@ -305,6 +305,14 @@ def test_transfer_takes_what_is_asked_and_says_so():
     assert sum(n for _, _, n in table) == sum(p.numel() for p in b.parameters())
 
 
+@pytest.mark.parametrize("parts, taken", [(["attn:0", "attn:2"], [0, 2]), (["attn:1-2", "attn:0"], [0, 1, 2])])
+def test_transfer_takes_each_of_the_layers_that_are_named_one_by_one(parts, taken):
+    a, b = two_models()
+    checkpoint.transfer(b, a.state_dict(), parts, "a")
+    names = [f"transformer.h.{i}.attn.c_attn.weight" for i in range(3)]
+    assert [i for i in range(3) if torch.equal(a.state_dict()[names[i]], b.state_dict()[names[i]])] == taken
+
+
 @pytest.mark.parametrize(("parts", "says"), [
     (["all"], "wte.weight is \\(11, 8\\) there and \\(13, 8\\) here"), (["atn"], "--transfer takes embed, attn"),
     (["mlp:x"], "layers are written 0-3 or 2"),
