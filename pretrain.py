@@ -161,7 +161,8 @@ def model_config(args: Options, source: dict, n_tokens: int, longest: int) -> Ro
     """The source's shape, if there is one, with what the user gave; else the options."""
     given = {ours: getattr(args, name) for name, ours in SHAPE.items() if not source or name in args.given}
     given |= {"hidden_dropout": args.hidden_prob, "attn_dropout": args.att_prob}
-    for name, ours in {**SHAPE, "hidden_prob": "hidden_dropout", "att_prob": "attn_dropout"}.items():
+    named = {**SHAPE, "hidden_prob": "hidden_dropout", "att_prob": "attn_dropout"}
+    for name, ours in named.items():
         if ours in args.model and name in args.given and args.model[ours] != getattr(args, name):
             raise ValueError(f"--{name} is {getattr(args, name)!r}, --model {ours} {args.model[ours]!r}: leave one out")
     if given.get("activation", "gelu") not in ACTIVATIONS:
@@ -182,7 +183,7 @@ def model_config(args: Options, source: dict, n_tokens: int, longest: int) -> Ro
     try:
         return RobertaConfig(**config.to_dict(cfg))
     except ValueError as e:  # in the names that the options have here
-        names = {ours: f"--{name}" for name, ours in SHAPE.items()}
+        names = {ours: f"--{name}" for name, ours in named.items()}
         raise ValueError(re.sub(r"\w+", lambda m: names.get(m[0], m[0]), str(e))) from None
 
 

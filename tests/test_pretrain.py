@@ -139,6 +139,11 @@ def test_other_positions_train_and_are_not_exported(run, tmp_path, kind):
     assert not (tmp_path / "hf").exists()
 
 
+def test_favor_names_the_dropout_that_it_cannot_do(run):
+    with pytest.raises(ValueError, match="--att_prob must be 0 with attention favor"):
+        run("--model", "attention=favor", "--att_prob=0.2")
+
+
 def test_any_checkpoint_is_exported_as_the_final_one_is(run, tmp_path, capsys):
     run("--max_steps=2")
     export_hf.main(export_hf.Options(init_from=str(tmp_path / "run" / "final"), out=str(tmp_path / "hf")))
