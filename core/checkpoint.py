@@ -398,7 +398,7 @@ def group_of(name: str) -> str:
     for group in ("attn", "mlp"):
         if group in parts:
             return group
-    if any(p.startswith(("wte", "wpe", "wtt", "embed")) for p in parts):
+    if any(p.startswith(("wte", "wpe", "pos_", "wtt", "embed")) for p in parts):
         return "embed"
     return "head"
 

@@ -305,6 +305,11 @@ def test_transfer_takes_what_is_asked_and_says_so():
     assert sum(n for _, _, n in table) == sum(p.numel() for p in b.parameters())
 
 
+def test_a_learnt_position_of_ones_own_goes_with_the_embeddings():
+    """As variants/positions.py says, a kind is a class and a table line: its weights are pos_NAME's."""
+    assert checkpoint.group_of("transformer.pos_mine.weight") == checkpoint.group_of("transformer.wpe.weight")
+
+
 @pytest.mark.parametrize("parts, taken", [(["attn:0", "attn:2"], [0, 2]), (["attn:1-2", "attn:0"], [0, 1, 2])])
 def test_transfer_takes_each_of_the_layers_that_are_named_one_by_one(parts, taken):
     a, b = two_models()
