@@ -78,7 +78,9 @@ def values(rng: np.random.Generator, n: int, spec: Spec) -> np.ndarray:
 
 def hash_rows(rows: np.ndarray) -> np.ndarray:
     """(n, width) uint16 -> (n,) uint64; the same for the same tokens, whatever drew them."""
-    words = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4))).view(np.uint64)  # four tokens each
+    if more := -rows.shape[1] % 4:
+        rows = np.pad(rows, ((0, 0), (0, more)))
+    words = np.ascontiguousarray(rows).view(np.uint64)  # four tokens each
     odd = generator("question hash").integers(0, 1 << 64, words.shape[1], dtype=np.uint64) | np.uint64(1)
     return mix(np.einsum("ij,j->i", words, odd))
 
@@ -136,11 +138,12 @@ def batch(spec: Spec, seed: int, split: str, start: int, n: int) -> tuple[np.nda
 
 def targets(spec: Spec, row: np.ndarray, question: int) -> tuple[np.ndarray, np.ndarray]:
     """The loss falls on the answer, from the last SEP on, up to the first PAD."""
-    x = row[:, :-1].astype(np.int64)
-    small = row.view(np.int16) if spec.pad < 1 << 15 else row.astype(np.int32)  # few bytes while there is work to do
-    y = np.where(small[:, :-1] == spec.pad, small.dtype.type(-100), small[:, 1:])  # the first PAD is a target, those
-    y[:, :question] = -100  # behind it are not
-    return x, y.astype(np.int64)
+    x, y = row[:, :-1].astype(np.int64), row[:, 1:].astype(np.int64)
+    pads = row == spec.pad
+    if pads.any():
+        np.copyto(y, -100, where=pads[:, :-1])  # the first PAD is a target, those behind it are not
+    y[:, :question] = -100
+    return x, y
 
 
 def teachable(spec: Spec) -> bool:

@@ -19,7 +19,8 @@ def answer(question: np.ndarray, spec: Spec) -> np.ndarray:
     hit[:, L] = True  # absent: nothing in front of the end is left out
     out = np.full((len(question), L + 2), spec.pad, dtype=np.uint16)
     out[:, :L] = question[:, :L]
-    return np.where(np.arange(L + 1) < hit.argmax(axis=1)[:, None], out[:, :-1], out[:, 1:])
+    first = hit.argmax(axis=1).astype(np.uint16)
+    return np.where(np.arange(L + 1, dtype=np.uint16) < first[:, None], out[:, :-1], out[:, 1:])
 
 
 def check(question: list[int], answer: list[int], spec: Spec) -> bool:
