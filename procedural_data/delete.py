@@ -20,7 +20,9 @@ def answer(question: np.ndarray, spec: Spec) -> np.ndarray:
     out = np.full((len(question), L + 2), spec.pad, dtype=np.uint16)
     out[:, :L] = question[:, :L]
     first = hit.argmax(axis=1).astype(np.uint16)
-    return np.where(np.arange(L + 1, dtype=np.uint16) < first[:, None], out[:, :-1], out[:, 1:])
+    rest = out[:, 1:].copy()
+    np.copyto(rest, out[:, :-1], where=np.arange(L + 1, dtype=np.uint16) < first[:, None])  # half of where()'s time
+    return rest
 
 
 def check(question: list[int], answer: list[int], spec: Spec) -> bool:
