@@ -43,7 +43,7 @@ def init(device: str = "auto", backend: str | None = None, *, timeout: float = 1
         backend = backend or ("nccl" if where.type == "cuda" else "gloo")
         if backend == "nccl" and where.type != "cuda":
             raise ValueError(f"--backend nccl needs CUDA devices, this run is on {where.type}: use gloo")
-        limit = datetime.timedelta(seconds=timeout)
+        limit = datetime.timedelta(seconds=min(timeout, 1e8))
         own = {"store": fresh_store(limit), "rank": rank, "world_size": world} if restarts() and local_only() else {}
         td.init_process_group(backend, timeout=limit, **own)
         _control = td.group.WORLD if backend == "gloo" else td.new_group(backend="gloo", timeout=limit)
