@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash test.sh          the everyday tests, about three minutes on two cores
-# bash test.sh --full   all of them, what CI runs, fifteen to twenty minutes
+# bash test.sh --full   all of them, what CI runs, fifteen to twenty-two minutes
 # Further arguments go to pytest: bash test.sh tests/test_model.py -k cache
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements-dev.txt
 marks=(-m "not full")

@@ -40,9 +40,13 @@ def finished(path: Path) -> bool:
     return read_status(path).get("state") == "finished"
 
 
+def saved(path: Path, checkpoints: tuple[str, ...]) -> bool:
+    return any(p for pattern in checkpoints for p in path.glob(pattern))
+
+
 def holds_run(path: Path, checkpoints: tuple[str, ...]) -> bool:
     """A checkpoint, or a status.json of a run that began."""
-    if any(p for pattern in checkpoints for p in path.glob(pattern)):
+    if saved(path, checkpoints):
         return True
     status = read_status(path)
     return bool(status) and not (status.get("state") == "failed" and status.get("step") is None)
@@ -203,8 +207,8 @@ def claim(path: str | Path, main: bool = True) -> Run:
 def refuse(path: Path, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
     """For folders in which a second run is the user's mistake."""
     if holds_run(path, checkpoints):
-        saved = any(p for pattern in checkpoints for p in path.glob(pattern))
-        goes_on = "--init_from=resume goes on with it" if saved else "it has no checkpoint to go on from"
+        resumable = saved(path, checkpoints)
+        goes_on = "--init_from=resume goes on with it" if resumable else "it has no checkpoint to go on from"
         raise ValueError(f"{path} holds a run already: {goes_on}, --overwrite replaces it, another name keeps both")
 
 

@@ -169,7 +169,7 @@ class Rows:
         return np.concatenate([self.row(i) for i in indices]).astype(np.int64), self.length[indices]
 
     def check_ids(self, vocab_size: int, rank: int = 0, world: int = 1) -> None:
-        """Every id lies in the vocabulary, which ranks share the reading of; a note if padding is not hidden."""
+        """Every id lies in the vocabulary (ranks share the reading); `note` tells of padding that no mask hides."""
         for c in range(rank, len(self.chunks), world):
             file, begin, offsets, ids, mask = self.chunks[c]
             ids = ids[offsets[0] : offsets[-1]]
