@@ -159,7 +159,8 @@ def main(args: Options) -> None:
         dist.alone("--predict")
         from data import predictions
 
-        return predictions.write(args.predict, Path(args.out), args.init_from, tokenizer=args.tokenizer,
+        source = checkpoint.weights_of(args, "init_from", "out_dir")
+        return predictions.write(args.predict, Path(args.out), source, tokenizer=args.tokenizer,
                                  text_column=args.text_column, label_column=args.label_column,
                                  max_length=args.max_length, device=dist.pick_device(args.device, 0),
                                  dtype=args.dtype)  # fmt: skip

@@ -212,9 +212,7 @@ def main(args: Options) -> None:
         dist.alone("--embed")
         from data import vectors
 
-        source = args.init_from or args.save_path
-        if "save_path" in args.given and "init_from" not in args.typed and checkpoint.is_run(args.save_path):
-            source = args.save_path  # a run's config.yaml names what it began from
+        source = checkpoint.weights_of(args, "init_from", "save_path")
         return vectors.write(args.embed, Path(args.out), source, tokenizer=args.tokenizer,
                              device=dist.pick_device(args.device, 0), dtype=args.dtype, column=args.column,
                              pooling=args.pooling, max_size=args.max_size)  # fmt: skip

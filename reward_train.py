@@ -223,9 +223,7 @@ def main(args: Options) -> None:
     say = print if d.main else lambda *a: None
     if args.score:
         dist.alone("--score")
-        source = args.trainer.checkpoint.dirpath
-        if "trainer.ckpt_path" in args.typed or not checkpoint.is_run(source):  # its file says how it began
-            source = args.trainer.ckpt_path or source
+        source = checkpoint.weights_of(args, "trainer.ckpt_path", "trainer.checkpoint.dirpath")
         if not Path(source).exists():
             raise ValueError(f"--score asks the model of a run, --config RUN/config.yaml or"
                              f" --trainer.checkpoint.dirpath RUN; {source} does not exist")  # fmt: skip

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import mmap
 import os
@@ -325,6 +326,13 @@ def candidates(folder: Path, name: str) -> list[Path]:
 def is_run(folder: str | Path) -> bool:
     """Whether it is a folder with checkpoints of ours."""
     return bool(Path(folder).is_dir() and candidates(Path(folder), "ckpt.pt"))
+
+
+def weights_of(args, named: str, folder: str) -> str:
+    """Whose weights a run's file of options means (`named` and `folder` are options): it tells what the run began from,
+    too, so that without a flag for it the run's own go first."""
+    asked, own = (functools.reduce(getattr, name.split("."), args) for name in (named, folder))
+    return own if folder in args.given and named not in args.typed and is_run(own) else asked or own
 
 
 def goes_on(folder: run.Run, name: str = "ckpt.pt") -> bool:

@@ -241,7 +241,8 @@ def test_two_labels_have_an_auc(data, tmp_path):
 
 
 def predict(**options):
-    finetune.main(finetune.Options(device="cpu", dtype="float32", **options))
+    argv = ["--device=cpu", "--dtype=float32", *(f"--{name}={value}" for name, value in options.items())]
+    finetune.main(config.parse(finetune.Options, argv, doc=""))
 
 
 def test_texts_a_second_count_the_texts_of_all_steps_since_the_last_line(data, tmp_path, monkeypatch):
@@ -300,6 +301,19 @@ def test_predictions_are_the_models_a_row_a_text(data, tmp_path):
             p = model(torch.tensor(ids), [len(ids)]).softmax(1)[0]
         assert [float(row[f"p_{w}"]) for w in WORDS] == pytest.approx(p.tolist(), abs=2e-6)
         assert row["label"] == WORDS[p.argmax()]
+
+
+def test_a_runs_config_predicts_with_the_runs_own_weights(data, tmp_path):
+    """It names the classifier that the run began from, too."""
+    tune(data, tmp_path / "old")
+    tune(data, tmp_path / "run", f"--init_from={tmp_path / 'old'}", "--epochs=8", "--learning_rate=0.01")
+    (tmp_path / "new.txt").write_text("1 2\n3 4\n")
+    saved, found = {"config": tmp_path / "run" / "config.yaml"}, {}
+    for name, source in {"file": saved, "old": saved | {"init_from": tmp_path / "old"},
+                         "new": {"init_from": tmp_path / "run"}}.items():  # fmt: skip
+        predict(predict=tmp_path / "new.txt", out=tmp_path / f"{name}.csv", **source)
+        found[name] = (tmp_path / f"{name}.csv").read_text()
+    assert found["file"] == found["new"] != found["old"]
 
 
 def test_predictions_are_counted_against_true_labels(data, tmp_path, capsys):
