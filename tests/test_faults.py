@@ -845,7 +845,7 @@ def test_row_36_a_dead_rank_ends_all_and_a_restart_resumes(loop, data, tmp_path)
 @pytest.mark.full
 def test_row_39_a_clean_finish_every_time(data, tmp_path):
     loop = SCRIPTS[0]
-    for i in range(5):
+    for i in range(3):
         finish(loop.spawn([*loop.flags(data(loop), tmp_path / str(i)), *loop.steps(2), *loop.batch(2, 1, 2)], ranks=2))
 
 
