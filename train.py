@@ -159,6 +159,7 @@ def main(args: Options) -> None:
         run.same_data(loop, counts, f"the data of {' '.join(names)}", "tokens")
         loop["resumes"] = [*loop["resumes"], first_step]
         optim.load(optimizer, stored["optimizer"], own=tuple(args.optimizer_args))
+        optimizers.back_to_trained(optimizer)
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])
         run.not_beyond(first_step, last_step, "--max_iters")
@@ -177,6 +178,7 @@ def main(args: Options) -> None:
     # evaluation, saving, sampling
 
     @torch.no_grad()
+    @optimizers.averaged(optimizer)
     def evaluate() -> dict | None:
         """Mean loss over the same windows each time; None where a signal came in between."""
         model.eval()
@@ -206,6 +208,7 @@ def main(args: Options) -> None:
         model.train()
         return out
 
+    @optimizers.averaged(optimizer)
     def save(step: int, *also: str, background: bool = True, stopped: bool = False) -> None:
         if not folder.writes or args.never_save_checkpoint and not stopped:
             return
@@ -216,6 +219,7 @@ def main(args: Options) -> None:
         also = [folder.path / name for name in also]
         checkpoint.save(folder.path / "ckpt.pt", state, also=also, background=background)
 
+    @optimizers.averaged(optimizer)
     def sample() -> None:
         for k, (x, tokens) in enumerate(prompts):
             with autocast:

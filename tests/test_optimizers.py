@@ -1,5 +1,6 @@
 """Optimizers: each moves the weights, learns, and goes on from a saved state as if it had never stopped."""
 
+import copy
 import io
 import sys
 
@@ -91,6 +92,36 @@ def test_torch_optimizer_resumes_exactly(name, tmp_path):
 def test_library_optimizer_resumes_exactly(name, tmp_path):
     pytest.importorskip("pytorch_optimizer")
     check_resume(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["schedulefreeadamw", "schedulefreesgd", "schedulefreeradam", "splus"])
+def test_an_average_is_evaluated_and_saved_and_training_goes_on_exactly(name, tmp_path):
+    pytest.importorskip("pytorch_optimizer")
+    models = plain, watched = Toy(), Toy()
+    for model in models:
+        model.unused = nn.Parameter(torch.ones(2, 2))  # as the embedding of a data set that had no turn yet
+    first, second = build(name, plain, 0.1), build(name, watched, 0.1)
+    second.param_groups[1]["params"].append(watched.unused)
+    for begin, end in ((0, 0), (0, 1), (1, 9)):
+        if end:
+            train(plain, first, begin, end)
+            train(watched, second, begin, end)
+        before = [p.detach().clone() for p in watched.parameters()]
+        with optimizers.averaged(second):
+            assert end < 9 or not all(map(torch.equal, before, watched.parameters()))
+            saved = copy.deepcopy((watched.state_dict(), second.state_dict()))
+        assert all(map(torch.equal, before, watched.parameters()))
+    again = Toy()
+    again.unused = nn.Parameter(torch.zeros(2, 2))
+    again.load_state_dict(saved[0])
+    third = build(name, again, 0.1)
+    third.param_groups[1]["params"].append(again.unused)
+    optim.load(third, saved[1])
+    optimizers.back_to_trained(third)
+    for model, optimizer in ((plain, first), (watched, second), (again, third)):
+        train(model, optimizer, 9, 20)
+    assert all(map(torch.equal, plain.parameters(), watched.parameters()))
+    assert all(map(torch.equal, plain.parameters(), again.parameters()))
 
 
 @pytest.mark.full

@@ -4,6 +4,7 @@ build() returns a torch Optimizer whose state survives a checkpoint bit for bit.
 weight_decay, and a `lr_mult` where its learning rate differs: the schedule sets group["lr"] = lr * lr_mult.
 """
 
+import contextlib
 import enum
 import inspect
 import random
@@ -124,6 +125,36 @@ def tame(optimizer: Optimizer, name: str) -> None:
     optimizer.register_state_dict_post_hook(lambda _, state: plain(state, name))
     optimizer.register_step_pre_hook(seed)
     handle = optimizer.register_step_post_hook(check)
+
+
+@contextlib.contextmanager
+def averaged(optimizer: Optimizer):
+    """Within, the weights are those to evaluate and to give away, where an optimizer has others than it trains at
+    (schedule-free, 2405.15682; splus); then, bit for bit, the trained ones, which its state holds meanwhile."""
+    if hasattr(optimizer, "eval"):
+        moved = {p: state for p, state in optimizer.state.items() if state}  # splus knows no others
+        for p, state in moved.items():
+            state["trained"] = p.detach().clone()
+        lists = [group["params"] for group in optimizer.param_groups]
+        for group, params in zip(optimizer.param_groups, lists, strict=True):
+            group["params"] = [p for p in params if p in moved]
+        optimizer.eval()
+        for group, params in zip(optimizer.param_groups, lists, strict=True):
+            group["params"] = params
+    try:
+        yield
+    finally:
+        back_to_trained(optimizer)
+
+
+@torch.no_grad()
+def back_to_trained(optimizer: Optimizer) -> None:
+    """Also at a resume: a checkpoint holds the averaged weights, and these in the optimizer's state."""
+    if hasattr(optimizer, "eval"):
+        optimizer.train()
+        for p, state in optimizer.state.items():
+            if "trained" in state:
+                p.copy_(state.pop("trained"))
 
 
 def find(name: str) -> type[Optimizer]:
