@@ -91,7 +91,7 @@ def write_tokenizer(folder: Path, about: dict | None, block_size: int, more: dic
 
 def load(model, weights: dict):
     """The model in evaluation mode with those of the weights that it has."""
-    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    checkpoint.put(model, {name: weights[name] for name in model.state_dict() if name in weights}, "the checkpoint")
     return model.eval()
 
 
@@ -99,6 +99,7 @@ def export_gpt(state: dict, out: Path) -> tuple[str, float]:
     cfg, about = vars(GPTConfig(**state["model_config"])), state["meta"].get("tokenizer")
     if cfg["vocab_sizes"]:
         raise ValueError(f"this model has several vocabularies, {cfg['vocab_sizes']}: transformers' GPT-2 has one")
+    a = load(GPT(GPTConfig(**cfg)), state["model"])
     hf.save(out, "llama" if cfg["position"] == "rotary" else "gpt2", cfg, state["model"])
     words = write_tokenizer(out, about, cfg["block_size"], causal=True)
     streams = state["meta"].get("streams") or []
@@ -106,8 +107,7 @@ def export_gpt(state: dict, out: Path) -> tuple[str, float]:
         words += f" (that of {streams[0]['name']}; the model was trained on ids of other tokenizers, too)"
     _, again, weights = hf.load(out)
     ids = torch.randint(0, cfg["vocab_size"], (2, cfg["block_size"]), generator=torch.Generator().manual_seed(0))
-    a, b = load(GPT(GPTConfig(**cfg)), state["model"])(ids), load(GPT(GPTConfig(**again)), weights)(ids)
-    return words, (a - b).abs().max().item()
+    return words, (a(ids) - load(GPT(GPTConfig(**again)), weights)(ids)).abs().max().item()
 
 
 def export_scores(state: dict, out: Path) -> tuple[str, float]:
@@ -128,24 +128,26 @@ def export_scores(state: dict, out: Path) -> tuple[str, float]:
     else:
         theirs = {re.sub(r"^score\.", "classifier.", name): w for name, w in theirs.items()}
         more |= {"architectures": ["RobertaForSequenceClassification"], **pretrained.special_tokens(about)[1]}
+    build, Config = (GPT, GPTConfig) if kind == "gpt" else (Roberta, RobertaConfig)
+    ours["transformer.wte.weight"] = theirs["transformer.wte.weight"]
+    a = load(ScoreModel(build(Config(**cfg))), ours)
     hf.save(out, {"gpt": "gpt2"}.get(kind, kind), cfg, theirs, **more)
     words = write_tokenizer(out, about, cfg["block_size"], added, causal=kind == "gpt")
     _, again, weights = hf.load(out)
     weights = {re.sub(r"^classifier\.", "score.", name): w for name, w in weights.items()}
-    build, Config = (GPT, GPTConfig) if kind == "gpt" else (Roberta, RobertaConfig)
     lengths = torch.tensor([1, cfg["block_size"], cfg["block_size"] // 2 + 1])
     ids = torch.randint(0, tokenizer.vocab_size, (int(lengths.sum()),), generator=torch.Generator().manual_seed(0))
-    ours = {**ours, "transformer.wte.weight": theirs["transformer.wte.weight"]}
-    a, b = (load(ScoreModel(build(Config(**c))), w)(ids, lengths) for c, w in ((cfg, ours), (again, weights)))
-    return words, (a - b).abs().max().item()
+    b = load(ScoreModel(build(Config(**again))), weights)
+    return words, (a(ids, lengths) - b(ids, lengths)).abs().max().item()
 
 
 def export_encoder(state: dict, out: Path) -> tuple[str, float]:
+    cfg = state["model_config"]
+    a = load(RobertaMLM(RobertaConfig(**cfg)), state["model"])
     pretrained.export(out, state, state["options"].get("class_prob", 0.1), strict=True)
-    cfg, (_, again, weights) = state["model_config"], hf.load(out)
+    _, again, weights = hf.load(out)
     ids = torch.randint(0, cfg["vocab_size"], (cfg["block_size"],), generator=torch.Generator().manual_seed(0))
-    a, b = (load(RobertaMLM(RobertaConfig(**c)), w)(ids, [len(ids)], torch.arange(len(ids)))
-            for c, w in ((cfg, state["model"]), (again, weights)))  # fmt: skip
+    a, b = (m(ids, [len(ids)], torch.arange(len(ids))) for m in (a, load(RobertaMLM(RobertaConfig(**again)), weights)))
     return "tokenizers", (a - b).abs().max().item()
 
 
@@ -155,6 +157,7 @@ def export_classifier(state: dict, out: Path) -> tuple[str, float]:
         raise ValueError(f"pooling {head['pooling']} with pooler {head['pooler_type']} has no counterpart in"
                          " transformers (only cls with a pooler has)")  # fmt: skip
     names = dict(enumerate(head["names"]))
+    a = load(Classifier(RobertaConfig(**cfg), len(names)), state["model"])
     hf.save(out, "roberta", cfg, state["model"], architectures=["RobertaForSequenceClassification"], id2label=names,
             label2id={name: i for i, name in names.items()}, **pretrained.special_tokens(about)[1],
             classifier_dropout=state["options"]["classifier_dropout"])  # fmt: skip
@@ -162,9 +165,8 @@ def export_classifier(state: dict, out: Path) -> tuple[str, float]:
     _, again, weights = hf.load(out)
     lengths = torch.tensor([1, cfg["block_size"], cfg["block_size"] // 2 + 1])
     ids = torch.randint(0, cfg["vocab_size"], (int(lengths.sum()),), generator=torch.Generator().manual_seed(0))
-    a, b = (load(Classifier(RobertaConfig(**c), len(names)), w)(ids, lengths)
-            for c, w in ((cfg, state["model"]), (again, weights)))  # fmt: skip
-    return words, (a - b).abs().max().item()
+    b = load(Classifier(RobertaConfig(**again), len(names)), weights)
+    return words, (a(ids, lengths) - b(ids, lengths)).abs().max().item()
 
 
 EXPORTS = {"gpt": export_gpt, "reward": export_scores, "classifier": export_classifier, "roberta": export_encoder}

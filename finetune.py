@@ -248,7 +248,7 @@ def main(args: Options) -> None:
     rng.seed_torch(args.seed, "init")
     model = Classifier(cfg, C, args.pooling, args.pooler_type, args.classifier_dropout)
     if resuming:
-        model.load_state_dict(weights)
+        checkpoint.put(model, weights, path)
     elif weights:
         check_fit(model, weights, args.init_from, args.transfer)
         if weights.get("classifier.out_proj.weight", torch.empty(C)).shape[0] != C:

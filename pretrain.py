@@ -307,7 +307,7 @@ def main(args: Options) -> None:
     rng.seed_torch(args.seed, "init")
     model = RobertaMLM(cfg)
     if resuming:
-        model.load_state_dict(weights)
+        checkpoint.put(model, weights, path)
     elif weights:
         where = "the last checkpoint" if args.reset else args.init_from
         check_fit(model, weights, where, args.transfer, args.strict)

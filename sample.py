@@ -129,7 +129,7 @@ def fill(args: Options, state: dict, device: torch.device) -> None:
     where = (ids == mask).nonzero().flatten()
     if not len(where):
         raise ValueError(f"--start needs a {tokenizer.id_to_token(mask)} for an encoder to fill in, got {args.start!r}")
-    model.load_state_dict(state["model"])
+    checkpoint.put(model, state["model"], args.init_from)
     model.to(device).eval()
     shares = model(ids.to(device), [len(ids)], where).float().softmax(1).cpu()
     best = shares.topk(min(args.top_k or 5, 5, tokenizer.get_vocab_size()), dim=1)
@@ -155,7 +155,7 @@ def main(args: Options) -> None:
     tokens = [vocab.load(s["tokenizer"]) for s in streams]
     dtype, _ = dist.precision(args.dtype, d.device)
     model = build_gpt(GPTConfig(**state["model_config"]))
-    model.load_state_dict(state["model"])
+    checkpoint.put(model, state["model"], path)
     model.to(d.device).to(dtype).eval()
 
     if args.perplexity:

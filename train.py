@@ -121,7 +121,7 @@ def main(args: Options) -> None:
     model = build_gpt(cfg)
     if resuming:
         train_args.check_tokenizers(about, stored["meta"], path)
-        model.load_state_dict(stored["model"])
+        checkpoint.put(model, stored["model"], path)
     elif source:
         if whole or {"embed", "head"} & set(args.transfer):
             train_args.check_tokenizers(about, source["meta"], where, ", or --transfer attn mlp norm")

@@ -307,7 +307,24 @@ def load(path: str | Path) -> dict:
         raise ValueError(f"{path} is not a checkpoint of these scripts")
     if state["format"] > FORMAT:
         raise ValueError(f"{path} was written by a newer version (format {state['format']}, this one reads {FORMAT})")
+    check_finite(state["model"], path)
     return state
+
+
+def check_finite(weights: dict, source: str | Path) -> None:
+    """A model that diverged answers with NaN or, through an argmax, with what looks like an answer."""
+    if bad := next((name for name, w in weights.items() if not torch.isfinite(w).all()), None):
+        raise ValueError(f"{source} holds weights that are not finite, beginning with {bad}: no model can use them")
+
+
+def put(model, weights: dict, source: str | Path) -> None:
+    """All weights of a checkpoint into its model."""
+    ours = model.state_dict()
+    for name in (*ours, *weights):
+        here, there = (tuple(side[name].shape) if name in side else "nothing" for side in (ours, weights))
+        if here != there:
+            raise ValueError(f"{source} does not fit its own config: {name} is {there} there, and {here} by the config")
+    model.load_state_dict(weights)
 
 
 def numbered(folder: Path) -> list[Path]:

@@ -198,6 +198,7 @@ def nanogpt(state: dict, source: str) -> tuple[dict, Weights]:
         raise ValueError(f"{source}: its model_args lack some of n_layer, n_head, n_embd, block_size, vocab_size, bias")
     config |= {"dropout": args.get("dropout", 0.0), "activation_variant": "gelu", "wte_weight_tying": True}
     weights = {n: w for n, w in checkpoint.strip(state["model"]).items() if not n.endswith(".attn.bias")}
+    checkpoint.check_finite(weights, source)
     return config, weights
 
 
@@ -220,11 +221,13 @@ def load(where: str | Path) -> tuple[str, dict, Weights]:
             if type(ours[key]) is not int:
                 raise TypeError(f"{key} is {ours[key]!r}, no whole number")
         what = "weights lack"
-        return kind, ours, to_weights(weights, ours)
+        weights = to_weights(weights, ours)
     except KeyError as e:
         raise ValueError(f"{where}: its {what} {e.args[0]}") from None
     except TypeError as e:
         raise ValueError(f"{where}: a value in its config.json is of the wrong type: {e}") from None
+    checkpoint.check_finite(weights, where)
+    return kind, ours, weights
 
 
 def save(folder: str | Path, kind: str, config: dict, weights: Weights, **more) -> None:

@@ -53,7 +53,7 @@ def reopen(state: dict, source: Path, dropout: float = 0.0) -> ScoreModel:
         raise ValueError(f"{source} is a {state['kind']!r}, no reward model; --model_name {source} trains one from it")
     cfg = dict(state["model_config"])
     model = build(cfg.pop("backbone"), cfg, dropout, str(source))
-    model.load_state_dict(state["model"])
+    checkpoint.put(model, state["model"], source)
     return model
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import dist
+from core import checkpoint, dist
 from core.progress import progress
 from data import examples
 from data.pretrained import check_fit, open_encoder
@@ -24,7 +24,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     cfg, weights, about, _ = open_encoder(source, tokenizer)
     model = RobertaMLM(RobertaConfig(**cfg))
     check_fit(model, weights, source, ["all"])
-    model.load_state_dict({k: weights.get(k, v) for k, v in model.state_dict().items()})  # the head is not used
+    checkpoint.put(model, {k: weights.get(k, v) for k, v in model.state_dict().items()}, source)  # the head is not used
     model.to(device).eval()
     autocast = dist.autocast(device, dist.precision(dtype, device)[0])
     coder = examples.Encoder(about, min(max_size or sys.maxsize, model.config.block_size))

@@ -168,7 +168,7 @@ def main(args: Options) -> None:
     model = GPT(cfg)
     if resuming:
         model = GPT(GPTConfig(**{**stored["model_config"], "block_size": cfg.block_size}))
-        model.load_state_dict(stored["model"])
+        checkpoint.put(model, stored["model"], path)
     elif args.init_from != "scratch":
         weights, whole = hf.source(args.init_from)["model"], args.transfer == ["all"]
         for part, done, count in checkpoint.transfer(model, weights, args.transfer, args.init_from, whole):

@@ -241,6 +241,31 @@ def test_rows_4_and_5_a_damaged_folder_does_not_push_out_a_good_one(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-6"]
 
 
+@EACH
+def test_weights_that_fit_no_model_or_are_not_finite_are_refused(loop, data, finished, tmp_path, capsys):
+    """The file is whole, and nothing that it says can be used; one that diverged is passed over for the one before."""
+    out = finished(loop, tmp_path / "r")
+    state = checkpoint.load(loop.last(out))
+    name, w = next((name, w) for name, w in state["model"].items() if "attn" in name and w.dim() == 2)
+
+    def save(path: Path, weights: dict) -> None:
+        checkpoint.save(path, state | {"model": {k: v for k, v in weights.items() if v is not None}}, keep=False)
+
+    for bad in (None, w[:, 1:].contiguous()):
+        save(states(out)[0], state["model"] | {name: bad})
+        before = files(out)
+        refused(loop, again(loop, data(loop), out), capsys, f"does not fit its own config: {name} is", str(out))
+        assert files(out) == before
+    for path in [*states(out), *out.rglob("best.pt")]:
+        save(path, state["model"] | {name: w * float("nan")})
+    code, err = end(loop, again(loop, data(loop), out), capsys)
+    assert code == 2 and f"weights that are not finite, beginning with {name}" in err and "Traceback" not in err
+    option = "--model_name" if loop.module == "reward_train" else "--init_from"
+    argv = begin(loop, data(loop), tmp_path / "n", f"{option}={loop.last(out)}")
+    refused(loop, argv, capsys, f"weights that are not finite, beginning with {name}")
+    assert not (tmp_path / "n").exists()
+
+
 def test_a_checkpoint_under_a_name_of_the_users_own_is_neither_pruned_nor_resumed(tmp_path):
     for name in ("checkpoint-3", "checkpoint-3-keep", "checkpoint-6", "checkpoint-9-old", "checkpoint-best"):
         (tmp_path / name).mkdir()
