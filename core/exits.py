@@ -56,6 +56,8 @@ def verdict(e: BaseException) -> tuple[int, str]:
         return BUG, f"rank {ranks().get_rank()} waited in vain for another rank: {str(e).splitlines()[0]}"
     if ranks() and isinstance(e, RuntimeError) and ("reset by peer" in str(e) or "closed by peer" in str(e)):
         return BUG, f"rank {ranks().get_rank()} lost another rank, which ended or was killed"
+    if type(e).__name__ == "BrokenProcessPool":
+        return BUG, "a worker process was killed (for want of memory? fewer of them take less): nothing was written"
     return BUG, f"{type(e).__name__}: {e}"
 
 
@@ -86,7 +88,7 @@ def guard():
         code = e.code if isinstance(e.code, int) else OK if e.code is None else BUG
     except BaseException as e:
         code, message = verdict(e)
-        if code == BUG and "another rank" not in message:
+        if code == BUG and "another rank" not in message and "worker process" not in message:
             traceback.print_exc()
         if isinstance(e, KeyboardInterrupt):
             say("\n")  # text may be standing in this line

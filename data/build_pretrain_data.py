@@ -129,6 +129,7 @@ def main(args: Options) -> None:
         if folder.exists() and not (folder / "state.json").is_file():
             raise ValueError(f"{folder} exists and is no data set: it is not replaced")
     hash_ = vocab.load(examples.describe(args.tokenizer)).hash
+    new = [folder for folder in (folders[0].parent, *folders[0].parent.parents) if not folder.exists()]
     train, held = writers = [Writer(folder, coder.dtype, hash_) for folder in folders]
     total = cut = lost = unknown = pads = 0
     try:
@@ -161,6 +162,9 @@ def main(args: Options) -> None:
             with contextlib.suppress(OSError):  # a full disk's: all the more what is there has to go
                 writer.end_file()
             shutil.rmtree(writer.name, ignore_errors=True)
+        for folder in new:  # what failed leaves nothing behind
+            with contextlib.suppress(OSError):  # else it holds something
+                folder.rmdir()
     if both:
         more = f" and {len(both) - 1} more" if both[1:] else ""
         print(f"note: --eval_dir holds {both[0]}{more}, too: left out of training")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from core import config
+from core import config, exits
 from data import bins, corpus, vocab
 from data.openwebtext import prepare as openwebtext
 from data.python_stdlib import prepare as python_stdlib
@@ -559,3 +559,28 @@ def test_memory_is_bounded(tmp_path, tokenizer):
     done = run("-c", script)
     assert done.returncode == 0, done.stderr
     assert 30e3 < int(done.stdout.split()[-1]) < 300e3  # kB
+
+
+def killed(piece):
+    os._exit(9)
+
+
+killed.start = lambda: None
+
+
+def test_a_killed_worker_is_one_line(tmp_path, capsys):
+    (tmp_path / "t.txt").write_text("a b\n" * 9)
+    with pytest.raises(SystemExit) as e, exits.guard():
+        list(corpus.spread(killed, corpus.pieces([tmp_path / "t.txt"], 0.5, ""), 2))
+    err = capsys.readouterr().err
+    assert e.value.code == exits.BUG and err.startswith("error: a worker process was killed") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name, file", [("python_topics --each=99", "snippets.csv"), ("qa_toy --train=99", "scores.json")])
+def test_a_full_disk_leaves_what_was_there(tmp_path, name, file):
+    (tmp_path / file).write_text("old")
+    out = tmp_path / file if file.endswith(".csv") else tmp_path
+    limited = f'ulimit -f 4; exec "{sys.executable}" data/{name.replace(" ", "/prepare.py ")} --out "{out}"'
+    done = subprocess.run(["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 74 and done.stderr == "error: File too large\n"
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(file, "old")]

@@ -263,7 +263,7 @@ def test_a_full_disk_leaves_no_half_made_folders(tmp_path, by_digit, monkeypatch
     (tmp_path / "t.txt").write_text("123\n" * 100)
     with pytest.raises(OSError, match="No space"):
         build("--train_dir", tmp_path / "t.txt", "--tokenizer", by_digit, "--out_dir", tmp_path / "out", "--max_size", 9)
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizer_for_which_there_is_no_room(tmp_path):
@@ -313,7 +313,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
         for word in words:
             assert str(word) in str(e.value), e.value
         assert "\n" not in str(e.value)
-        assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+        assert not (tmp_path / "out").exists()
 
     refused("t.txt", "no such file")
     (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbf123\n45\xff6\n")

@@ -7,6 +7,7 @@ Another version of Python gives other pieces.
 """
 
 import csv
+import os
 import random
 import sys
 import sysconfig
@@ -50,10 +51,15 @@ def main(args: Options) -> None:
     rng.shuffle(rows)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "w", newline="", encoding="utf-8") as f:
-        table = csv.writer(f)
-        table.writerow(("text", "label"))
-        table.writerows(rows)
+    draft = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    try:
+        with open(draft, "w", newline="", encoding="utf-8") as f:
+            table = csv.writer(f)
+            table.writerow(("text", "label"))
+            table.writerows(rows)
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
     print(f"{out}: {len(rows):,} pieces from {len(PACKAGES)} packages")
 
 

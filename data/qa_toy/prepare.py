@@ -87,7 +87,7 @@ def write_model(folder: Path, texts: list[str], seed: int) -> None:
     """An untrained GPT-2 of 2 layers in Hugging Face's format, with a byte-level BPE trained on the texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from core import hf
+    from core import checkpoint, hf
     from model import GPT, GPTConfig
 
     bpe = Tokenizer(models.BPE())
@@ -101,18 +101,20 @@ def write_model(folder: Path, texts: list[str], seed: int) -> None:
     rng.seed_torch(seed, "model")
     end = bpe.token_to_id(END)
     hf.save(folder, "gpt2", vars(config), GPT(config).state_dict(), bos_token_id=end, eos_token_id=end)
-    bpe.save(str(folder / "tokenizer.json"))
+    checkpoint.replace(folder / "tokenizer.json", lambda f: f.write(bpe.to_str(pretty=True).encode()))
 
 
 def main(args: Options) -> dict[str, float]:
+    from core import checkpoint
+
     out = Path(args.out) if args.out else HERE
     out.mkdir(parents=True, exist_ok=True)
     sizes = {"train": args.train, "val": args.test, "test": args.test}
     scored = {s: scores(rng.generator(args.seed, "scores", s), n) for s, n in sizes.items()}
     ranked = {s: pairs(rng.generator(args.seed, "pairs", s), n) for s, n in sizes.items()}
     for name, sets in (("scores", scored), ("pairs", ranked)):
-        with open(out / f"{name}.json", "w", encoding="utf-8") as f:
-            json.dump({s: rows for s, (rows, _) in sets.items()}, f, indent=0)
+        text = json.dumps({s: rows for s, (rows, _) in sets.items()}, indent=0)
+        checkpoint.replace(out / f"{name}.json", lambda f, text=text: f.write(text.encode()))
     rows = scored["train"][0]
     write_model(out / "gpt2", [f"Question: {r['Question']}\nAnswer: {r['Answer']}" for r in rows], args.seed)
     best = {**bounds(*scored["val"]), "accuracy": ranked["val"][1]}
