@@ -20,7 +20,7 @@ from core.progress import duration
 from core.values import nearest, read_yaml
 
 PLACES = (("eval.csv", "train.csv"), ("metrics/eval/metrics.csv", "metrics/train/metrics.csv"))
-WIDTH = 80  # of the table; a wider one is turned
+WIDTH = 80  # of the table at most; one wider than that or the terminal is turned
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
 HIDDEN = ("out_dir", "output_dir", "run_name", "save_path", "name", "dirpath", "init_from", "ckpt_path")  # no settings
 
@@ -44,7 +44,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """Of training, over all its resumes."""
-        rows = [r for r in self.train if isinstance(r.get("ms"), int | float)]
+        rows = [r for r in self.train if isinstance(r.get("ms"), int | float) and math.isfinite(r["ms"])]
         first = rows[0]["ms"] if rows else 0  # a line tells the mean of the steps since the one before
         return (first + sum((b["step"] - a["step"]) * b["ms"] for a, b in itertools.pairwise(rows))) / 1000
 
@@ -124,6 +124,10 @@ def lines(rows: list[list[str]]) -> list[str]:
     return ["  ".join(row) for row in aligned]
 
 
+def room() -> int:
+    return min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+
+
 def upright(rows: list[list[str]]) -> list[str]:
     """The table turned: a line for each thing that differs, and as many runs side by side as there is room for."""
     names, *runs = rows
@@ -131,7 +135,7 @@ def upright(rows: list[list[str]]) -> list[str]:
     while runs:
         for n in range(len(runs), 0, -1):
             block = lines([list(row) for row in zip(names, *runs[:n], strict=True)])
-            if len(block[0]) <= WIDTH:
+            if len(block[0]) <= room():
                 break
         out, runs = [*out, *block, ""], runs[n:]
     return out[:-1]
@@ -206,7 +210,7 @@ def main(args: Options) -> None:
         raise ValueError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
     curves = {str(r.path): r.curve(metric) for r in runs}
     rows = table(runs, metric)
-    print("\n".join(lines(rows) if len(lines(rows)[0]) <= WIDTH else upright(rows)))
+    print("\n".join(lines(rows) if len(lines(rows)[0]) <= room() else upright(rows)))
     if args.text:
         print("\n" + "\n".join(terminal(curves, metric, shutil.get_terminal_size((78, 24)).columns)))
     else:

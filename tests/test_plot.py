@@ -91,6 +91,16 @@ def test_a_run_that_diverged_a_narrow_terminal_and_a_foreign_table(runs, tmp_pat
     assert (tmp_path / "e.png").is_file()
 
 
+def test_a_table_is_as_wide_as_the_terminal_and_a_step_without_a_time_takes_none(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [make_run(Path(name), 0.1 * i, [2.0, 1.0], ms) for i, (name, ms) in enumerate({"a": 100.0, "b": float("nan")}.items())]
+    monkeypatch.setenv("COLUMNS", "40")
+    show(*runs, text=True)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 40
+    assert next(line for line in said.splitlines() if line.startswith("time")).split() == ["time", "1s", "0s"]
+
+
 def test_folders_without_a_run_are_passed_over(runs, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     show(runs[0], tmp_path / "empty", text=True)
