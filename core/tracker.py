@@ -17,6 +17,7 @@ import torch
 from core.picture import pyplot
 from core.progress import duration, progress  # noqa: F401 - torch-free tools take it from there
 
+csv.field_size_limit(1 << 30)  # a table of someone else's may be in the way
 # dense bf16 FLOP/s, from the vendors' data sheets
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12, "V100": 125e12}
 

@@ -33,7 +33,7 @@ def test_a_new_column_joins(tmp_path):
 
 
 def test_a_table_of_the_users_own_is_not_replaced(tmp_path):
-    for theirs in (b"text,label\ngood,1\n", b"\xff\xfe\x00"):
+    for theirs in (b"text,label\ngood,1\n", b"\xff\xfe\x00", b"x" * 200_000):
         (tmp_path / "train.csv").write_bytes(theirs)
         with pytest.raises(ValueError, match="train.csv is a table of something else, without steps"):
             Table(tmp_path / "train.csv", 0)
