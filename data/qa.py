@@ -338,6 +338,7 @@ def load(rows: Iterable[tuple[str, dict]], template: Template, pairwise: bool) -
         if pairwise and part["width"] == 1:
             samples = ranked_pairs(np.asarray(part["questions"], np.int64), labels)
         tokens = np.memmap(part["file"], dtype=np.int32, mode="r")
+        part["file"].close()  # the mapping holds it
         out[split] = QA(tokens, np.concatenate([[0], lengths.cumsum()]), labels, samples)
     return out
 

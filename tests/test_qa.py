@@ -1,7 +1,9 @@
 """data/qa.py: what is read, what is refused and how it is named, the template, the cuts, and the batches."""
 
+import gc
 import json
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,16 @@ def test_a_bad_score_is_named_by_split_index_and_field(tmp_path, score, said):
     (tmp_path / "qa.json").write_text(f'{{"train": [{one}, {bad}], "test": [{one}]}}')
     with pytest.raises(ValueError, match=rf"1 of 3 rows cannot be used \(1 in train\): train\[1\].Score {said}$"):
         qa.check(tmp_path / "qa.json")
+
+
+def test_no_file_is_left_open(tmp_path):
+    file = write(tmp_path / "qa.json", {"train": [row()] * 3, "test": [row()]})
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        data = qa.load(qa.records(file), template(), False)
+        gc.collect()
+    assert not [w for w in found if w.category is ResourceWarning]
+    assert len(data["train"].texts(np.arange(3))) == 3
 
 
 def test_pairs_and_scores_do_not_mix_and_csv_is_named(tmp_path):
