@@ -62,8 +62,8 @@ def free_memory(device: torch.device) -> float:
 
 def already_there(folder: Path) -> int:
     """Bytes of the checkpoints in a run folder; several names of one file count once."""
-    found = [p.stat() for pattern in ("*.pt", "*.ckpt", "checkpoint-*/*.pt", "*/*.ckpt") for p in folder.glob(pattern)]
-    return sum({s.st_ino: s.st_size for s in found}.values())
+    found = [p for pattern in ("*.pt", "*.ckpt", "checkpoint-*/*.pt", "*/*.ckpt") for p in folder.glob(pattern)]
+    return sum({s.st_ino: s.st_size for s in (p.stat() for p in found if p.is_file())}.values())  # no dangling links
 
 
 # -----------------------------------------------------------------------------

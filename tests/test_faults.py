@@ -657,6 +657,8 @@ def test_check_trains_and_writes_nothing(loop, data, finished, tmp_path, capsys,
 def test_what_fits_and_what_does_not(tmp_path, capsys):
     mib = 1 << 20
     usage = shutil.disk_usage(tmp_path).free
+    (tmp_path / "best.pt").symlink_to(tmp_path / "gone.pt")
+    assert preflight.already_there(tmp_path) == 0
     assert preflight.disk(tmp_path, mib, 3, 0)[1] == "ok"
     assert preflight.disk(tmp_path, usage, 3, 0)[1] == "bad"
     assert preflight.disk(tmp_path, usage // 3, 5, 0)[1] == "short"
