@@ -56,12 +56,12 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
         with autocast:
             logits = model(torch.from_numpy(coded.ids.astype(np.int64)).to(device), torch.from_numpy(coded.lengths))
         shares = logits.cpu().double().softmax(1).numpy()
-        true = [[str(row.get(label_column, "")).strip()] if label_column else [] for row in part]
+        true = [[records.label(row, label_column)] if label_column else [] for row in part]
         if [""] in true:
             raise ValueError(f"{texts}: row {done + true.index(['']) + 1} has no label in {label_column!r}")
         if unknown := next((t for t in true if t and t[0] not in names), None):
-            raise ValueError(f"--label_column {label_column} holds {unknown[0]!r}, the labels here are"
-                             f" {', '.join(names)}")  # fmt: skip
+            raise ValueError(f"{texts}: row {done + true.index(unknown) + 1} has the label {unknown[0]!r} in"
+                             f" {label_column!r}, the labels here are {', '.join(names)}")  # fmt: skip
         rest = [["" if (value := row.get(c)) is None else value for c in others] for row in part]
         found = zip(some, shares, true, rest, strict=True)
         return [[text, names[p.argmax()], *(f"{x:.6f}" for x in p), *t, *more] for text, p, t, more in found]

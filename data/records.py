@@ -49,3 +49,9 @@ def text_column(row: dict, name: str, path: str | Path, label: str = "") -> str:
 def texts(rows: list[dict], column: str, path: str | Path, done: int, given: bool) -> list[str]:
     """That column of rows done + 1, done + 2, ..."""
     return [examples.text_of(row, column, f"{path}: row {i}", given) for i, row in enumerate(rows, done + 1)]
+
+
+def label(row: dict, column: str) -> str:
+    """A row's label by its name; none where the column is empty, null or NaN, as a number that is missing is written."""
+    value = row.get(column)
+    return "" if value is None or value != value else str(value).strip()

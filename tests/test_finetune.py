@@ -336,8 +336,13 @@ def test_predictions_are_counted_against_true_labels(data, tmp_path, capsys):
     with pytest.raises(ValueError, match="--label_column must be one of text, is; got 'iss', did you mean 'is'"):
         predict(**flags, label_column="iss")
     (tmp_path / "new.csv").write_text("text,is\n1,eleven\n")
-    with pytest.raises(ValueError, match="--label_column is holds 'eleven', the labels here are seven, eight, nine"):
+    message = "new.csv: row 1 has the label 'eleven' in 'is', the labels here are seven, eight, nine"
+    with pytest.raises(ValueError, match=message):
         predict(**flags, label_column="is")
+    for none in ("null", "NaN", '" "'):
+        (tmp_path / "new.jsonl").write_text(f'{{"text": "7", "is": "seven"}}\n{{"text": "8", "is": {none}}}\n')
+        with pytest.raises(ValueError, match="new.jsonl: row 2 has no label in 'is'"):
+            predict(**flags | {"predict": str(tmp_path / "new.jsonl")}, label_column="is")
     with pytest.raises(ValueError, match="none.csv: no such file"):
         predict(init_from=str(tmp_path / "run"), predict=str(tmp_path / "none.csv"))
 

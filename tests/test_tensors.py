@@ -322,6 +322,13 @@ def test_no_row_is_taken_for_what_it_is_not(tmp_path, tokenizer, rows, message):
         list(examples.read(tmp_path / "a.jsonl"))
 
 
+@pytest.mark.parametrize("none", ["null", "NaN", '" "'])
+def test_a_label_that_is_missing_is_no_class(tmp_path, tokenizer, none):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "one", "label": 1.0}}\n{{"text": "two", "label": {none}}}\n')
+    with pytest.raises(ValueError, match="row 2 has no label in 'label'"):
+        build(tmp_path, tokenizer, input=str(tmp_path / "a.jsonl"), label_column="label", splits={"train": 1.0})
+
+
 def test_padding_in_a_text_is_left_out(tmp_path, tokenizer, capsys):
     (tmp_path / "a.txt").write_text("one <pad> two\n<pad>\none two\n")
     rows = build(tmp_path, tokenizer, input=str(tmp_path / "a.txt"), splits={"train": 1.0})["train"]
