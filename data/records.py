@@ -52,6 +52,6 @@ def texts(rows: list[dict], column: str, path: str | Path, done: int, given: boo
 
 
 def label(row: dict, column: str) -> str:
-    """A row's label by its name; none where the column is empty, null or NaN, as a number that is missing is written."""
+    """A row's label by its name; none where the column is empty, null or NaN, as a missing number is written."""
     value = row.get(column)
     return "" if value is None or value != value else str(value).strip()
