@@ -99,12 +99,12 @@ def main(args: Options) -> None:
     try:
         draft.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # .save() hides why it could not write
         counts: collections.Counter[int] = collections.Counter()
-        lost, coder = 0, examples.Encoder(draft, None)
+        lost, pads, coder = 0, 0, examples.Encoder(draft, None)
         coded = examples.encode(args.data_dir, draft, column=args.column)
         size = examples.source_size(args.data_dir) / 1e6
         for c in progress(coded, "measuring lengths", size, "MB", size=lambda c: c.size / 1e6):
             counts.update(c.lengths.tolist())
-            lost += coder.lost(c.ids)
+            lost, pads = lost + coder.lost(c.ids), pads + c.pads
         total = sum(counts.values())
         if not total:
             raise ValueError(f"{args.data_dir} has no examples that are not blank")
@@ -125,7 +125,7 @@ def main(args: Options) -> None:
     print(f"{path}: {count:,} tokens; {total:,} examples, {tokens:,} tokens with <s> and </s>, longest {max(counts):,}")
     if count < (args.vocab_size or 0):
         print(f"note: {count:,} tokens in place of {vocab_size:,}: the text has no more that come together twice")
-    examples.note_lost(lost, tokens)
+    examples.note_lost(lost, tokens, pads)
     if lost and args.tokenizer == "by-digit":
         print("note: --tokenizer bpe is for text that is not digits")
 

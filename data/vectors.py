@@ -28,7 +28,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     model.to(device).eval()
     autocast = dist.autocast(device, dist.precision(dtype, device)[0])
     coder = examples.Encoder(about, min(max_size or sys.maxsize, model.config.block_size))
-    n, cut, done, tokens, lost = sum(map(len, examples.read(texts, column, True))), 0, 0, 0, 0
+    n = sum(map(len, examples.read(texts, column, True)))
+    cut = done = tokens = lost = pads = 0
     if not n:
         raise ValueError(f"--embed {texts} holds no text")
     if out.exists() and out.read_bytes()[:6] != np.lib.format.MAGIC_PREFIX:
@@ -51,11 +52,11 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
                         x = model.encode(ids, coded.lengths).float().split(coded.lengths.tolist())
                         x = torch.stack([tokens.mean(0) for tokens in x])
                 vectors[done : done + len(x)] = x.cpu().numpy()
-                done, cut = done + len(x), cut + coded.cut
+                done, cut, pads = done + len(x), cut + coded.cut, pads + coded.pads
                 tokens, lost = tokens + len(coded.ids), lost + coder.lost(coded.ids)
         vectors.flush()
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)  # there is one only where something failed
     print(f"{out}: {n:,} vectors of {model.config.n_embd}, {cut:,} texts cut to {coder.max_size} tokens")
-    examples.note_lost(lost, tokens)
+    examples.note_lost(lost, tokens, pads)

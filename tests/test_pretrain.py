@@ -466,10 +466,11 @@ def test_each_row_of_a_table_has_its_vector(run, tmp_path, monkeypatch):
     """Blank ones, too; and a folder for the vectors is made. Vectors that are not all there leave nothing behind."""
     run("--max_steps=2")
     (tmp_path / "t.csv").write_text("id,text\n0,12\n1,\n2,34\n3,  \n4,5\n")
-    (tmp_path / "t.txt").write_text("12\n\n34\n")
+    (tmp_path / "t.txt").write_text("12<pad>\n\n34\n")
     source = f"--init_from={tmp_path / 'run'}"
     run(source, f"--embed={tmp_path / 't.csv'}", f"--out={tmp_path / 'new' / 't.npy'}")
-    run(source, f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 'lines.npy'}")
+    said = run(source, f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 'lines.npy'}")
+    assert "the name of the padding token 1 times" in said
     rows, lines = np.load(tmp_path / "new" / "t.npy"), np.load(tmp_path / "lines.npy")
     assert len(rows) == 5 and np.abs(rows[1] - rows[3]).max() < 1e-5
     assert np.abs(rows[[0, 2]] - lines).max() < 1e-5
