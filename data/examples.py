@@ -279,7 +279,7 @@ def from_words(path: Path):
     """BERT's vocab.txt, a word piece a line; lower case unless the vocabulary itself has capitals."""
     from tokenizers.implementations import BertWordPieceTokenizer
 
-    words = decode(path.read_bytes(), path, 0).split()
+    words = [w.rstrip() for w in decode(path.read_bytes(), path, 0).removesuffix("\n").split("\n")]  # a blank has an id
     plain = [w for w in words if not (w.startswith("[") and w.endswith("]"))]
     lower = not any(w != w.lower() for w in plain)
     table = {w: i for i, w in enumerate(words)}

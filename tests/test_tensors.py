@@ -349,5 +349,7 @@ def test_a_bert_vocabulary_is_a_tokenizer(tmp_path):
     tokenizer = examples.load_tokenizer(tmp_path)
     assert tokenizer.encode("Good films!").ids == [2, 5, 6, 7, 1, 3]
     assert [examples.token_id(tokenizer, what) for what in ("pad", "start", "end", "mask")] == [0, 2, 3, 4]
+    (tmp_path / "blank.txt").write_text("\n".join([*words, "", "\u3000", "soup"]) + "\r\n")  # both have an id
+    assert examples.load_tokenizer(tmp_path / "blank.txt").encode("soup").ids[1] == len(words) + 2
     (tmp_path / "vocab.txt").write_text("\n".join([*words, "Good"]) + "\n")
     assert examples.load_tokenizer(tmp_path).encode("Good good").ids == [2, 8, 5, 3]
