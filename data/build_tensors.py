@@ -77,7 +77,7 @@ def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarr
         else:
             coded = coder(records.texts(batch, column, args.input, done, bool(args.text_column)))
         if args.label_column:
-            names = [records.label(row, args.label_column) for row in batch]
+            names = [records.label(row, args.label_column, args.input, i) for i, row in enumerate(batch, done + 1)]
             if "" in names:
                 row, others = done + names.index("") + 1, names.count("") - 1
                 more = f", nor have {others} of the next {len(names)}" if others else ""

@@ -56,7 +56,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
         with autocast:
             logits = model(torch.from_numpy(coded.ids.astype(np.int64)).to(device), torch.from_numpy(coded.lengths))
         shares = logits.cpu().double().softmax(1).numpy()
-        true = [[records.label(row, label_column)] if label_column else [] for row in part]
+        rows = enumerate(part, done + 1)
+        true = [[records.label(row, label_column, texts, i)] if label_column else [] for i, row in rows]
         if [""] in true:
             raise ValueError(f"{texts}: row {done + true.index(['']) + 1} has no label in {label_column!r}")
         if unknown := next((t for t in true if t and t[0] not in names), None):

@@ -51,7 +51,9 @@ def texts(rows: list[dict], column: str, path: str | Path, done: int, given: boo
     return [examples.text_of(row, column, f"{path}: row {i}", given) for i, row in enumerate(rows, done + 1)]
 
 
-def label(row: dict, column: str) -> str:
+def label(row: dict, column: str, path: str | Path, number: int) -> str:
     """A row's label by its name; none where the column is empty, null or NaN, as a missing number is written."""
     value = row.get(column)
+    if isinstance(value, list | dict):
+        raise ValueError(f"{path}: row {number} has {str(value)[:60]} in {column!r}: a label is one name or number")
     return "" if value is None or value != value else str(value).strip()
