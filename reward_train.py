@@ -319,7 +319,8 @@ def main(args: Options) -> None:
         split.check_ids(model.config.vocab_size, file)
     known = train.labels[np.isfinite(train.labels)]
     flat = len(known) and known.min() == known.max()
-    mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 1.0)
+    with np.errstate(over="ignore"):  # told below
+        mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 1.0)
     mean, std = (float(known[0]), 1.0) if flat else (mean, std)  # deviations of 1e-16 by rounding are no unit
     if not 0 < std < math.inf:  # 0: their squares are too small for float64, as 1e-200 is
         raise ValueError(f"{file}: scores from {known.min():g} to {known.max():g} have no finite deviation above 0")
@@ -353,6 +354,8 @@ def main(args: Options) -> None:
     if every < 1:
         raise ValueError(f"trainer.params.val_check_interval must be above 0, got {t.val_check_interval}")
     eval_steps = -(-every // micro_steps)
+    whole = -(-len(np.unique(val.samples)) // args.data.batch_size)  # an evaluation reads each text once
+    sanity = min(some(t.num_sanity_val_steps, "trainer.params.num_sanity_val_steps", whole), whole)
     if resuming and "trainer.params.val_check_interval" not in changes:  # micro-steps are others under other ranks
         eval_steps = stored["loop"].get("eval_steps", eval_steps)
 
@@ -462,7 +465,6 @@ def main(args: Options) -> None:
               f" {epoch_steps} steps an epoch")  # fmt: skip
     track.say(f"machine    {d.device}, {note}{precision}, {torch.get_num_threads()} threads")
     track.say(f"run        {folder.path}, steps {first_step} to {last_step}, ready after {time.time() - started:.1f} s")
-    sanity = some(t.num_sanity_val_steps, "trainer.params.num_sanity_val_steps", -(-len(val) // args.data.batch_size))
     if first_step == 0 and sanity and not replaying and evaluate(val, sanity) is not None:
         track.say(f"sanity     {sanity} evaluation batch(es) passed")
     track.clock(first_step)

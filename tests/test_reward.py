@@ -397,6 +397,10 @@ def test_num_sanity_val_steps_counts_batches(toy, tmp_path, capsys, monkeypatch)
         seen.clear()
         train(toy, tmp_path / n, f"--trainer.params.num_sanity_val_steps={n}", "--data.batch_size=4")
         assert len(seen) - 3 == batches, n  # 3: the evaluation after the last step
+        assert (f"sanity     {batches} evaluation" in capsys.readouterr().out) == bool(batches)
+    seen.clear()
+    train(toy, tmp_path / "p", "--trainer.params.num_sanity_val_steps=-1", "--data.batch_size=4", data="pairs.json")
+    assert len(seen) == 12 and sum(seen) == 48  # all texts, twice
 
 
 def test_overfit_batches_trains_and_evaluates_on_the_first_ones(toy, tmp_path):
@@ -571,6 +575,7 @@ def test_a_constant_has_no_correlation():
         assert math.isnan(scores.pearson(x, y)) and math.isnan(scores.spearman(x, y))
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("score", [1e300, 1e-200])
 def test_scores_too_far_apart_or_too_close_are_refused(toy, tmp_path, score):
     rows = [{"Question": "q", "Answer": str(i), "Score": score * (i == 3)} for i in range(10)]
@@ -950,6 +955,7 @@ def test_the_export_scores_alike_in_transformers_alone_and_in_a_batch(toy, tmp_p
         (["--data.data_dir={toy}/none.json"], "none.json does not exist"),
         (["--data.max_length=3"], "the template alone takes"),
         (["--trainer.params.val_check_interval=x"], "val_check_interval must be a number of batches"),
+        (["--trainer.params.num_sanity_val_steps=two"], "num_sanity_val_steps must be a number of batches"),
         (["--trainer.params.val_check_interval=0"], "val_check_interval must be above 0, got 0"),
         (["--model_params.loss=pairwise", "--data.data_dir={toy}/apart.json"], "no two answers to one training quest"),
         (["--init_from={toy}/none.pt"], "does not exist"),
