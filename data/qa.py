@@ -139,7 +139,7 @@ def check(path: Path, scored: bool = True, needed: tuple[str, ...] = ()) -> tupl
     pairs, counts, bad, shown = None, Counter(), Counter(), []
     for split, row in records(path):
         if pairs is None:
-            pairs = isinstance(row, dict) and "Accepted_Answer" in row
+            pairs = isinstance(row, dict) and row.get("Accepted_Answer") is not None
         wrong = list(problems(row, pairs, scored))
         place = f"{split or 'row'}[{counts[split]}]"
         shown += [place + w for w in wrong][: 8 - len(shown)]

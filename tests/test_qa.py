@@ -136,6 +136,9 @@ def test_pairs_are_checked_as_pairs(tmp_path):
         qa.check(write(tmp_path / "b.json", {"train": [pair, row()]}))
     with pytest.raises(ValueError, match=r"train\[0\].Score is missing"):
         qa.check(write(tmp_path / "c.json", {"train": [{**pair, "Accepted_Score": 3}]}))
+    empty = {**row(), "Accepted_Answer": None}  # as tables write it
+    for rows in ([empty, row()], [row(), empty]):
+        assert not qa.check(write(tmp_path / "d.json", {"train": rows}))[0]
 
 
 def test_a_score_may_be_missing_only_where_rows_are_to_be_scored(tmp_path):
