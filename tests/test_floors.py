@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("train", "pretrain", "finetune", "reward_train", "sample", "plot", "export_hf", "procedural_pretraining.cli",
-           "procedural_pretraining")  # fmt: skip
+from tests.loops import LOOPS, ROOT
+
+SCRIPTS = (*(loop.module for loop in LOOPS), "sample", "plot", "export_hf", "procedural_pretraining")
 FLOOR_0 = ("core.rng", "core.schedule", "core.values", "variants")
 FLOOR_1 = ("core.config", "core.dist", "procedural_data")
 LAZY = ("wandb", "tensorboard", "torch.utils.tensorboard", "tiktoken", "matplotlib", "tokenizers", "transformers",
