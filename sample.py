@@ -51,7 +51,7 @@ class Options:
 
 
 def read(file: Path, option: str) -> str:
-    if not file.is_file():
+    if not file.exists() or file.is_dir():  # a pipe will do
         raise ValueError(f"{option}: no such file")
     return examples.decode(file.read_bytes(), file, 0).removeprefix("\ufeff").replace("\r\n", "\n")
 

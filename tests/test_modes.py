@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -314,6 +315,11 @@ def test_sample_in_16_bit_writes_with_any_position(position, data, tmp_path, cap
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfab")  # as prepare.py reads it
     assert len(text(capsys, "--init_from", tmp_path, f"--start=FILE:{tmp_path / 'bom.txt'}").strip()) == 8
     assert "1 tokens" in text(capsys, "--init_from", tmp_path, f"--perplexity={tmp_path / 'bom.txt'}")
+    out, into = os.pipe()
+    os.write(into, b"ab")
+    os.close(into)
+    assert len(text(capsys, "--init_from", tmp_path, f"--start=FILE:/dev/fd/{out}").strip()) == 8  # <(command)
+    os.close(out)
     with monkeypatch.context() as m:  # of a model that diverged
         m.setattr("sample.perplexity", lambda *a: (1e4, 1))
         assert "loss 10000.0000, perplexity 1014" in text(capsys, "--init_from", tmp_path, "--perplexity", tmp_path / "bom.txt")
