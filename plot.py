@@ -20,7 +20,7 @@ from core.progress import duration
 from core.values import nearest, read_yaml
 
 PLACES = (("eval.csv", "train.csv"), ("metrics/eval/metrics.csv", "metrics/train/metrics.csv"))
-WIDTH = 80  # of the table at most; one wider than that or the terminal is turned
+WIDTH = 80  # of the table, or the terminal if that is narrower; a wider one is turned
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
 HIDDEN = ("out_dir", "output_dir", "run_name", "save_path", "name", "dirpath", "init_from", "ckpt_path")  # no settings
 
@@ -124,18 +124,14 @@ def lines(rows: list[list[str]]) -> list[str]:
     return ["  ".join(row) for row in aligned]
 
 
-def room() -> int:
-    return min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
-
-
-def upright(rows: list[list[str]]) -> list[str]:
+def upright(rows: list[list[str]], width: int) -> list[str]:
     """The table turned: a line for each thing that differs, and as many runs side by side as there is room for."""
     names, *runs = rows
     out: list[str] = []
     while runs:
         for n in range(len(runs), 0, -1):
             block = lines([list(row) for row in zip(names, *runs[:n], strict=True)])
-            if len(block[0]) <= room():
+            if len(block[0]) <= width:
                 break
         out, runs = [*out, *block, ""], runs[n:]
     return out[:-1]
@@ -149,7 +145,7 @@ def terminal(curves: dict[str, list[tuple[int, float]]], metric: str, width: int
     """The curves in characters: a letter a run, * where several meet."""
     curves = {name: points for name, points in curves.items() if points}
     if not curves:
-        return [f"no run has the metric {metric}"]
+        return [f"no run has a finite {metric}"]
     xs = [x for points in curves.values() for x, _ in points]
     ys = [y for points in curves.values() for _, y in points]
     (x0, x1), (y0, y1) = (min(xs), max(xs)), (min(ys), max(ys))
@@ -210,12 +206,13 @@ def main(args: Options) -> None:
         raise ValueError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
     curves = {str(r.path): r.curve(metric) for r in runs}
     rows = table(runs, metric)
-    print("\n".join(lines(rows) if len(lines(rows)[0]) <= room() else upright(rows)))
+    width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+    print("\n".join(lines(rows) if len(lines(rows)[0]) <= width else upright(rows, width)))
     if args.text:
         print("\n" + "\n".join(terminal(curves, metric, shutil.get_terminal_size((78, 24)).columns)))
     else:
         picture(curves, metric, Path(args.out))
-        print(f"\n{args.out} shows {metric}")
+        print(f"\n{args.out} shows {metric}" + ("" if any(curves.values()) else ": no run has a finite value of it"))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ def show(*runs, **options):
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     monkeypatch.setattr(plot, "WIDTH", 500)  # the folders' names are long here
+    monkeypatch.setenv("COLUMNS", "500")
     a = make_run(tmp_path / "a", 0.001, [2.0, 1.5, 1.7], test_accuracy=0.5)
     b = make_run(tmp_path / "b", 0.01, [2.0, 1.0], places=plot.PLACES[1], test_accuracy=0.75)
     return a, b
@@ -58,6 +59,7 @@ def test_a_metric_that_should_grow_is_ranked_by_its_highest(runs, tmp_path, caps
 
 def test_a_wide_table_is_turned_and_runs_of_several_scripts_show_what_they_share(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     folders = [make_run(Path(name), lr, [2.0, lr]) for name, lr in (("a", 0.5), ("b" * 40, 0.25), ("c" * 40, 0.125))]
     for i, folder in enumerate(folders):
         with open(folder / "config.yaml", "a") as f:
@@ -67,6 +69,9 @@ def test_a_wide_table_is_turned_and_runs_of_several_scripts_show_what_they_share
     assert "only_" not in out and max(map(len, out.split("\n\nval_loss")[0].splitlines())) <= 80
     turned = [line.split() for line in out.splitlines()]
     assert [r for r in turned if r[:1] == ["learning_rate"]] == [["learning_rate", "0.125"], ["learning_rate", "0.25", "0.5"]]
+    monkeypatch.setenv("COLUMNS", "30")
+    show(folders[0], make_run(Path("d"), 1.0, [2.0]), text=True)
+    assert max(map(len, capsys.readouterr().out.split("\n\nval_loss")[0].splitlines())) <= 30
     with pytest.raises(ValueError, match="--out must end in .png"):
         show(*folders, out="x.txt")
 
@@ -89,6 +94,7 @@ def test_a_run_that_diverged_a_narrow_terminal_and_a_foreign_table(runs, tmp_pat
     assert "0.7500" in capsys.readouterr().out
     show(make_run(tmp_path / "e", 0.1, [float("nan")] * 2), out=str(tmp_path / "e.png"))
     assert (tmp_path / "e.png").is_file()
+    assert "e.png shows val_loss: no run has a finite value of it" in capsys.readouterr().out
 
 
 def test_a_table_is_as_wide_as_the_terminal_and_a_step_without_a_time_takes_none(tmp_path, capsys, monkeypatch):
