@@ -98,7 +98,7 @@ def activations(c, tokens: int, device: torch.device, dtype: torch.dtype) -> flo
     block = width * c.n_embd + wide * hidden * (2 if getattr(c, "mlp_variant", "mlp") == "mlp" else 4)
     if hasattr(c, "softmax_variant_attn"):  # a GPT; an encoder computes long attention anew
         plain = c.attn_logit_softcapping or c.softmax_variant_attn != "softmax"
-        slow = device.type == "cpu" and c.dropout and not dist.fast_bf16(device)  # torch's own has no dropout there
+        slow = device.type == "cpu" and c.dropout and dtype == torch.float32  # torch's own has no dropout there
         seen = min(c.block_size, (c.window_size or c.block_size) + 128)
         block += SCORE * bool(plain or slow) * c.n_head * seen
     if getattr(c, "use_gradient_checkpointing", False):  # each block's input, and all of one
