@@ -458,3 +458,12 @@ def test_dropout_acts_in_training_alone():
     model, (x, _) = build({}, dropout=0.5), batch()
     assert not torch.equal(model(x), model(x))
     assert torch.equal(model.eval()(x), model(x))
+
+
+def test_attention_with_a_bias_keeps_no_scores_in_float32():
+    """Of a bias of three axes torch's kernel on CPUs would make the plain steps, and keep their squares."""
+    q = torch.randn(8, 4, 64, 8, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        attend(q, q, q, causal=True, bias=torch.randn(4, 64, 64))
+    assert max(kept) < 8 * 4 * 64 * 64

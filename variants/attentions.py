@@ -151,7 +151,7 @@ def attend(
         seen = seen if mask is None else seen & mask
     if fused:
         if bias is not None:
-            bias = bias.to(q.dtype)
+            bias = bias.to(q.dtype).view((1,) * (4 - bias.dim()) + bias.shape)  # of three axes a CPU keeps all scores
             seen = bias if seen is None else bias.masked_fill(~seen, float("-inf"))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scale)
 
