@@ -395,6 +395,8 @@ def main(args: Options) -> None:
         checkpoint.wait()
         checkpoint.prune(folder.path, args.save_total_limit or -1)  # those before this one: all are on disk
         path = folder.path / f"checkpoint-{step}" / place.ckpt if a_step_a_folder else folder.path / place.ckpt
+        if a_step_a_folder and also and not step:  # what no step beat must be there, too, but needs no folder
+            path, also = best_path, ()
         checkpoint.save(path, state, also=also, keep=not a_step_a_folder, background=background)
         return state
 
@@ -464,7 +466,7 @@ def main(args: Options) -> None:
             loop["eval"] = {"step": step, "values": values}
             if place.evals:
                 track.eval(step, values, "best" if better else "", quiet=bool(done))
-            if step and step < last_step:
+            if step < last_step and (step or better):
                 save(step, *[best_path] * better)
             if step == last_step:
                 break

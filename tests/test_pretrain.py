@@ -101,6 +101,12 @@ def test_save_total_limit(run, tmp_path, limit, kept):
     assert steps_of(tmp_path / "run") == kept
 
 
+def test_the_best_weights_are_there_where_no_step_beat_the_start(run, tmp_path):
+    run("--max_steps=2", "--lr=10", "--grad_clip=0", "--log_steps=1")
+    best, first = checkpoint.load(tmp_path / "run/best.pt"), rows(tmp_path / "run", "eval")[0]
+    assert (best["step"], best["best"]) == (0, first["eval_loss"]) and steps_of(tmp_path / "run") == [2]
+
+
 def test_wandb_is_on_and_its_absence_stops_nothing(run, monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -450,7 +456,7 @@ def test_vectors_do_not_depend_on_their_batch(run, tmp_path, monkeypatch):
 def test_a_runs_config_embeds_with_the_runs_own_weights(run, tmp_path):
     """It names what the run began from, too."""
     run("--max_steps=1", out="old")
-    run("--max_steps=2", "--lr=0.1", f"--init_from={tmp_path / 'old'}", shape=False)
+    run("--max_steps=2", "--lr=0.01", f"--init_from={tmp_path / 'old'}", shape=False)
     (tmp_path / "t.txt").write_text("12 3\n")
     saved = f"--config={tmp_path / 'run' / 'config.yaml'}"
     vectors = {}
