@@ -388,13 +388,13 @@ class RobertaConfig:
             if not 0 <= (getattr(self, name) or 0.0) < 1:
                 raise ValueError(f"{name} must be 0 or more and below 1, got {getattr(self, name)}")
         size = self.attn_size or self.n_embd
+        name = "attn_size" if self.attn_size else "n_embd"
         if size % self.n_head:
-            name = "attn_size" if self.attn_size else "n_embd"
             raise ValueError(f"n_head must divide {name}, got n_head {self.n_head} and {name} {size}")
         if self.position not in POSITION_KINDS:
             raise ValueError(f"position must be one of {', '.join(POSITION_KINDS)}, got {self.position!r}")
         if self.position == "rope" and (size // self.n_head) % 2:
-            raise ValueError(f"rope turns pairs: heads must have an even width, got {size} / {self.n_head}")
+            raise ValueError(f"{name} / n_head must be even, as rope turns pairs, got {size} / {self.n_head}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {self.activation!r}")
         if self.attention not in (*EXACT, *LONG):

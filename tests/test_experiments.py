@@ -494,6 +494,7 @@ def test_of_an_overwritten_run_nothing_is_resumed_or_shown(data, monkeypatch, ki
 FAVOR = {"architecture__attention__kind": "favor"}
 WRONG = [
     ({"architecture__attention__num_heads": 3}, "attention.num_heads must divide architecture.embedding_dim"),
+    ({"architecture__attention__attention_embedding_dim": 6}, "attention_embedding_dim / .*num_heads must be even"),
     ({**FAVOR, "architecture__attention__attn_dropout": 0.1}, "architecture.attention.attn_dropout must be 0"),
     ({"tokenizer__wrapper_path": "evil.py"}, "wrapper_path 'evil.py': .* tokenizer.vocab_dir"),
     ({"logging__csv_eval_metrics_path": "../x.csv"}, "csv_eval_metrics_path must lie below output_dir"),
