@@ -319,6 +319,8 @@ def main(args: Options) -> None:
         if better or last or step % args.save_every_steps == 0:
             save(step, *["best.pt"] * better, background=not last)
         if last:
+            if step < last_step:
+                track.say(f"stopped at step {step}: no better {score} in {args.patience} evaluations")
             break
         if step % every == 0 or step % args.save_every_steps == 0:
             track.clock(step)

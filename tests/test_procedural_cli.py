@@ -167,11 +167,12 @@ def test_save_total_limit(limit, kept, tmp_path):
     assert checkpoint.load(checkpoint.find(tmp_path / "checkpoint-8") if limit == 2 else tmp_path / "ckpt.pt")
 
 
-def test_patience_ends_the_run(tmp_path):
+def test_patience_ends_the_run(tmp_path, capsys):
     go(tmp_path, "--max_steps=50", "--save_every_steps=2", "--patience=3", "--lr=0")
     rows = tracker.read(tmp_path / "eval.csv")
     assert [r["step"] for r in rows] == [0, 2, 4, 6]  # the first is the best for ever, then three that are no better
     assert checkpoint.load(tmp_path / "ckpt.pt")["loop"]["waited"] == 3
+    assert "stopped at step 6: no better accuracy in 3 evaluations" in capsys.readouterr().out
 
 
 def test_evaluation_and_saving_have_intervals_of_their_own(tmp_path):
