@@ -43,10 +43,11 @@ def test_lsh_is_softmax_attention_over_the_pairs_that_met(qkv, chunk, own_bucket
     torch.testing.assert_close(lsh(q, v, mask, turns, chunk, own_bucket), expected, atol=2e-6, rtol=1e-5)
 
 
-def test_lsh_with_one_chunk_is_exact_attention(qkv):
+@pytest.mark.parametrize("size", [128, 10**9])  # and a chunk needs no more memory than the text
+def test_lsh_with_one_chunk_is_exact_attention(qkv, size):
     q, _, v, mask = qkv
     expected = dense(q, v, mask, torch.tensor(True))
-    got = lsh(q, v, mask, rotations(generator(1), hs, T, 128), 128)
+    got = lsh(q, v, mask, rotations(generator(1), hs, T, size), size)
     torch.testing.assert_close(got, expected, atol=2e-6, rtol=1e-5)
 
 

@@ -95,7 +95,8 @@ def lsh(q, v, mask, rotations, chunk_size: int = 64, mask_within_chunks: bool = 
     (mask_within_chunks: only to its own bucket there). A pair met in several rounds counts once, so the result is
     softmax attention over all pairs met in any round.
     """
-    T, short = q.size(2), -q.size(2) % chunk_size
+    T, chunk_size = q.size(2), min(chunk_size, q.size(2))
+    short = -T % chunk_size
     q, v, mask = F.pad(q, (0, 0, 0, short)), F.pad(v, (0, 0, 0, short)), F.pad(mask, (0, short))
 
     def sort(x, at):  # (B, nh, r or 1, T, ...) -> (B, nh, r, N, c, ...)
