@@ -252,7 +252,8 @@ def main(args: Options) -> None:
         if args.save_total_limit != 1 and step % args.save_every_steps == 0:
             names.append(folder.path / f"checkpoint-{step}" / "ckpt.pt")
             checkpoint.wait()  # the one before is among those to count
-            checkpoint.prune(folder.path, args.save_total_limit - 1)
+            if not names[-1].exists():  # where a resume began: it takes no other's place
+                checkpoint.prune(folder.path, args.save_total_limit - 1)
         checkpoint.save(folder.path / "ckpt.pt", state, also=names, background=background)
 
     # -----------------------------------------------------------------------------

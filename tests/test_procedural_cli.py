@@ -167,6 +167,12 @@ def test_save_total_limit(limit, kept, tmp_path):
     assert checkpoint.load(checkpoint.find(tmp_path / "checkpoint-8") if limit == 2 else tmp_path / "ckpt.pt")
 
 
+def test_a_resume_keeps_as_many_checkpoints(tmp_path):
+    go(tmp_path, "--max_steps=6", "--save_every_steps=2", "--save_total_limit=3", "--lr=0")
+    go(tmp_path, "--resume")
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
 def test_patience_ends_the_run(tmp_path, capsys):
     go(tmp_path, "--max_steps=50", "--save_every_steps=2", "--patience=3", "--lr=0")
     rows = tracker.read(tmp_path / "eval.csv")
