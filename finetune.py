@@ -346,6 +346,7 @@ def main(args: Options) -> None:
         folder.begin(holds=place.second or "aside", resume=resuming, checkpoints=(place.ckpt, place.best),
                      written=place.written())  # fmt: skip
     if folder.writes:
+        args.init_from = folder.gone_to(args.init_from)
         config.save(args, folder.path / place.config)
     about = {"entity": args.wandb_entity, "project": args.wandb_project, "name": args.wandb_run_name}
     track = Tracker(folder.path, folder.writes, last_step, first_step, names=(place.train_csv, place.eval_csv),

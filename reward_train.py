@@ -439,6 +439,7 @@ def main(args: Options) -> None:
     if not replaying:
         folder.begin(holds="aside", resume=resuming and inside)
     if folder.writes:
+        args.model_name, args.init_from = folder.gone_to(args.model_name), folder.gone_to(args.init_from)
         config.save(args, folder.path / "config.yaml")
         if resuming and not inside and (theirs := Path(path).with_name("best.pt")).is_file():
             checkpoint.link(theirs, folder.path / "best.pt")  # until there is a better one

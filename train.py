@@ -252,6 +252,8 @@ def main(args: Options) -> None:
     if not replaying:
         folder.begin(holds="aside", resume=resuming)
     if folder.writes:
+        source = "prev_run_ckpt" if args.init_from == "prev_run" else "init_from"
+        setattr(args, source, folder.gone_to(getattr(args, source)))
         config.save(args, folder.path / "config.yaml")
     if back and folder.writes and not args.never_save_checkpoint:  # what comes later is left behind, a kill or not
         here = loop["eval"] and loop["eval"]["step"] == first_step and loop["eval"]["losses"]["val loss"] == best

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from core import checkpoint
 from core.files import read_json
+from core.values import nearest
 
 try:
     import fcntl
@@ -130,6 +131,7 @@ def download(name: str) -> Path:
             raise
         why = getattr(e, "reason", e)
         there = "is a folder without a config.json" if Path(name).is_dir() else "does not exist here"
-        raise ValueError(f"{name!r} {there}, and cannot be downloaded as a model of the hub: {why}") from None
+        raise ValueError(f"{name!r} {there}, and cannot be downloaded as a model of the hub: {why}"
+                         f"{nearest(name, ('scratch', 'resume'))}") from None
     (folder / "complete").touch()
     return folder

@@ -56,6 +56,7 @@ class Run:
     def __init__(self, path: Path, main: bool):
         self.path, self.main = path, main
         self.step: int | None = None
+        self.aside: Path | None = None  # where the run that was here has gone
         self.begun, self.created, self.fresh, self.lock, self.old = False, [], False, None, {}
         self.signal = 0
         self.finished = False
@@ -98,6 +99,7 @@ class Run:
                 while (aside := self.path.with_name(f"{self.path.name}.{n}")).exists():
                     n += 1
                 self.move(aside)
+                self.aside = aside
                 print(f"{self.path} held a run: moved to {aside}")
             if holds == "overwrite" and not resume:
                 there = [p for pattern in checkpoints for p in self.path.glob(pattern)]
@@ -112,6 +114,12 @@ class Run:
             self.old = {s: signal.signal(s, self.heard) for s in (signal.SIGTERM, signal.SIGINT)}
         self.status("running")
         dist.barrier()
+
+    def gone_to(self, source: str) -> str:
+        """A path to start from, as config.yaml has to name it: that of the run that was moved aside, if it was that."""
+        inside = self.aside and Path(source).resolve().is_relative_to(self.path.resolve())
+        now = self.aside / Path(source).resolve().relative_to(self.path.resolve()) if inside else Path(source)
+        return str(now) if inside and now.exists() else source
 
     def own(self) -> list[Path]:
         """What lies in the folder, but for folders with other runs (out/py in out): one of these may be going on."""

@@ -268,6 +268,7 @@ def main(args: Options) -> None:
     if not replaying:
         folder.begin(holds="aside", resume=resuming)
     if folder.writes:
+        args.init_from = folder.gone_to(args.init_from)
         config.save(args, folder.path / "config.yaml")
     about = {"project": args.wandb_project, "name": args.wandb_name, "id": args.resume_run_id}
     track = Tracker(folder.path, folder.writes, last_step, first_step, unit="sample",

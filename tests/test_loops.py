@@ -156,6 +156,15 @@ def test_a_resume_on_other_data_is_refused(loop, tmp_path, monkeypatch, capsys):
     assert before == loop.last(tmp_path / "a").read_bytes()
 
 
+@pytest.mark.parametrize("loop", [x for x in FIRST if x.name != "pretrain"], ids=lambda x: x.name)  # that goes on
+def test_weights_of_the_run_that_made_room_are_named_where_they_went(loop, data, tmp_path):
+    """config.yaml runs again as it is: from the old run's weights, not from those of the run that it describes."""
+    out = tmp_path / "r"
+    loop.run(begin(loop, data(loop), out))
+    loop.run(begin(loop, data(loop), out, f"--init_from={out}"))
+    assert read_yaml(out / "config.yaml")["init_from"] == f"{out}.1"
+
+
 @ROWS
 def test_a_run_cannot_end_before_the_step_it_is_at(loop, data, tmp_path, capsys):
     """It had no evaluation to end with: refused, and what the folder holds stays as it was."""
