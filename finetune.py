@@ -34,6 +34,7 @@ from core.tracker import Tracker, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from data import examples, tensors, vocab
 from data.pretrained import check_fit, open_encoder
+from data.split import in_both
 from model import Classifier, RobertaConfig
 from variants.losses import IGNORE
 from variants.packed import send
@@ -357,7 +358,9 @@ def main(args: Options) -> None:
               f" {cfg.n_embd}, {args.pooling} pooling, pooler {args.pooler_type}, {C} labels")  # fmt: skip
     for name, split in splits.items():
         each = ", ".join(f"{n} {k:,}" for n, k in zip(names, np.bincount(split.labels, minlength=C), strict=True))
-        track.say(f"{name:<8} {split.path}: {len(split):,} texts ({each}), {split.cut:,} cut to {longest} tokens")
+        both = 0 if split is train else in_both(*((s.ids, np.diff(s.first)) for s in (train, split)))
+        too = f", {both:,} of them are in train, too" if both else ""
+        track.say(f"{name:<8} {split.path}: {len(split):,} texts ({each}), {split.cut:,} cut to {longest} tokens{too}")
     track.say(f"batch    {B} texts a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
     track.say(f"steps    {first_step} to {last_step}, {epoch_steps} an epoch, evaluated every {every}")
     track.say(f"machine  {d.device}, {precision}, {torch.get_num_threads()} threads")

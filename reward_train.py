@@ -34,6 +34,7 @@ from core.tracker import Tracker, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from data import qa, vocab
 from data.scorer import Scorer, make_template, open_model, reopen, score_file
+from data.split import in_both
 from variants.packed import send
 
 load = Scorer  # score = reward_train.load(RUN); score(question, answer)
@@ -456,6 +457,8 @@ def main(args: Options) -> None:
     spread = f", scores {mean:.3g} +- {known.std():.3g}" if len(known) else ""
     track.say(f"data       {file}: {len(train):,} + {len(val):,} {'pairs' if kind == 'pairwise' else 'rows'}{spread}")
     track.say(f"           {template.report()} at {template.max_length} tokens")
+    if both := in_both(*((s.tokens, np.diff(s.offsets)) for s in (train, val))):
+        track.say(f"           note: {both:,} of the texts to evaluate on are trained on, too")
     if kind != "pairwise" and flat:
         track.say(f"           note: all scores are {mean:.3g}: there is nothing to learn from them")
     if template.max_length < args.data.max_length:

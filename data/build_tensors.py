@@ -7,7 +7,8 @@
 
 The first writes train.pt, val.pt and test.pt; the last keeps the label numbers of the first. Reads .csv and .tsv with a
 header, .jsonl, .parquet, .txt (an example a line) and Arrow files. Which example goes to which split depends on nothing
-but its number and --seed. Labels are numbered in the order of their names; labels.json and each file keep the mapping.
+but its number and --seed, and equal texts go where the first of them goes. Labels are numbered in the order of their
+names; labels.json and each file keep the mapping.
 """
 
 import itertools
@@ -23,10 +24,10 @@ import numpy as np
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from core import config, rng
+from core import config
 from core.progress import progress
 from core.values import Count, Fraction, coerce, nearest, read_yaml
-from data import arrow, examples, records, tensors, vocab
+from data import arrow, examples, records, split, tensors, vocab
 
 
 @dataclass
@@ -55,9 +56,9 @@ def ids_of(row: dict, size: int, where: str) -> list[int]:
     return ids
 
 
-def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarray, list[str], int, int]:
-    """Flat ids, lengths, labels as they are called, how many examples were cut, and how many <pad> left out."""
-    ids, lengths, labels, cut, done, pads, column = [], [], [], 0, 0, 0, ""
+def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str], int, int]:
+    """Flat ids, lengths, fingerprints, labels as they are called, how many were cut, and how many <pad> left out."""
+    ids, lengths, prints, labels, cut, done, pads, column = [], [], [], [], 0, 0, 0, ""
     tokens = vocab.load(examples.describe(args.tokenizer))
     rows = iter(progress(records.read(Path(args.input)), "examples"))
     if Path(args.input).suffix not in examples.SUFFIXES and Path(args.input).exists():
@@ -84,10 +85,10 @@ def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarr
                 raise ValueError(f"{args.input}: row {row} has no label in {args.label_column!r}{more}")
             labels += names
         ids, lengths, cut, done = [*ids, coded.ids], [*lengths, coded.lengths], cut + coded.cut, done + len(batch)
-        pads += coded.pads
+        prints, pads = [*prints, split.fingerprints(coded.ids, coded.lengths)], pads + coded.pads
     if not done:
         raise ValueError(f"{args.input} holds no examples")
-    return np.concatenate(ids), np.concatenate(lengths), labels, cut, pads
+    return *map(np.concatenate, (ids, lengths, prints)), labels, cut, pads
 
 
 def number_labels(labels: list[str], file: str) -> list[str]:
@@ -125,20 +126,20 @@ def main(args: Options) -> None:
     coder = examples.encoder(args.tokenizer, args.max_length)
     pad = examples.token_id(coder.tokenizer, "pad")
     tokenizer = vocab.load(examples.describe(args.tokenizer)).hash
-    ids, lengths, labels, cut, pads = encode(args, coder)
+    ids, lengths, prints, labels, cut, pads = encode(args, coder)
     names = number_labels(labels, args.labels) if labels else None
     numbers = np.array([names.index(x) for x in labels]) if labels else None
 
     n, out = len(lengths), Path(args.out_dir)
-    place = rng.permute(np.arange(n), n, args.seed, "split")
-    ends = np.round(np.cumsum(list(shares.values())) * n).astype(int)
-    starts = np.concatenate([[0], ends[:-1]])
-    if (ends - starts).min() < 1:
-        raise ValueError(f"{args.input} has {n} examples: too few for the splits {args.splits}")
+    parts = split.parts(prints, list(shares.values()), args.seed)
+    if not min(map(len, parts)):
+        parts = split.parts(prints, list(shares.values()), args.seed, apart=False)
+        if not min(map(len, parts)):
+            raise ValueError(f"{args.input} has {n} examples: too few for the splits {args.splits}")
+        print(f"note: so few of the {n:,} examples differ that equal ones have to be in several splits")
     first = np.cumsum(lengths) - lengths
     out.mkdir(parents=True, exist_ok=True)
-    for name, a, b in zip(shares, starts, ends, strict=True):
-        rows = np.flatnonzero((place >= a) & (place < b))  # in the order of the file
+    for name, rows in zip(shares, parts, strict=True):
         flat = np.concatenate([ids[first[i] : first[i] + lengths[i]] for i in rows])
         y = None if numbers is None else numbers[rows]
         tensors.save(out / f"{name}.pt", flat, lengths[rows], pad, y, names, tokenizer, args.layout)

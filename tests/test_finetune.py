@@ -316,6 +316,13 @@ def test_a_runs_config_predicts_with_the_runs_own_weights(data, tmp_path):
     assert found["file"] == found["new"] != found["old"]
 
 
+def test_texts_on_both_sides_are_told(data, tmp_path, capsys):
+    tune(data, tmp_path / "a", f"--val={data / 'train.pt'}")
+    out = capsys.readouterr().out
+    assert "train.pt: 72 texts (seven 21, eight 23, nine 28), 0 cut to 16 tokens, 72 of them are in train, too" in out
+    assert "\ntrain " in out and out.split("\ntrain ")[1].splitlines()[0].endswith("0 cut to 16 tokens")
+
+
 def test_predictions_are_counted_against_true_labels(data, tmp_path, capsys):
     tune(data, tmp_path / "run")
     (tmp_path / "new.csv").write_text("text,is\n" + "".join(f"{i} 1,{WORDS[i % 3]}\n" for i in range(9)))

@@ -1015,6 +1015,25 @@ def test_tokenizers_of_gpt2_and_roberta_folders(toy, tmp_path):
 # the toy set
 
 
+def test_no_text_is_on_both_sides_of_the_toy_set(tmp_path):
+    prepare.main(prepare.Options(out=str(tmp_path), train=2000, test=400))
+    for name in ("scores", "pairs"):
+        parts = json.loads((tmp_path / f"{name}.json").read_text())
+        train, *others = ({(r["Question"], r[k]) for r in rows for k in ("Answer", "Accepted_Answer") if k in r}
+                          for rows in parts.values())  # fmt: skip
+        assert list(map(len, parts.values())) == [2000, 400, 400] and len(train) > 1500
+        assert not train & others[0] and not train & others[1]
+
+
+def test_texts_on_both_sides_are_told(toy, tmp_path, capsys):
+    parts = json.loads((toy / "scores.json").read_text())
+    train(toy, tmp_path / "a")
+    assert "trained on, too" not in capsys.readouterr().out
+    (tmp_path / "leak.json").write_text(json.dumps(parts | {"val": parts["val"] + parts["train"][:5]}))
+    train(toy, tmp_path / "b", f"--data.data_dir={tmp_path / 'leak.json'}")
+    assert "note: 5 of the texts to evaluate on are trained on, too" in capsys.readouterr().out
+
+
 @pytest.mark.full
 def test_the_toy_set_is_learnt_to_its_bound(tmp_path):
     best = prepare.main(prepare.Options(out=str(tmp_path)))

@@ -329,6 +329,19 @@ def test_a_label_that_is_missing_is_no_class(tmp_path, tokenizer, none):
         build(tmp_path, tokenizer, input=str(tmp_path / "a.jsonl"), label_column="label", splits={"train": 1.0})
 
 
+def test_equal_texts_are_in_one_split(tmp_path, tokenizer, capsys):
+    texts = [" ".join(("one", "two")[i >> k & 1] for k in range(7)) for i in range(100)]
+    (tmp_path / "a.txt").write_text("\n".join(texts * 3))
+    built = build(tmp_path, tokenizer, input=str(tmp_path / "a.txt"))
+    train, val, test = ({tuple(built[k].row(i)) for i in range(len(built[k]))} for k in ("train", "val", "test"))
+    assert train and val and test and not train & val and not train & test and not val & test
+    assert "note: so few" not in capsys.readouterr().out
+    (tmp_path / "a.txt").write_text("one\n" * 40)
+    built = build(tmp_path, tokenizer, input=str(tmp_path / "a.txt"))
+    assert {k: len(rows) for k, rows in built.items()} == {"train": 32, "val": 4, "test": 4}
+    assert "note: so few of the 40 examples differ" in capsys.readouterr().out
+
+
 def test_a_label_is_one_name(tmp_path, tokenizer):
     (tmp_path / "a.jsonl").write_text('{"text": "one", "label": "x"}\n{"text": "two", "label": ["x", "y"]}\n')
     with pytest.raises(ValueError, match=r"a.jsonl: row 2 has \['x', 'y'\] in 'label': a label is one name or number"):

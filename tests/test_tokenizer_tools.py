@@ -173,15 +173,27 @@ def test_workers_and_file_kinds_change_nothing(tmp_path, by_digit):
     assert len(hashes) == 1
 
 
-def test_the_split_is_exact_random_and_stable():
-    for share in (0.15, 0.2, 1 / 3, 0.35, 0.5, 0.7, 0.8, 0.999):
-        held = build_pretrain_data.held_out(0, 10000, share, 42)
-        assert abs(held.sum() - share * 10000) <= 1
-        pieces = [build_pretrain_data.held_out(a, 37, share, 42) for a in range(0, 370, 37)]
-        assert (np.concatenate(pieces) == held[:370]).all()
-    held = build_pretrain_data.held_out(0, 10000, 0.2, 42)
-    assert np.bincount(np.flatnonzero(held) % 5).min() > 300  # not every fifth
-    assert 200 < (held & build_pretrain_data.held_out(0, 10000, 0.2, 43)).sum() < 600
+def test_equal_examples_are_on_one_side(tmp_path, by_digit, capsys):
+    lines = digits(tmp_path / "a.txt", [8] * 300)
+    (tmp_path / "a.txt").write_text("\n".join(random.Random(0).choices(lines, k=2000)))
+    flags = ["--tokenizer", by_digit, "--out_dir", tmp_path / "out", "--max_size", 9]
+
+    def both() -> list[list]:
+        parts = [Rows(tmp_path / "out" / f"pretrain_{part}_trunc9") for part in ("train", "eval")]
+        return [[tuple(r.rows(np.array([i]))[0]) for i in range(len(r))] for r in parts]
+
+    build("--train_dir", tmp_path / "a.txt", *flags)
+    train, held = both()
+    assert len(train) + len(held) == 2000 and 300 < len(held) < 500 and not set(train) & set(held)
+    assert "note" not in capsys.readouterr().out
+    (tmp_path / "b.txt").write_text("\n".join(["12345678", *lines[:1] * 3]))
+    build("--train_dir", tmp_path / "a.txt", "--eval_dir", tmp_path / "b.txt", *flags)
+    assert "note: 3 of the 4 examples of --eval_dir are in --train_dir, too" in capsys.readouterr().out
+    assert list(map(len, both())) == [2000, 4]
+    (tmp_path / "b.txt").write_text("12\n" * 20)  # as in a first try: better than nothing
+    build("--train_dir", tmp_path / "b.txt", *flags)
+    assert "note: so few of the 20 examples differ that equal ones have to be on both" in capsys.readouterr().out
+    assert list(map(len, both())) == [16, 4]
 
 
 def test_an_eval_dir_is_not_mixed_in(tmp_path, by_digit):

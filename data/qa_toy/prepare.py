@@ -50,31 +50,44 @@ def question(g: np.random.Generator) -> tuple[str, str, int]:
     return f"How {'good' if sign > 0 else 'bad'} is the {thing} in {g.choice(PLACES)}?", thing, sign
 
 
-def scores(g: np.random.Generator, n: int) -> tuple[list[dict], np.ndarray]:
-    """n rows with noisy scores, and the scores without noise."""
+def scores(g: np.random.Generator, n: int, known: set) -> tuple[list[dict], np.ndarray]:
+    """n rows with noisy scores, and the scores without noise; none of the known (question, answer)."""
     rows, truth = [], []
-    for _ in range(n):
+    while len(rows) < n:
         q, thing, sign = question(g)
         a, worth = answer(g, thing)
+        if (q, a) in known:
+            continue
         truth.append(MIDDLE + sign * worth)
         rows.append({"Question": q, "Answer": a, "Score": round(truth[-1] + NOISE * g.standard_normal(), 3)})
     return rows, np.array(truth)
 
 
-def pairs(g: np.random.Generator, n: int) -> tuple[list[dict], float]:
+def pairs(g: np.random.Generator, n: int, known: set) -> tuple[list[dict], float]:
     """n rows with the answer that was preferred, and the share that a perfect judge gets right.
 
     Preference follows Bradley and Terry: the better answer wins with probability sigmoid(difference).
     """
     rows, best = [], []
-    for _ in range(n):
+    while len(rows) < n:
         q, thing, sign = question(g)
         (a, x), (b, y) = answer(g, thing), answer(g, thing)
+        if {(q, a), (q, b)} & known:
+            continue
         p = 1 / (1 + np.exp(-2 * sign * (x - y)))
         first = g.random() < p
         best.append(max(p, 1 - p))
         rows.append({"Question": q, "Accepted_Answer": a if first else b, "Answer": b if first else a})
     return rows, float(np.mean(best))
+
+
+def splits(draw, name: str, sizes: dict[str, int], seed: int) -> dict[str, tuple]:
+    """Those to evaluate on are drawn first, and none of their texts is trained on."""
+    known, out = set(), {}
+    for split in sorted(sizes, key="train".__eq__):
+        out[split] = draw(rng.generator(seed, name, split), sizes[split], known if split == "train" else set())
+        known |= {(r["Question"], r[k]) for r in out[split][0] for k in ("Answer", "Accepted_Answer") if k in r}
+    return {split: out[split] for split in sizes}
 
 
 def bounds(rows: list[dict], truth: np.ndarray) -> dict[str, float]:
@@ -110,8 +123,7 @@ def main(args: Options) -> dict[str, float]:
     out = Path(args.out) if args.out else HERE
     out.mkdir(parents=True, exist_ok=True)
     sizes = {"train": args.train, "val": args.test, "test": args.test}
-    scored = {s: scores(rng.generator(args.seed, "scores", s), n) for s, n in sizes.items()}
-    ranked = {s: pairs(rng.generator(args.seed, "pairs", s), n) for s, n in sizes.items()}
+    scored, ranked = (splits(draw, draw.__name__, sizes, args.seed) for draw in (scores, pairs))
     for name, sets in (("scores", scored), ("pairs", ranked)):
         text = json.dumps({s: rows for s, (rows, _) in sets.items()}, indent=0)
         checkpoint.replace(out / f"{name}.json", lambda f, text=text: f.write(text.encode()))

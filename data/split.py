@@ -1,0 +1,74 @@
+"""Which examples are held out. The same tokens are never on both sides: that would be trained on, and evaluated."""
+
+import numpy as np
+
+from core import rng
+
+
+def held_out(first: int, count: int, share: float, seed: int) -> np.ndarray:
+    """Which of the examples first .. first + count - 1 are held out: one, drawn by chance, of every 1 / share."""
+    i = np.arange(first, first + count)
+    if share == 0:
+        return np.zeros(count, dtype=bool)
+
+    def begin(bucket: np.ndarray) -> np.ndarray:
+        j = np.ceil(bucket / share)  # rounding may put it one off: 7 / 0.7 is above 10, and 10 * 0.7 is 7
+        return j - (np.floor((j - 1) * share) >= bucket) + (np.floor(j * share) < bucket)
+
+    bucket = np.floor(i * share).astype(np.int64)
+    start, end = begin(bucket), begin(bucket + 1)
+    drawn = rng.hash64(bucket, seed, "held out") / 2.0**64
+    return i == start + np.floor(drawn * (end - start))
+
+
+def fingerprints(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """64 bits for each row of tokens; equal rows have equal ones."""
+    end = np.cumsum(lengths, dtype=np.int64)
+    out = np.empty(len(lengths), dtype=np.uint64)
+    for a in range(0, len(lengths), 4096):  # rows at once: a word of eight bytes a token
+        n, to = np.asarray(lengths[a : a + 4096], dtype=np.int64), end[a : a + 4096]
+        first = to[0] - n[0]
+        place = np.arange(1, to[-1] - first + 1) - np.repeat(to - n - first, n)  # from 1: mix(0) is 0
+        word = np.asarray(ids[first : to[-1]]).astype(np.uint64) << np.uint64(32) | place.astype(np.uint64)
+        total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(rng.mix(word))])
+        out[a : a + 4096] = rng.mix(total[to - first] - total[to - n - first])
+    return out
+
+
+def in_both(train: tuple[np.ndarray, np.ndarray], others: tuple[np.ndarray, np.ndarray]) -> int:
+    """How many of the other rows, (ids, lengths), are among those to train on."""
+    return int(np.isin(fingerprints(*others), fingerprints(*train)).sum())
+
+
+class Sides:
+    """Each example's side is that of the first one like it, of all that came so far: eight bytes for each."""
+
+    def __init__(self):
+        self.runs: list[np.ndarray] = []  # sorted keys, the side in the last bit; each half as long as the one before
+
+    def __call__(self, keys: np.ndarray, side: np.ndarray) -> np.ndarray:
+        """keys of some more examples, and the side where each would go: the side where it has to go."""
+        keys, first, back = np.unique(keys & ~np.uint64(1), return_index=True, return_inverse=True)
+        side, new = side[first], np.ones(len(keys), dtype=bool)
+        for run in self.runs:
+            at = np.searchsorted(run, keys).clip(max=len(run) - 1)
+            known = run[at] & ~np.uint64(1) == keys
+            side, new = np.where(known, run[at] & np.uint64(1) == 1, side), new & ~known
+        if new.any():
+            self.runs.append(keys[new] | side[new].astype(np.uint64))
+        while len(self.runs) > 1 and len(self.runs[-2]) < 2 * len(self.runs[-1]):
+            self.runs[-2:] = [np.sort(np.concatenate(self.runs[-2:]))]
+        return side[back]
+
+
+def parts(keys: np.ndarray, shares: list[float], seed: int, apart: bool = True) -> list[np.ndarray]:
+    """Row numbers of each part, in their order: drawn by chance. Not apart: equal rows may be in several parts."""
+    n = len(keys)
+    _, first, like = np.unique(keys if apart else np.arange(n), return_index=True, return_inverse=True)
+    order = np.argsort(rng.permute(first, n, seed, "split"))
+    counts = np.bincount(like)[order]
+    begin = np.empty_like(counts)
+    begin[order] = np.cumsum(counts) - counts
+    ends = np.round(np.cumsum(shares) * n)
+    which = np.searchsorted(ends, begin, side="right")[like]
+    return [np.flatnonzero(which == part) for part in range(len(shares))]
