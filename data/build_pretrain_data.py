@@ -7,11 +7,12 @@
 
 writes the folders pretrain/pretrain_train_trunc4500 and pretrain/pretrain_eval_trunc4500 with a column input_ids (the
 narrowest integers that hold the vocabulary). Examples keep their order; which of them are held out depends on nothing
-but their number and --seed, and equal ones go where the first of them goes. Memory stays bounded, but for 8 bytes an
+but their number and --seed; equal ones count as one, so none is on both sides. Memory stays bounded, but for 8 bytes an
 example.
 """
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -120,19 +121,19 @@ def main(args: Options, apart: bool = True) -> None:
     total = cut = lost = unknown = pads = twice = 0
     try:
         for which, (source, files) in enumerate(zip(sources, parts, strict=True)):
+            share = args.split_prop if not args.eval_dir else float(which)
+            drawn = functools.partial(split.held_out, share=share, seed=args.seed)
             done, size = 0, examples.source_size(files)
             coded = examples.encode(files, args.tokenizer, args.max_size, args.column, args.workers)
             for c in progress(coded, source, size / 1e6, "MB", size=lambda c: c.size / 1e6):
-                out = np.full(len(c.lengths), which == 1)
-                if not args.eval_dir:
-                    out = split.held_out(done, len(out), args.split_prop, args.seed)
-                where = sides(split.fingerprints(c.ids, c.lengths), out) if apart else out
-                if args.eval_dir:
-                    twice += (where != out).sum()
-                    where = out
-                inside = np.repeat(where, c.lengths)
-                train.write(c.ids[~inside], c.lengths[~where])
-                held.write(c.ids[inside], c.lengths[where])
+                out = drawn(done, len(c.lengths))
+                if apart:
+                    out = sides(split.fingerprints(c.ids, c.lengths), drawn)
+                if which:
+                    twice, out = twice + (~out).sum(), np.ones(len(out), dtype=bool)
+                inside = np.repeat(out, c.lengths)
+                train.write(c.ids[~inside], c.lengths[~out])
+                held.write(c.ids[inside], c.lengths[out])
                 done, cut, lost = done + len(c.lengths), cut + c.cut, lost + c.lost
                 unknown, pads = unknown + coder.lost(c.ids), pads + c.pads
             total += done

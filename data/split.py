@@ -1,5 +1,7 @@
 """Which examples are held out. The same tokens are never on both sides: that would be trained on, and evaluated."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from core import rng
@@ -45,16 +47,21 @@ class Sides:
 
     def __init__(self):
         self.runs: list[np.ndarray] = []  # sorted keys, the side in the last bit; each half as long as the one before
+        self.count = 0  # different ones
 
-    def __call__(self, keys: np.ndarray, side: np.ndarray) -> np.ndarray:
-        """keys of some more examples, and the side where each would go: the side where it has to go."""
+    def __call__(self, keys: np.ndarray, draw: Callable[[int, int], np.ndarray]) -> np.ndarray:
+        """Fingerprints of some more examples: their sides. draw(first, count) gives those of so many more that are new,
+        counted alone: so the share is exact among the different ones, however often each occurs."""
         keys, first, back = np.unique(keys & ~np.uint64(1), return_index=True, return_inverse=True)
-        side, new = side[first], np.ones(len(keys), dtype=bool)
+        side, new = np.zeros(len(keys), dtype=bool), np.ones(len(keys), dtype=bool)
         for run in self.runs:
             at = np.searchsorted(run, keys).clip(max=len(run) - 1)
             known = run[at] & ~np.uint64(1) == keys
             side, new = np.where(known, run[at] & np.uint64(1) == 1, side), new & ~known
-        if new.any():
+        order = np.flatnonzero(new)[np.argsort(first[new])]
+        side[order] = draw(self.count, len(order))
+        self.count += len(order)
+        if len(order):
             self.runs.append(keys[new] | side[new].astype(np.uint64))
         while len(self.runs) > 1 and len(self.runs[-2]) < 2 * len(self.runs[-1]):
             self.runs[-2:] = [np.sort(np.concatenate(self.runs[-2:]))]

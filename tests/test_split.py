@@ -38,13 +38,12 @@ def test_equal_rows_alone_have_equal_fingerprints():
 def test_an_example_goes_where_the_first_like_it_went(at_once):
     rows, sides, out = words(1, 5000, 2000), split.Sides(), []
     for i in range(0, 5000, at_once):
-        some = keys(rows[i : i + at_once])
-        out.append(sides(some, split.held_out(i, len(some), 0.2, 42)))
-    drawn, first = split.held_out(0, 5000, 0.2, 42), {}
-    for row, side in zip(rows, drawn, strict=True):
-        first.setdefault(row, side)
-    assert np.concatenate(out).tolist() == [first[row] for row in rows]
-    assert sum(map(len, sides.runs)) == len(first) and len(sides.runs) < 13
+        out.append(sides(keys(rows[i : i + at_once]), lambda first, n: split.held_out(first, n, 0.2, 42)))
+    kinds = list(dict.fromkeys(rows))  # in the order of their first one
+    side = dict(zip(kinds, split.held_out(0, len(kinds), 0.2, 42).tolist(), strict=True))
+    assert np.concatenate(out).tolist() == [side[row] for row in rows]
+    assert abs(sum(side.values()) - 0.2 * len(kinds)) < 1 and sides.count == len(kinds)
+    assert sum(map(len, sides.runs)) == len(kinds) and len(sides.runs) < 13
 
 
 def test_parts_are_exact_and_hold_no_example_together():
