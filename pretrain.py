@@ -341,6 +341,8 @@ def main(args: Options) -> None:
             "seconds": 0.0, "counts": counts}  # fmt: skip
     if resuming:
         first_step, best = stored["step"], stored["best"]
+        if elsewhere and not (theirs := checkpoint.best_of(elsewhere, stored, Path(place.best).name)):
+            best = None  # a best without weights would keep all worse ones from being saved
         loop.update(stored["loop"])
         run.same_data(loop, counts, "--train or --eval", "sequences and tokens")
         loop["resumes"] = [*loop["resumes"], first_step]
@@ -419,7 +421,7 @@ def main(args: Options) -> None:
     a_step_a_folder, best_path = Path(place.ckpt).name == place.ckpt, folder.path / place.best
     if folder.writes:
         config.save(args, folder.path / place.config)
-        if elsewhere and (theirs := elsewhere.with_name(best_path.name)).is_file():
+        if elsewhere and theirs:
             checkpoint.link(theirs, best_path)  # until there is a better one
     wandb = {"entity": args.wandb_entity, "project": args.project_name, "name": args.run_name}
     track = Tracker(folder.path, folder.writes, last_step, first_step, tensorboard=args.tensorboard_log,

@@ -370,7 +370,8 @@ def main(args: Options) -> None:
     if resuming:
         first_step = stored["step"]
         other = {"trainer.checkpoint.log_obg", "trainer.checkpoint.mode"} & set(changes)  # what was best means nothing
-        best = None if other else stored["best"]
+        theirs = None if inside else checkpoint.best_of(Path(path), stored, "best.pt")
+        best = None if other or not (inside or theirs) else stored["best"]
         loop.update(stored["loop"] | {"eval_steps": eval_steps})
         run.same_data(loop, counts, f"data.data_dir {file}", "texts and a sum of their scores")
         loop["resumes"] = [*loop["resumes"], first_step]
@@ -442,7 +443,7 @@ def main(args: Options) -> None:
     if folder.writes:
         args.model_name, args.init_from = folder.gone_to(args.model_name), folder.gone_to(args.init_from)
         config.save(args, folder.path / "config.yaml")
-        if resuming and not inside and (theirs := Path(path).with_name("best.pt")).is_file():
+        if resuming and theirs:
             checkpoint.link(theirs, folder.path / "best.pt")  # until there is a better one
     w = args.wandb
     project, key = w.project_name or w.args.project_name, "" if w.api == "text" else w.api

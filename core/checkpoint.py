@@ -392,6 +392,19 @@ def forget(folder: Path, step: int) -> None:
                 path.unlink()
 
 
+def best_of(path: Path, state: dict, name: str) -> Path | None:
+    """The best weights of the run up to this checkpoint of it, which may lie in a folder of its own. None where they
+    are not there: what the run saved later may be better, but is not this one's."""
+    done = state["loop"]["eval"] or {"step": None}
+    if done["step"] == state["step"] and state["best"] in (done.get("values") or done["losses"]).values():
+        return path
+    for there in (path.with_name(name), path.parent.parent / name):
+        with contextlib.suppress(ValueError):  # not there, or damaged
+            if load(there)["best"] == state["best"]:
+                return there
+    return None
+
+
 def find(path: str | Path) -> Path:
     """A checkpoint file from what people name: the file, a run folder, its checkpoints/ or final/ folder."""
     path = Path(path)

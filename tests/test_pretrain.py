@@ -107,6 +107,24 @@ def test_the_best_weights_are_there_where_no_step_beat_the_start(run, tmp_path):
     assert (best["step"], best["best"]) == (0, first["eval_loss"]) and steps_of(tmp_path / "run") == [2]
 
 
+def test_a_run_from_another_ones_checkpoint_has_the_best_weights_up_to_there(run, tmp_path):
+    """They are the checkpoint's own, the run's folder's, or, where only later ones are left, the first to come."""
+    run("--epochs=3", "--lr=0.001", "--save_total_limit=0", out="old")
+    one, two, three = sorted((tmp_path / "old").glob("checkpoint-*/ckpt.pt"), key=lambda p: int(p.parent.name[11:]))
+    assert checkpoint.load(tmp_path / "old" / "best.pt")["step"] == 15  # the loss fell at each
+    best = {p: checkpoint.load(p)["best"] for p in (one, three)}
+    for path, end in ((one, 1), (three, 3)):
+        out = path.parent.name
+        said = run(f"--ckpt_path={path}", f"--epochs={end + 1}", "--lr=50", out=out)
+        assert checkpoint.load(tmp_path / out / "best.pt")["best"] == best[path]
+        assert f"best {best[path]:.4f}" in said
+    (moved := tmp_path / "old" / "checkpoint-12").mkdir()
+    state = checkpoint.load(two)  # as a stop between two evaluations saves it
+    checkpoint.save(moved / "ckpt.pt", state | {"step": 12})
+    run(f"--ckpt_path={moved / 'ckpt.pt'}", "--max_steps=13", "--lr=50", out="later")
+    assert checkpoint.load(tmp_path / "later" / "best.pt")["step"] == 13
+
+
 def test_wandb_is_on_and_its_absence_stops_nothing(run, monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

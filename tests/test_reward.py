@@ -724,6 +724,11 @@ def test_a_run_that_began_elsewhere_is_resumed_where_it_is(toy, tmp_path, capsys
     there, out = f"--trainer.ckpt_path={tmp_path / 'old' / 'ckpt.pt'}", tmp_path / "new"
     train(toy, out, *flags, there, "--trainer.params.max_steps=5", "--model_params.learning_rate=1e-12")
     assert (out / "best.pt").read_bytes() == (tmp_path / "old" / "best.pt").read_bytes()
+    state = checkpoint.load(tmp_path / "old" / "ckpt.pt")
+    checkpoint.save(tmp_path / "alone.pt", state | {"step": 3, "loop": state["loop"] | {"eval": None}})
+    alone = f"--trainer.ckpt_path={tmp_path / 'alone.pt'}"  # without its best: the first to come is that
+    train(toy, tmp_path / "by itself", *flags, alone, "--trainer.params.max_steps=4", "--model_params.learning_rate=9")
+    assert checkpoint.load(tmp_path / "by itself" / "best.pt")["step"] == 4
     capsys.readouterr()
     train(toy, out, *flags, there, "--init_from=resume", "--trainer.params.max_steps=7")
     assert f"resuming {out / 'ckpt.pt'} at step 5" in capsys.readouterr().out
