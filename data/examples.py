@@ -93,19 +93,32 @@ def blocks(path: Path) -> Iterator[tuple[bytes, int]]:
             offset += len(block)
 
 
+def distinct(pairs: list[tuple]) -> dict:
+    """An object; of a key that stands in it twice Python would take the last without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise KeyError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
 def parse_json(text: str, where: str):
     """A value. Half a surrogate pair, which JSON can spell ("\\ud83d" alone) and no text can hold, becomes U+FFFD."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=distinct)
         if "\\ud" in text or "\\uD" in text:
             spelt = json.dumps(value, ensure_ascii=False)
             whole = spelt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             value = value if whole == spelt else json.loads(whole)
         return value
+    except KeyError as e:
+        raise ValueError(f"{where} has the key {e} twice in one object") from None
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply to be read") from None
     except ValueError as e:  # JSONDecodeError, or a number of more than 4,300 digits
         hint = " (several objects: one a line, in a .jsonl)" if "Extra data" in str(e) else ""
+        if getattr(e, "pos", 0) >= len(text.rstrip()):
+            hint = " (it ends in the middle: cut short, or, in a .jsonl, written over several lines)"
         what = str(e).split(";")[0].replace("line 1 ", "")  # of a JSONL it is not the file's line
         raise ValueError(f"{where} is not JSON: {what}{hint}") from None
 

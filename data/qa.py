@@ -48,7 +48,7 @@ def read_file(path: Path, split: str | None) -> Iterator[tuple[str | None, objec
         with open(path, "rb") as f:
             for number, line in enumerate(f, 1):
                 if line.strip(b"\xef\xbb\xbf \t\r\n"):
-                    row = parse_json(line, f"{path} line {number}", at)
+                    row = parse_json(line.rstrip(), f"{path} line {number}", at)
                     own = row.get("split", split) if isinstance(row, dict) else split
                     if own is not None and own not in SPLITS:
                         raise ValueError(f"{path} line {number}: split must be one of {', '.join(SPLITS)}, got {own!r}")

@@ -163,6 +163,9 @@ def test_a_score_may_be_missing_only_where_rows_are_to_be_scored(tmp_path):
         ("h.json", '{"train": []}', "has no train rows"),
         ("i.json", "[" * 100000, "nested too deeply"),
         ("j.jsonl", '{"split": "dev", "Question": "q"}', "split must be one of train, val, test, got 'dev'"),
+        ("m.json", '{"train": [{"Question": "q", "Answer": "a", "Score": 1, "Score": 5}]}', "the key 'Score' twice"),
+        ("n.json", '{"train": [1], "test": [], "train": []}', r"n.json has the key 'train' twice in one object"),
+        ("o.jsonl", '{\n  "Question": "q"\n}\n', r"line 1 is not JSON: .*: column 2 .*, in a .jsonl, written over several"),
         ("k.jsonl", '{"Question": "q", "Answer": "a", "Score": 1}', r"has no val or test rows \(rows: 1 train\)"),
     ],
 )  # fmt: skip
