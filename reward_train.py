@@ -460,6 +460,8 @@ def main(args: Options) -> None:
     track.say(f"           {template.report()} at {template.max_length} tokens")
     if both := in_both(*((s.tokens, np.diff(s.offsets)) for s in (train, val))):
         track.say(f"           note: {both:,} of the texts to evaluate on are trained on, too")
+    if against := int((np.diff(train.labels[train.samples]) > 0).sum()):
+        track.say(f"           note: in {against:,} of the pairs the accepted answer has the lower score")
     if kind != "pairwise" and flat:
         track.say(f"           note: all scores are {mean:.3g}: there is nothing to learn from them")
     if template.max_length < args.data.max_length:

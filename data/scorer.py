@@ -108,6 +108,8 @@ def score_file(score: Scorer, file: Path, out: Path, batch: int) -> None:
     pairs, counts = qa.check(file, scored=False, needed=("any",))
     total = sum(counts.values()) * (2 if pairs else 1)
     print(f"scoring {total:,} answers with {score.path} on {score.device}, {score.precision}")
+    if score.meta["loss"] == "pairwise":
+        print("trained on pairs: scores have no unit, their order counts, and mse says nothing")
     if score.use_cache and not score.model.causal:
         print("use_cache: an encoder reads question and answer together, there is nothing to reuse")
 

@@ -540,6 +540,20 @@ def test_a_margin_needs_the_scores_of_each_pair(split, toy, tmp_path):
     refuse("margin needs pairs with scores, each one", toy, tmp_path / "r", *flags)
 
 
+def test_what_scores_cannot_mean_is_said(toy, tmp_path, capsys):
+    """A pair whose accepted answer has the lower score is one that nobody meant; a score by pairs is in no unit."""
+    row = {"Question": "q", "Accepted_Answer": "fine", "Answer": "dull", "Accepted_Score": 4}
+    rows = {s: [{**row, "Score": i} for i in range(8)] for s in ("train", "test")}
+    (file := tmp_path / "pairs.json").write_text(json.dumps(rows))
+    train(toy, tmp_path / "r", f"--data.data_dir={file}", "--trainer.params.max_steps=1")
+    assert "note: in 3 of the pairs the accepted answer has the lower score" in capsys.readouterr().out
+    train(toy, tmp_path / "s", "--trainer.params.max_steps=1")
+    assert "the lower score" not in capsys.readouterr().out
+    for name, said in (("r", True), ("s", False)):
+        reward_train.score_file(reward_train.load(tmp_path / name), file, tmp_path / f"{name}.csv", 8)
+        assert ("mse says nothing" in capsys.readouterr().out) == said
+
+
 def test_scores_are_standardised_and_reported_in_the_labels_scale(toy, tmp_path):
     """Labels times 1000: the same training, and predictions times 1000."""
     rows = json.loads((toy / "scores.json").read_text())
