@@ -68,7 +68,7 @@ class Options:
     max_steps: Count | None = None  # optimizer steps, in place of epochs
     eval_interval: Count | None = None  # steps between evaluations, each with a checkpoint; None: an epoch
     save_total_limit: Whole = 2  # checkpoint-STEP folders to keep; 0: all
-    ckpt_path: str = ""  # a checkpoint elsewhere to go on from in full
+    ckpt_path: str = ""  # a checkpoint elsewhere, or a run's folder, to go on from in full
     strict: bool = True  # the weights to start from must be all that the model has; false: what differs is listed
     files: Files = field(default_factory=Files)
     seed: int = 42  # for all that is drawn at random
@@ -235,8 +235,10 @@ def main(args: Options) -> None:
     if place.second == "refuse" and not own and not folder.restarted:
         run.refuse(folder.path, (place.ckpt, place.best))
     if resuming:
-        found = (checkpoint.load(elsewhere), elsewhere) if elsewhere else checkpoint.newest(folder.path, place.ckpt)
+        a_file, there = elsewhere and not elsewhere.is_dir(), elsewhere or folder.path
+        found = (checkpoint.load(there), there) if a_file else checkpoint.newest(there, place.ckpt)
         stored, path = found
+        elsewhere = elsewhere and path
         args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE, own=own)
         if own and "test" not in args.given:  # it may be named late, but a resume that says nothing does not drop it
             args.test = stored["options"]["test"]
@@ -244,7 +246,8 @@ def main(args: Options) -> None:
         if {"per_device", "grad_acc"} & set(changes) and args.per_device * args.grad_acc * d.world != B:
             raise ValueError(f"--per_device x --grad_acc x ranks is {B} in the run to resume and cannot become"
                              f" {args.per_device * args.grad_acc * d.world}: another run folder starts anew")
-        say(f"resuming {path} at step {stored['step']}")
+        unused = f": {folder.path} holds a run, so --ckpt_path is not used" if own and args.ckpt_path else ""
+        say(f"resuming {path} at step {stored['step']}{unused}")
         for name, (old, new) in changes.items():
             say(f"  {name}: {old} -> {new}")
     else:

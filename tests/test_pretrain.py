@@ -109,20 +109,20 @@ def test_the_best_weights_are_there_where_no_step_beat_the_start(run, tmp_path):
 
 def test_a_run_from_another_ones_checkpoint_has_the_best_weights_up_to_there(run, tmp_path):
     """They are the checkpoint's own, the run's folder's, or, where only later ones are left, the first to come."""
-    run("--epochs=3", "--lr=0.001", "--save_total_limit=0", out="old")
-    one, two, three = sorted((tmp_path / "old").glob("checkpoint-*/ckpt.pt"), key=lambda p: int(p.parent.name[11:]))
-    assert checkpoint.load(tmp_path / "old" / "best.pt")["step"] == 15  # the loss fell at each
-    best = {p: checkpoint.load(p)["best"] for p in (one, three)}
-    for path, end in ((one, 1), (three, 3)):
-        out = path.parent.name
-        said = run(f"--ckpt_path={path}", f"--epochs={end + 1}", "--lr=50", out=out)
-        assert checkpoint.load(tmp_path / out / "best.pt")["best"] == best[path]
-        assert f"best {best[path]:.4f}" in said
-    (moved := tmp_path / "old" / "checkpoint-12").mkdir()
-    state = checkpoint.load(two)  # as a stop between two evaluations saves it
-    checkpoint.save(moved / "ckpt.pt", state | {"step": 12})
-    run(f"--ckpt_path={moved / 'ckpt.pt'}", "--max_steps=13", "--lr=50", out="later")
-    assert checkpoint.load(tmp_path / "later" / "best.pt")["step"] == 13
+    steps = ["--eval_interval=2", "--save_total_limit=0"]
+    run(*steps, "--max_steps=6", "--lr=0.001", out="old")
+    old = tmp_path / "old"
+    one, two, three = (old / f"checkpoint-{step}" / "ckpt.pt" for step in (2, 4, 6))
+    assert checkpoint.load(old / "best.pt")["step"] == 6  # the loss fell at each
+    for path, step in ((two, 5), (three, 7)):  # as a stop between two evaluations saves it
+        checkpoint.save(old / f"stopped-{step}" / "ckpt.pt", checkpoint.load(path) | {"step": step})
+    for path, first in ((one, 2), (old / "stopped-7" / "ckpt.pt", 6), (old / "stopped-5" / "ckpt.pt", 6)):
+        out = f"from {path.parent.name}"
+        said = run(*steps, f"--ckpt_path={path}", "--max_steps=8", "--lr=50", out=out)
+        best = checkpoint.load(tmp_path / out / "best.pt")
+        assert best["step"] == first and f"best {best['best']:.4f}" in said
+    assert "checkpoint-6" in run(f"--ckpt_path={old}", "--max_steps=7", out="folder")  # its newest
+    assert "so --ckpt_path is not used" in run(f"--ckpt_path={one.parent}", "--max_steps=7", out="folder")
 
 
 def test_wandb_is_on_and_its_absence_stops_nothing(run, monkeypatch, capsys, tmp_path):
