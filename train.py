@@ -165,12 +165,13 @@ def main(args: Options) -> None:
         run.not_beyond(first_step, last_step, "--max_iters")
         if first_step >= last_step:
             say(f"this run is finished at step {first_step}; --max_iters above that goes on")
+    saved_at = first_step
     if replaying:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
     plateau = Plateau(args.plateau_factor, args.plateau_patience, loop["plateau"])
     turns = mix.turns(first_step)  # batches that each data set has given
-    if resuming and not replaying:  # with more steps the mixture moves more slowly, but these were given
-        turns = np.array(loop.get("turns", turns))
+    if resuming and "turns" in loop and first_step >= saved_at:  # given before more steps made the mixture slower
+        turns += np.array(loop["turns"]) - mix.turns(saved_at)
     finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
     stored = source = None  # a copy of the model that nobody needs any more
 

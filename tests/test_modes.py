@@ -585,7 +585,7 @@ def test_a_longer_run_repeats_and_skips_no_batch_of_a_moving_mixture(data, tmp_p
     monkeypatch.setattr(bins, "starts", lambda *a: taken.append((a[5], a[6])) or starts(*a))
     moving = ["--dataset_sampling_probs", "1", "9", "--dataset_sampling_probs_final", "9", "1"]
     run(*two(data, *moving), out_dir=tmp_path, max_iters=40, eval_interval=1000)
-    run("--init_from=resume", "--max_iters=80", out_dir=tmp_path, small=False)
+    run("--init_from=resume", "--max_iters=80", "--save_major_ckpt_interval=60", out_dir=tmp_path, small=False)
     for name in ("train toy", "train wide"):
         turns = [turn for purpose, turn in taken if purpose == name]
         assert turns == list(range(len(turns))) and len(turns) > 20
@@ -597,6 +597,9 @@ def test_a_data_set_named_twice_gives_each_its_own_batches(data, tmp_path, monke
     run("--training_mode=multidataset", "--dataset_list", data / "toy", data / "toy", out_dir=tmp_path)
     assert {"train toy", "train toy-2"} <= purposes
     assert "val_loss_toy-2" in rows(tmp_path)[1][0]
+    drawn = [(purpose, turn) for purpose, turn in taken if purpose.startswith("train ")]
+    run("--init_from=resume", "--init_from_ckpt=ckpt_60.pt", "--replay_step=70", out_dir=tmp_path, small=False)
+    assert taken[-1] == drawn[70], "what is replayed is the batch that the step had"
 
 
 def test_each_data_set_s_tokenizer_is_compared():
