@@ -353,9 +353,10 @@ def adopt(args: Options, source: dict, where: str) -> None:
     config, given = dict(source["config"]), set(args.given)
     if given & {"use_rotary_embeddings", "use_abs_pos_embeddings"}:
         given.add("position")
+    ours = position(args) if "position" in given else "learned"
     if source["kind"] != "gpt":  # an encoder: only the sizes mean the same
         config = {k: config[k] for k in ("n_layer", "n_head", "n_embd", "mlp_size") if k in config}
-    elif config["block_size"] < args.block_size and "learned" in config.get("position", "learned"):
+    elif config["block_size"] < args.block_size and "learned" in ours and "learned" in config.get("position", ours):
         if "block_size" in given and {"all", "embed"} & set(args.transfer):
             raise ValueError(f"--block_size {args.block_size} is more than the {config['block_size']} positions that"
                              f" {where} knows")  # fmt: skip

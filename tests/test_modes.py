@@ -565,6 +565,14 @@ def test_parts_of_a_previous_run(data, tmp_path, capsys):
     run("--transfer", "mlp", out_dir=tmp_path / "b", **parts)
 
 
+def test_more_context_than_a_table_of_positions_that_is_left_behind(data, tmp_path):
+    run(dataset=data / "toy", out_dir=tmp_path / "old")
+    run("--transfer", "attn", "mlp", "norm", "embed", dataset=data / "toy", init_from=tmp_path / "old",
+        position="rotary", block_size=16, out_dir=tmp_path / "a", **START)  # fmt: skip
+    new, old = weights(tmp_path / "a" / "ckpt.pt"), weights(tmp_path / "old" / "ckpt.pt")
+    assert equal(new, {name: w for name, w in old.items() if name != "transformer.wpe.weight"})
+
+
 def test_another_tokenizer_is_refused(data, tmp_path, capsys):
     run(dataset=data / "toy", out_dir=tmp_path / "old")
     other = tmp_path / "other"
@@ -589,6 +597,9 @@ def test_a_longer_run_repeats_and_skips_no_batch_of_a_moving_mixture(data, tmp_p
     for name in ("train toy", "train wide"):
         turns = [turn for purpose, turn in taken if purpose == name]
         assert turns == list(range(len(turns))) and len(turns) > 20
+    drawn = [(purpose, turn) for purpose, turn in taken if purpose.startswith("train ")]
+    run("--init_from=resume", "--init_from_ckpt=ckpt_60.pt", "--replay_step=70", out_dir=tmp_path, small=False)
+    assert taken[-1] == drawn[70], "what is replayed is the batch that the step had"
 
 
 def test_a_data_set_named_twice_gives_each_its_own_batches(data, tmp_path, monkeypatch):
@@ -597,9 +608,6 @@ def test_a_data_set_named_twice_gives_each_its_own_batches(data, tmp_path, monke
     run("--training_mode=multidataset", "--dataset_list", data / "toy", data / "toy", out_dir=tmp_path)
     assert {"train toy", "train toy-2"} <= purposes
     assert "val_loss_toy-2" in rows(tmp_path)[1][0]
-    drawn = [(purpose, turn) for purpose, turn in taken if purpose.startswith("train ")]
-    run("--init_from=resume", "--init_from_ckpt=ckpt_60.pt", "--replay_step=70", out_dir=tmp_path, small=False)
-    assert taken[-1] == drawn[70], "what is replayed is the batch that the step had"
 
 
 def test_each_data_set_s_tokenizer_is_compared():
