@@ -82,6 +82,7 @@ def look(folder: Path, device: torch.device, dtype: torch.dtype, model, optimize
     weights = checkpoint.size_of(list(model.state_dict().values()))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) * 4
     moments = max(2 * trained, checkpoint.size_of(list(optimizer.state.values())))
+    moments += trained * hasattr(optimizer, "eval")  # saved at an average: the weights that train are there as well
     checks.append(disk(folder, weights + moments, files, already_there(folder) if resuming else 0))
     shape = model.config
     work = int(activations(shape, tokens, device, dtype)) + min(LOGITS, 12 * tokens * shape.vocab_size)

@@ -5,6 +5,7 @@ the exit code, the one line, and what is left on disk. The rows that a part alon
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from core import checkpoint, exits, metrics, preflight, run, tracker
-from tests.loops import LOOPS
+from tests.loops import LOOPS, TRAIN
 from tests.test_loops import Killed, finish, losses, same, weights
 
 # a loop of one's own joins by a line here, in CHANGES and in SIZES
@@ -669,6 +670,19 @@ def test_what_fits_and_what_does_not(tmp_path, capsys):
     assert "x" in shown.err and "y" not in shown.err + shown.out
     with pytest.raises(ValueError, match="memory: z"):
         preflight.report([("memory", "bad", "z")], True)
+
+
+def test_a_checkpoint_at_an_average_is_counted_with_the_weights_that_train(tmp_path, capsys):
+    pytest.importorskip("pytorch_optimizer")
+    TRAIN.data(tmp_path)
+    flags = [*TRAIN.flags(tmp_path, tmp_path / "out"), "--n_embd=128", "--optimizer=schedulefreeadamw"]
+    TRAIN.run([*flags, "--max_iters=1"])
+    size = (tmp_path / "out" / "ckpt.pt").stat().st_size / 2**20
+    capsys.readouterr()
+    for argv in (flags, TRAIN.resume(tmp_path / "out")):
+        TRAIN.run([*argv, "--max_iters=2", "--check"])
+        said = re.search(r"disk +ok +([\d.]+) MiB a checkpoint", capsys.readouterr().out)[1]
+        assert abs(float(said) - size) < 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
