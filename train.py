@@ -158,8 +158,10 @@ def main(args: Options) -> None:
         loop.update(stored["loop"])
         run.same_data(loop, counts, f"the data of {' '.join(names)}", "tokens")
         loop["resumes"] = [*loop["resumes"], first_step]
-        optim.load(optimizer, stored["optimizer"], own=tuple(args.optimizer_args))
+        optim.load(optimizer, stored["optimizer"], own=(*args.optimizer_args, *stored["options"]["optimizer_args"]))
         optimizers.back_to_trained(optimizer)
+        if "optimizer_args" in changes:
+            optimizers.try_step(optimizer, args.optimizer)
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])
         run.not_beyond(first_step, last_step, "--max_iters")

@@ -389,6 +389,20 @@ def test_optimizer_arguments_act(data, tmp_path, capsys):
     assert "did you mean" in refused(capsys, tmp_path / "no", "--optimizer=adamv", dataset=data / "toy")
 
 
+def test_other_optimizer_arguments_on_a_resume(data, tmp_path, capsys):
+    """One that is left out is as if it had never been given; one that needs another state is refused."""
+    run("--optimizer=sgd", "--optimizer_args", "nesterov=true", dataset=data / "toy", out_dir=tmp_path, max_iters=2)
+    run("--init_from=resume", "--max_iters=3", "--optimizer_args", "dampening=0.1", out_dir=tmp_path, small=False)
+    group = checkpoint.load(tmp_path / "ckpt.pt")["optimizer"]["param_groups"][0]
+    assert (group["nesterov"], group["dampening"]) == (False, 0.1)
+    run(dataset=data / "toy", out_dir=tmp_path / "adamw", max_iters=2)
+    before = (tmp_path / "adamw" / "config.yaml").read_bytes()
+    resumed = ["--init_from=resume", "--max_iters=3", "--optimizer_args", "amsgrad=true"]
+    line = refused(capsys, tmp_path / "adamw", *resumed, small=False)
+    assert "adamw cannot go on with these" in line and "max_exp_avg_sq" in line
+    assert (tmp_path / "adamw" / "config.yaml").read_bytes() == before
+
+
 def expected(kind: str, step: int) -> float:
     """By hand: lr 1e-2, warmup 4, 20 steps, min_lr 1e-3."""
     if step < 4:

@@ -5,6 +5,7 @@ weight_decay, and a `lr_mult` where its learning rate differs: the schedule sets
 """
 
 import contextlib
+import copy
 import enum
 import inspect
 import random
@@ -155,6 +156,24 @@ def back_to_trained(optimizer: Optimizer) -> None:
         for p, state in optimizer.state.items():
             if "trained" in state:
                 p.copy_(state.pop("trained"))
+
+
+@torch.no_grad()
+def try_step(optimizer: Optimizer, name: str) -> None:
+    """A step and back, at a resume: other arguments may need what the stored state has not (amsgrad its maximum)."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    weights, state = [p.clone() for p in params], copy.deepcopy(optimizer.state_dict())
+    for p in params:
+        p.grad = torch.rand_like(p)
+    try:
+        optimizer.step()
+    except Exception as e:  # a KeyError, a TypeError: each finds out in its own way
+        raise ValueError(f"--optimizer_args: {name} cannot go on with these from what the checkpoint holds ({e!r}):"
+                         " leave out what is new, or start from its weights, --init_from=PATH") from None  # fmt: skip
+    for p, w in zip(params, weights, strict=True):
+        p.copy_(w)
+        p.grad = None
+    optimizer.load_state_dict(state)
 
 
 def find(name: str) -> type[Optimizer]:
