@@ -71,11 +71,16 @@ class Sides:
 def parts(keys: np.ndarray, shares: list[float], seed: int, apart: bool = True) -> list[np.ndarray]:
     """Row numbers of each part, in their order: drawn by chance. Not apart: equal rows may be in several parts."""
     n = len(keys)
-    _, first, like = np.unique(keys if apart else np.arange(n), return_index=True, return_inverse=True)
+    alike = {"return_index": True, "return_inverse": True, "return_counts": True}
+    _, first, like, counts = np.unique(keys if apart else np.arange(n), **alike)
     order = np.argsort(rng.permute(first, n, seed, "split"))
-    counts = np.bincount(like)[order]
-    begin = np.empty_like(counts)
-    begin[order] = np.cumsum(counts) - counts
-    ends = np.round(np.cumsum(shares) * n)
-    which = np.searchsorted(ends, begin, side="right")[like]
-    return [np.flatnonzero(which == part) for part in range(len(shares))]
+    room = np.diff(np.round(np.cumsum([0, *shares, 2]) * n).clip(max=n))  # the last is of what no part takes
+    which, few = np.empty(len(first), dtype=np.int64), (counts <= max(1, room[:-1].min() / 10))[order]
+    for many in order[~few]:  # alike: where they happen to begin, they might fill a part and all of the next
+        which[many] = room.argmax()
+        room[which[many]] -= counts[many]
+    order, room = order[few], room.clip(min=0)
+    end = np.cumsum(counts[order])
+    ends = np.round(np.cumsum(room) * (end[-1:].sum() / max(1, room.sum())))
+    which[order] = np.searchsorted(ends, end - counts[order], side="right")
+    return [np.flatnonzero(which[like] == part) for part in range(len(shares))]

@@ -58,3 +58,11 @@ def test_parts_are_exact_and_hold_no_example_together():
     assert not (a & b or a & c or b & c)
     assert {rows[i] for i in split.parts(keys(rows), shares, 42, apart=False)[0]} & c
     assert [len(p) for p in split.parts(np.zeros(10, np.uint64), [0.5], 42)] == [10]
+
+
+def test_many_alike_fill_no_part_but_theirs():
+    for alike in (30, 150, 600, 900):
+        rows = np.maximum(np.arange(1000), alike).astype(np.uint64)
+        for seed in range(20):
+            sizes = [len(p) for p in split.parts(rows, [0.1, 0.1, 0.8], seed)]
+            assert np.allclose(sizes, [50, 50, 900] if alike == 900 else [100, 100, 800], atol=2), (alike, sizes)
