@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import os
+import re
 import resource
 import sys
 import time
@@ -295,8 +296,9 @@ def open_wandb(folder: Path, about: dict, options: dict, first_step: int):
             os.environ["WANDB_API_KEY"] = key
         settings = wandb.Settings(init_timeout=20, silent=True)
         about = {k: v for k, v in about.items() if v}
-        if first_step:
-            about["resume"] = "allow"
+        if first_step:  # the run in the folder goes on; its own is called run-DATE-ID
+            last = re.search(r"run-\w+-(.+)$", (folder / "wandb" / "latest-run").resolve().name)
+            about = ({"id": last[1]} if last else {}) | about | {"resume": "allow"}
         return wandb.init(dir=str(folder), config=options, settings=settings, **about)
     except Exception as e:
         print(f"wandb is off: {str(e).splitlines()[0] if str(e) else type(e).__name__}", file=sys.stderr)

@@ -160,15 +160,17 @@ def test_wandb_itself_opens_logs_and_closes(tmp_path):
     """Without a network it writes into the run's folder; in a process of its own, as it remembers how it was set up."""
     pytest.importorskip("wandb")
     code = (
-        "import sys; from pathlib import Path; from core.tracker import Tracker\n"
-        "track = Tracker(Path(sys.argv[1]), True, 5000, wandb={'project': 'x', 'name': 'y'})\n"
-        "assert track.wandb; track.train(0, {'loss': 1.0}, 10); track.eval(0, {'val loss': 1.0}); track.close()\n"
-        "assert track.wandb"
+        "import sys, time; from pathlib import Path; from core.tracker import Tracker\n"
+        "for first in (0, 5):\n"
+        "    track = Tracker(Path(sys.argv[1]), True, 5000, first, wandb={'project': 'x', 'name': 'y'})\n"
+        "    assert track.wandb; track.train(first, {'loss': 1.0}, 10); track.eval(first, {'val loss': 1.0})\n"
+        "    track.close(); assert track.wandb; time.sleep(1)"  # which its folders are named by
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"WANDB_MODE": "offline"}
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and "stopped" not in done.stderr, done.stderr
-    assert any(p.stat().st_size for p in tmp_path.rglob("*.wandb"))
+    logs = list(tmp_path.rglob("*.wandb"))  # run-ID.wandb: the second is a resume, and goes on with the first
+    assert len(logs) == 2 and all(p.stat().st_size for p in logs) and len({p.name for p in logs}) == 1
 
 
 def test_progress_speaks_after_two_seconds_and_passes_all_on(capsys, monkeypatch):
