@@ -115,7 +115,7 @@ class Tracker:
         self.tables = [Table(self.folder / n, first_step) for n in names] if main and csv_log else []
         self.board = self.wandb = None
         if main and tensorboard:
-            self.board = open_board(self.folder)
+            self.board = open_board(self.folder, first_step)
         if main and wandb is not None:
             self.wandb = open_wandb(self.folder, wandb, options or {}, first_step)
         self.clock(first_step)
@@ -267,11 +267,11 @@ def draw(path: Path, train: list[dict], evals: list[dict], resumes: list[int]) -
 # optional loggers
 
 
-def open_board(folder: Path):
+def open_board(folder: Path, first_step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(folder / "tensorboard"))
+        return SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)  # what is written again
     except Exception as e:
         print(f"TensorBoard is off: {e} (pip install tensorboard)", file=sys.stderr)
 

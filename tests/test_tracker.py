@@ -133,10 +133,15 @@ def test_wandb_that_cannot_be_reached_is_one_line(tmp_path, capsys, monkeypatch)
 
 def test_tensorboard_is_written_where_it_is_installed(tmp_path):
     pytest.importorskip("tensorboard")
-    track = make(tmp_path, tensorboard=True)
-    track.train(0, {"loss": 1.0}, 10)
-    track.close()
-    assert list((tmp_path / "tensorboard").glob("events*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first_step in (0, 2):  # the second is a resume after a kill: steps 2 to 5 come again
+        track = make(tmp_path, tensorboard=True, first_step=first_step)
+        for step in range(first_step, 6):
+            track.train(step, {"loss": 1.0}, 10)
+        track.close()
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")
+    assert [event.step for event in found] == list(range(6))
 
 
 def test_a_logger_that_fails_is_switched_off(tmp_path, capsys):
