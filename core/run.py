@@ -217,7 +217,8 @@ def refuse(path: Path, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
     if holds_run(path, checkpoints):
         resumable = saved(path, checkpoints)
         goes_on = "--init_from=resume goes on with it" if resumable else "it has no checkpoint to go on from"
-        raise ValueError(f"{path} holds a run already: {goes_on}, --overwrite replaces it, another name keeps both")
+        raise ValueError(f"{path} holds a run already: {goes_on}, --overwrite (of an experiment; elsewhere"
+                         " --files.second=overwrite) replaces it, another name keeps both")  # fmt: skip
 
 
 def not_beyond(first_step: int, last_step: int, option: str) -> None:

@@ -419,7 +419,7 @@ def test_a_finished_run_is_not_resumed_in_full_and_a_second_run_is_refused(data)
         with pytest.raises(ValueError, match="finished at step 10: a higher training.epochs goes on"):
             start(name, "pretraining", *flags)
     before = (folder / "checkpoints/model.ckpt").read_bytes()
-    with pytest.raises(ValueError, match="holds a run already: --init_from=resume .* --overwrite"):
+    with pytest.raises(ValueError, match="holds a run already: --init_from=resume .* --overwrite .*--files.second=overwrite"):
         start("old")
     assert (folder / "checkpoints/model.ckpt").read_bytes() == before
     config_file = folder / "config.yaml"
