@@ -137,7 +137,8 @@ def main(args: Options, apart: bool = True) -> None:
                 done, cut, lost = done + len(c.lengths), cut + c.cut, lost + c.lost
                 unknown, pads = unknown + coder.lost(c.ids), pads + c.pads
             total += done
-        again = apart and not args.eval_dir and total > 1 and not (train.rows and held.rows)
+        empty = apart and not args.eval_dir and not (train.rows and held.rows)
+        again = empty and 0 < drawn(0, total).sum() < total  # only their likeness emptied it
         for writer, folder in zip(writers, folders, strict=True):
             if not writer.rows and not again:
                 raise ValueError(f"{folder.name} would be empty: {' and '.join(sources)} hold(s) {total} examples, and"

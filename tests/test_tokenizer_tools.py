@@ -194,6 +194,9 @@ def test_equal_examples_are_on_one_side(tmp_path, by_digit, capsys):
     build("--train_dir", tmp_path / "b.txt", *flags)
     assert "note: so few of the 20 examples differ that equal ones have to be on both" in capsys.readouterr().out
     assert list(map(len, both())) == [16, 4]
+    with pytest.raises(ValueError, match="eval_trunc9 would be empty: .* hold.s. 2000 examples, and --split_prop is 1e-09"):
+        build("--train_dir", tmp_path / "a.txt", *flags, "--split_prop", 1e-9)
+    assert not capsys.readouterr().out  # they do differ
 
 
 def test_an_eval_dir_is_not_mixed_in(tmp_path, by_digit):
