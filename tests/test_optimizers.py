@@ -221,6 +221,17 @@ def test_own_arguments_act_and_unknown_ones_are_named():
         build("sgd", a, extra_args={"nesterov": True, "dampening": 0.5})
 
 
+@pytest.mark.parametrize("name, argument, value, says", [
+    ("adamw", "betas", 1, "must be 2 numbers, got 1"), ("adamw", "betas", "0.9,x", "must be 2 numbers, got '0.9,x'"),
+    ("adamw", "betas", "1,2,3", "must be 2 numbers"), ("adamw", "eps", "x", "must be a number, got 'x'"),
+    ("adamw", "amsgrad", "maybe", "must be true or false"), ("sgd", "dampening", [1], "must be a number, got"),
+    ("adamw", "foreach", 3, "must be true or false"), ("muon", "ns_steps", 2.5, "must be a whole number, got 2.5"),
+])  # fmt: skip
+def test_an_argument_of_another_kind_is_named_before_the_first_step(name, argument, value, says):
+    with pytest.raises(ValueError, match=f"--optimizer_args {argument} {says}"):
+        build(name, Toy(), extra_args={argument: value})
+
+
 def check_ignored(name):
     """Those named as ignored change no weight."""
     ends, ignored = [], optimizers.ignored(name)

@@ -10,10 +10,13 @@ import enum
 import inspect
 import random
 import re
+import typing
 
 import numpy
 import torch
 from torch.optim import Optimizer
+
+from core.values import coerce
 
 TORCH = {
     "sgd": torch.optim.SGD,
@@ -218,6 +221,19 @@ def several(value):
     return tuple(value) if isinstance(value, list) else value
 
 
+def checked(name: str, value, declared: inspect.Parameter):
+    """Of the kind that the class declares: it would find out at the first step, or never."""
+    label, default = f"--optimizer_args {name}", declared.default
+    if isinstance(default, tuple):
+        numbers = isinstance(value, tuple) and all(isinstance(v, int | float | None) for v in value)
+        if not numbers or len(value) != len(default):
+            raise ValueError(f"{label} must be {len(default)} numbers, got {value!r}")
+        return value
+    kinds = (declared.annotation, *typing.get_args(declared.annotation))
+    plain = [kind for kind in (bool, int, float, type(None)) if kind in kinds]
+    return coerce(value, typing.Union[tuple(plain)], label) if plain and plain != [type(None)] else value
+
+
 def build(
     name: str,
     groups: list[dict],
@@ -250,7 +266,7 @@ def build(
     if name in FUSED and torch.device(device).type in ("cpu", "cuda") and not extra.get("foreach"):
         wanted["fused"] = True  # one kernel over all parameters
     options = {k: v for k, v in wanted.items() if k in accepts and v is not None}
-    options |= {k: several(v) for k, v in extra.items()}
+    options |= {k: checked(k, several(v), accepts[k]) for k, v in extra.items()}
     if missing := [k for k, p in accepts.items() if p.default is p.empty and k not in options]:
         raise ValueError(f"optimizer {name} needs --optimizer_args {' '.join(k + '=...' for k in missing)}")
     try:
