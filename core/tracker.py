@@ -219,6 +219,8 @@ def show(name: str, value) -> str:
         return value
     if name == "lr" or name.endswith(" lr"):
         return f"{value:.2e}"
+    if isinstance(value, float) and abs(value) >= 1e9:  # a run that diverges
+        return f"{value:.4g}"
     if name in ("norm", "epoch"):
         return f"{value:.2f}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

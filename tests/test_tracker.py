@@ -58,6 +58,12 @@ def test_the_log_line(tmp_path, capsys):
     assert len(line) < 110
 
 
+def test_a_number_of_a_run_that_diverged_is_short(tmp_path):
+    values = {"loss": 1e9, "eval perplexity": 1.0142e304, "norm": float("inf"), "eval loss": float("nan"), "lr": 1e-4}
+    assert [tracker.show(*v) for v in values.items()] == ["1e+09", "1.014e+304", "inf", "nan", "1.00e-04"]
+    assert [tracker.show("norm", 12.345), tracker.show("loss", 1e6)] == ["12.35", "1000000.0000"]
+
+
 def test_a_long_evaluation_is_folded_and_nothing_of_it_is_lost(tmp_path, capsys):
     values = {f"val loss {name}": 1.5 for name in ("manual", "library", "novels", "letters")}
     make(tmp_path).eval(20, values, "best")
