@@ -29,7 +29,9 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from core.values import WORDS, coerce, nearest, read_yaml
+from core.values import coerce, nearest, read_yaml
+
+SUFFIXES = (".yaml", ".yml", ".json")  # of config files
 
 
 def option(default: Any, *, choices=None, alias: tuple[str, ...] = (), secret: bool = False) -> Any:
@@ -279,9 +281,9 @@ def normalise(cls: type, argv: list[str]) -> list[str]:
         spec = known.get(other.get(name, name))
         kind = kind_of(spec.type) if spec else None
         if spec and not eq and kind is bool:  # --flag false, but not --flag FILE.yaml
-            value = argv[i] if i < len(argv) and argv[i].lower() in WORDS else "true"
-            i += i < len(argv) and argv[i].lower() in WORDS
-            eq = "="
+            own = i < len(argv) and not argv[i].startswith("-") and not argv[i].endswith(SUFFIXES)
+            value, eq = argv[i] if own else "true", "="
+            i += own
         if spec and not eq and kind not in (list, dict) and i < len(argv) and re.match(r"-[\d.]", argv[i]):
             eq, value = "=", argv[i]
             i += 1
@@ -309,7 +311,7 @@ def parse(cls: type, argv: list[str] | None = None, *, doc: str = "", config_fla
             if not word.startswith("--") and name.replace("-", "_") in specs(cls):
                 raise ValueError(f"unknown option {word.split('=')[0]}: options have two dashes, --{name}")
             raise ValueError(f"unknown option --{name}{nearest(name, [*specs(cls), *aliases(cls)], '--')}")
-        if not word.endswith((".yaml", ".yml", ".json")):
+        if not word.endswith(SUFFIXES):
             raise ValueError(f"unexpected argument {word!r} (options start with --; a config file ends in .yaml)")
         files.append(word)
     options, given = cls(), set()

@@ -124,7 +124,12 @@ def scalar(text: str, name: str = "the value") -> Any:
     try:
         return yaml.load(text, Loader=Loader) if text else ""
     except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise ValueError(f"{name} cannot be read, got {text[:40]!r}: {' '.join(str(e).split())}") from None
+        raise ValueError(f"{name} cannot be read, got {text[:40]!r}: {told(e)}") from None
+
+
+def told(e: Exception) -> str:
+    """In one line; YAML calls any text "<unicode string>"."""
+    return " ".join(str(e).split()).replace(' in "<unicode string>",', " at")
 
 
 # -----------------------------------------------------------------------------
@@ -169,7 +174,7 @@ def read_yaml(path: str | Path) -> dict:
         text = path.read_text(encoding="utf-8-sig")
         data = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise ValueError(f"{path}: {' '.join(str(e).split())}") from None
+        raise ValueError(f"{path}: {told(e)}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):

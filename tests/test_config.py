@@ -69,6 +69,7 @@ def test_one_argument_may_hold_a_list():
     ("--kind three", "--kind must be one of one, two; got 'three'"), ("--layers 1 x", "--layers must be a whole number"),
     ("--inner.nam 3", "did you mean '--inner.name'?"), ("stray", "unexpected argument 'stray'"), ("--batch", "--batch"),
     ("--batch 1e400", "--batch must be a whole number, got '1e400'"), ("--extra a=[1", "--extra a cannot be read, got '[1'"),
+    ("--flag perhaps", "--flag must be true or false, got 'perhaps'"), ("--extra a=[1", "<stream end>' at line 1, column 3"),
     ("--extra x", "--extra takes key=value pairs"), ("--config nowhere.yaml", "nowhere.yaml does not exist"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named_in_one_line(line, says):
@@ -103,7 +104,7 @@ def test_yaml_means_what_it_says(tmp_path, text, name, value):
     ("batch: 1\nbatch: 2", "key 'batch' twice"), ("bach: 1", "unknown key 'bach', did you mean 'batch'?"),
     ("batch: many", "batch must be a whole number, got 'many'"), ("batch: 12:30", "batch must be a whole number"),
     ("text: !!python/object/apply:os.system [ls]", "python/object"), ("inner: 3", "inner is a section, got 3"),
-    ("- a\n- b", "must hold key: value lines"), ("batch: [1", "c.yaml"), ("flag: 3", "flag must be true or false"),
+    ("- a\n- b", "must hold key: value lines"), ("batch: [1", "c.yaml: while parsing a flow sequence at line 1"), ("flag: 3", "flag must be true or false"),
     ("inner: {old_name: 1, odl_name: 2}", "given twice"), ("batch: null", "batch must be given, not null"),
     ("lr: true", "lr must be a number"), ("lr: .nan", "lr must be a number"),
 ])  # fmt: skip
