@@ -310,7 +310,7 @@ def main(args: Options) -> None:
             if last or not args.only_save_checkpoint_at_end and (better or args.always_save_checkpoint):
                 save(step, *["best.pt"] * better, *keep, background=not last)
                 keep = []
-            if better and args.max_sample_tokens or args.sample_each_eval and not done:
+            if better and args.max_sample_tokens or args.sample_each_eval and not done and val == val:  # NaN draws none
                 sample()
             if last:
                 if step < last_step:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from core.exits import NotFinite
+
 
 def context_start(length: int, block_size: int) -> int:
     """Where the context of a model with learned positions begins when `length` tokens are there.
@@ -26,6 +28,8 @@ def pick(logits: Tensor, temperature: float, top_k: int | None, top_p: float | N
         kth = torch.topk(logits, top_k).values[:, [-1]]
         logits = logits.masked_fill(logits < kth, float("-inf"))
     probs = torch.softmax(logits, -1)
+    if probs.isnan().any():
+        raise NotFinite("the model's logits are not finite: there is nothing to draw from")
     if top_p is not None and top_p < 1:
         ordered, order = probs.sort(-1, descending=True)
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered > top_p, 0.0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from core import checkpoint, tracker
+from core.exits import NotFinite
 from tests.loops import mixed_data
 from tests.test_modes import equal, refused, rows, run, weights
 
@@ -190,6 +191,14 @@ def test_sample_only(data, tmp_path, capsys):
     run("--init_from=resume", "--sample_only", r"--sample_start_tokens=\x61\x62", "--max_sample_tokens=4",
         out_dir=tmp_path, small=False)  # fmt: skip
     assert re.search(r"^ab[a-k]{4} ?\n---$", capsys.readouterr().out.strip(), re.M)
+
+
+def test_a_run_that_diverged_draws_no_sample_and_goes_on(data, tmp_path, capsys):
+    run("--sample_each_eval", "--optimizer=sgd", "--sample_start_tokens=a", dataset=data / "toy", out_dir=tmp_path,
+        **BASE | {"learning_rate": 1e30, "grad_clip": 0, "max_sample_tokens": 4, "max_iters": 4, "eval_interval": 2})  # fmt: skip
+    assert capsys.readouterr().out.count("---") == 1  # at step 0
+    with pytest.raises(NotFinite, match="logits are not finite"):
+        run("--init_from=resume", "--sample_only", out_dir=tmp_path, small=False)
 
 
 def test_what_is_probably_not_meant_is_said(data, tmp_path, capsys):
