@@ -36,7 +36,10 @@ def find(kind: str, name: str) -> Path:
 def results(path: Path) -> Path:
     """Where an experiment's results lie: its output_dir, else its own folder."""
     about = read_yaml(path / "config.yaml").get("experiment") if (path / "config.yaml").is_file() else None
-    return Path(str(isinstance(about, dict) and about.get("output_dir") or path))
+    found = Path(str(isinstance(about, dict) and about.get("output_dir") or path))
+    if found.resolve() != path.resolve() and (found / "config.yaml").is_file():  # as a copied folder's says
+        raise ValueError(f"{path / 'config.yaml'}: experiment.output_dir {found} is another experiment's folder")
+    return found
 
 
 def create(kind: str, name: str, text: str) -> Path:

@@ -138,7 +138,8 @@ def options(exp, kind: str, folder: Path, resuming: bool = False) -> dict:
                          " and name a tokenizer.json or vocab.txt in tokenizer.vocab_dir")  # fmt: skip
     for key, value, right in (("name", e.name, folder.name), ("kind", e.kind, kind)):
         if value not in (None, right):
-            raise ValueError(f"experiment.{key} is {value!r}, but this is the {kind} experiment {folder.name!r}")
+            raise ValueError(f"experiment.{key} is {value!r}, but this is the {kind} experiment {folder.name!r}:"
+                             " a copied or renamed folder needs its own name and output_dir")  # fmt: skip
     for key in ("tokenizer.vocab_dir", "data.train.dataset_path", "data.val.dataset_path"):
         if config.get(exp, key) is None and not (kind == "finetuning" and key == "tokenizer.vocab_dir"):
             raise ValueError(f"{key} is missing")
@@ -217,6 +218,7 @@ def main(argv: list[str]) -> None:
     source = folder / "config.yaml"
     exp = read(read_yaml(source), kind, str(source))
     values = options(exp, kind, folder, resuming=bool(args.init_from))
+    folders.results(folder)  # refuses another experiment's
     values["files.second"] = "overwrite" if args.overwrite else "refuse"
     script = importlib.import_module(SCRIPTS[kind])
     with spelling(kind):

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -561,6 +562,21 @@ def test_without_pretraining_the_same_architecture_starts_from_random_weights(da
     start("scratch", "finetuning")
     about = checkpoint.load(folder / "checkpoints/model.ckpt")
     assert about["model_config"]["n_layer"] == 1 and about["model_config"]["n_embd"] == 16
+
+
+def test_a_copied_folder_leaves_the_one_it_was_copied_from_alone(data):
+    old = new_pre(data, "old")
+    copy = old.with_name("copy")
+    shutil.copytree(old, copy)
+    with pytest.raises(ValueError, match="a copied or renamed folder needs its own name and output_dir"):
+        start("copy")
+    (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("name: old", "name: copy"))
+    says = "copy/config.yaml: experiment.output_dir experiments/pretraining/old is another experiment's folder"
+    for go in (lambda: start("copy"), lambda: start("copy", "pretraining", "--overwrite"),
+               lambda: pre("-p", "new", "-rp", "copy"), lambda: fin("-f", "new", "-p", "copy")):  # fmt: skip
+        with pytest.raises(ValueError, match=says):
+            go()
+    assert not (old / "status.json").exists() and not Path("experiments/pretraining/new").exists()
 
 
 def test_switches_of_logging_act(data):
