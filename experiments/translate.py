@@ -163,11 +163,13 @@ def finetuning(exp) -> dict:
     if not (p.path or p.name):
         raise ValueError("pretrained_experiment.name is missing (checkpoint null: no pretraining)")
     parent = Path(p.path) if p.path else folders.results(folders.find("pretraining", p.name))
-    places = list(dict.fromkeys(place / p.checkpoint for place in (parent, folders.results(parent))))
+    parents, last = dict.fromkeys((parent, folders.results(parent))), "checkpoints/model.ckpt"
+    places = [place / p.checkpoint for place in parents]
     found = next((p for p in places if p.is_file()), None)
-    if not found:
-        raise ValueError(f"pretrained_experiment: {' and '.join(map(str, places))} does not exist; run"
-                         f" python train.py -n {p.name or parent.name} -m pretraining first")  # fmt: skip
+    if not found:  # a run has a last state and no best one where no evaluation was a number
+        what = (f"pretrained_experiment.checkpoint={last} does" if any((place / last).is_file() for place in parents)
+                else f"run python train.py -n {p.name or parent.name} -m pretraining first")  # fmt: skip
+        raise ValueError(f"pretrained_experiment: {' and '.join(map(str, places))} does not exist; {what}")
     return {"init_from": str(found)}
 
 

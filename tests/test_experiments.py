@@ -558,6 +558,11 @@ def test_without_pretraining_the_same_architecture_starts_from_random_weights(da
     with pytest.raises(ValueError, match="does not exist; run python train.py -n base -m pretraining first"):
         new_fin(data, "early", "base")
         start("early", "finetuning")
+    last = Path("experiments/pretraining/base/checkpoints/model.ckpt")
+    last.parent.mkdir()
+    last.touch()  # all evaluations were NaN: there is no best
+    with pytest.raises(ValueError, match="does not exist; pretrained_experiment.checkpoint=checkpoints/model.ckpt does"):
+        start("early", "finetuning")
     folder = new_fin(data, "scratch", "base", pretrained_experiment__checkpoint="null")
     start("scratch", "finetuning")
     about = checkpoint.load(folder / "checkpoints/model.ckpt")
