@@ -203,7 +203,7 @@ def main(args: Options) -> None:
         tokenizer = stored["meta"]["tokenizer"]
     else:
         cfg, weights, tokenizer, head = open_encoder(args.init_from, args.tokenizer)
-    cfg = encoder_config(cfg, args.model)
+    there, cfg = cfg, encoder_config(cfg, args.model)
     longest = min(args.max_length or cfg.block_size, cfg.block_size)
     if longest < (args.max_length or 0):
         say(f"--max_length {args.max_length} is more than the encoder's {longest} positions: texts are cut at these")
@@ -252,6 +252,10 @@ def main(args: Options) -> None:
         checkpoint.put(model, weights, path)
     elif weights:
         check_fit(model, weights, args.init_from, args.transfer)
+        for name in ("n_head", "position", "activation") if "all" in args.transfer else ():  # no weight tells of them
+            if (before := there.get(name, getattr(cfg, name))) != (now := getattr(cfg, name)):
+                raise ValueError(f"{name} is {before!r} in {args.init_from} and cannot become {now!r}: leave it"
+                                 " out, or name the parts to take with --transfer")  # fmt: skip
         if weights.get("classifier.out_proj.weight", torch.empty(C)).shape[0] != C:
             weights = {k: w for k, w in weights.items() if not k.startswith("classifier.")}  # a head for other labels
         for part, done, count in checkpoint.transfer(model, weights, args.transfer, args.init_from):

@@ -201,6 +201,7 @@ def spelling(kind: str) -> Iterator[None]:
         yield
     except ValueError as e:
         text = re.sub(r"--([a-z_.]+)", lambda m: keys.get(m[1].removeprefix("model."), m[0]), str(e))
+        text = re.sub(r"leave '\w+' out of --transfer, or |, or name the parts to take with --transfer", "", text)
         e.args = (re.sub(r"(?<![.\w])[a-z]+_[a-z_]+\b", lambda m: keys.get(m[0], m[0]), text),)
         raise
 

@@ -584,6 +584,17 @@ def test_a_copied_folder_leaves_the_one_it_was_copied_from_alone(data):
     assert not (old / "status.json").exists() and not Path("experiments/pretraining/new").exists()
 
 
+def test_errors_offer_no_option_that_an_experiment_lacks(data):
+    new_pre(data, "base", training__epochs=1)
+    start("base")
+    for key, value, says in (("embedding_dim", 8, "wte.weight .* here; make the shapes equal"),
+                             ("attention__num_heads", 1, "num_heads is 2 in .* and cannot become 1: leave it out")):  # fmt: skip
+        new_fin(data, key, "base", **{f"architecture__{key}": value})
+        with pytest.raises(ValueError, match=says) as e:
+            start(key, "finetuning")
+        assert "--" not in str(e.value)
+
+
 def test_switches_of_logging_act(data):
     folder = new_pre(data, "one", logging__log_eval_metrics="false", logging__log_gpu_memory="true")
     start("one")
