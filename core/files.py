@@ -53,6 +53,8 @@ class Files:
                 raise ValueError(f"--files.{option} must be the name of a file, got {name!r}")
             if same[0] != option:
                 raise ValueError(f"--files.{option} and --files.{same[0]} are both {name!r}")
+            if str(Path(name)) in ("status.json", "results.json", "loss.png", "confusion.png"):
+                raise ValueError(f"--files.{option} {name}: a run writes something else there")
 
     def written(self) -> list[str]:
         """What a run leaves, and what goes with it where another one replaces it."""
