@@ -170,7 +170,11 @@ def main(args: Options) -> None:
         model = GPT(GPTConfig(**{**stored["model_config"], "block_size": cfg.block_size}))
         checkpoint.put(model, stored["model"], path)
     elif args.init_from != "scratch":
-        weights, whole = hf.source(args.init_from)["model"], args.transfer == ["all"]
+        found, whole = hf.source(args.init_from), args.transfer == ["all"]
+        weights, heads = found["model"], found["config"].get("n_head", cfg.n_head)
+        if heads != cfg.n_head and any(part.startswith(("attn", "all")) for part in args.transfer):  # its cut
+            raise ValueError(f"--gpt2_size {args.gpt2_size} has {cfg.n_head} heads, {args.init_from} has {heads}: make"
+                             " them equal, or leave attn out of --transfer")  # fmt: skip
         for part, done, count in checkpoint.transfer(model, weights, args.transfer, args.init_from, whole):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     model.to(d.device)
@@ -214,7 +218,7 @@ def main(args: Options) -> None:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
         loop["length"] = [n for since, n in loop["history"] if since <= first_step][-1]
     finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
-    stored = weights = None  # a copy of the model that nobody needs any more
+    stored = weights = found = None  # a copy of the model that nobody needs any more
 
     # -----------------------------------------------------------------------------
     # evaluation, saving
