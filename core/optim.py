@@ -76,14 +76,16 @@ def load(optimizer: torch.optim.Optimizer, state: dict, own: tuple[str, ...] = (
     options = {"lr", "lr_mult", "initial_lr", "weight_decay", "betas", "eps", "momentum", *own}
     now = [{k: v for k, v in g.items() if k in options} for g in optimizer.param_groups]
     sizes = [len(g["params"]) for g in optimizer.param_groups]
+    if not state:
+        raise ValueError("the checkpoint holds weights alone, no state of an optimizer: it cannot be resumed")
     if sizes != [len(g["params"]) for g in state["param_groups"]]:
         raise ValueError("the checkpoint's optimizer holds other parameters than this run trains: it cannot be resumed")
     params = [p for g in optimizer.param_groups for p in g["params"]]
-    for i, p in enumerate(params if isinstance(optimizer, torch.optim.AdamW) else []):
+    for i, p in enumerate(params if isinstance(optimizer, torch.optim.Adam) else []):  # AdamW is one
         for name, value in state["state"].get(i, {}).items():
-            if torch.is_tensor(value) and value.dim() == p.dim() > 0 and name.startswith("exp_avg") \
-                    and value.shape != p.shape:  # fmt: skip
-                raise ValueError(f"the checkpoint's optimizer state {name} is {tuple(value.shape)} for a parameter"
+            there = tuple(value.shape) if torch.is_tensor(value) else type(value).__name__
+            if "exp_avg" in name and there != p.shape:  # the fused kernel would read and write beyond the shorter one
+                raise ValueError(f"the checkpoint's optimizer state {name} is {there} for a parameter"
                                  f" of {tuple(p.shape)}")  # fmt: skip
     optimizer.load_state_dict(state)
     for group, options in zip(optimizer.param_groups, now, strict=True):

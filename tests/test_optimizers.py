@@ -317,6 +317,23 @@ def test_a_new_learning_rate_and_argument_act_after_a_resume():
     assert [(g["lr"], g["nesterov"]) for g in again.param_groups] == [(0.3, True)] * 3
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("moment", [torch.zeros(3), torch.zeros(()), torch.zeros(2, 3), "x"])
+def test_moments_of_another_shape_are_refused(kind, moment):
+    """The fused kernel takes their word for their size: it wrote beyond them, and the process died."""
+    p = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = kind([p], fused=True)
+    p.sum().backward()
+    optimizer.step()
+    for name in ("exp_avg", "exp_avg_sq"):
+        state = optimizer.state_dict()
+        state["state"] = {0: {**state["state"][0], name: moment}}
+        with pytest.raises(ValueError, match=f"optimizer state {name} is .* for a parameter of \\(2, 2\\)"):
+            optim.load(optimizer, state)
+    with pytest.raises(ValueError, match="weights alone"):
+        optim.load(optimizer, None)
+
+
 def test_a_group_without_parameters_does_not_stop_a_resume():
     """A model without norms and biases has nothing that does not decay."""
     model = torch.nn.Linear(2, 2, bias=False)
