@@ -17,7 +17,8 @@ from core import dist, run
 from core.files import previous
 
 FORMAT = 1
-KEYS = ("format", "kind", "model_config", "model", "optimizer", "loop", "rng", "step", "best", "options", "meta")
+KEYS = {"format": int, "kind": str, "model_config": dict, "model": dict, "optimizer": dict | None, "loop": dict,
+        "rng": dict, "step": int, "best": int | float | None, "options": dict, "meta": dict}  # fmt: skip
 MAGIC = b"\nSHA256:"  # then 32 bytes
 BLOCK = 1 << 22  # bytes written at once
 NICE = 10  # of the thread that writes beside training: bench/NOTES.md compares
@@ -305,6 +306,10 @@ def load(path: str | Path) -> dict:
     state = load_data(path)
     if not isinstance(state, dict) or set(state) != set(KEYS):
         raise ValueError(f"{path} is not a checkpoint of these scripts")
+    wrong = [k for k, kind in KEYS.items() if not isinstance(state[k], kind)]
+    if wrong or not all(torch.is_tensor(w) and w.layout == torch.strided for w in state["model"].values()):
+        name = wrong[0] if wrong else "model"
+        raise ValueError(f"{path} is not a checkpoint of these scripts: its {name} is of another type")
     if state["format"] > FORMAT:
         raise ValueError(f"{path} was written by a newer version (format {state['format']}, this one reads {FORMAT})")
     check_finite(state["model"], path)

@@ -26,7 +26,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     save(tmp_path / "ckpt.pt", state(2.0, 7), also=[tmp_path / "best.pt"])
     for name in ("ckpt.pt", "best.pt"):
         got = load(tmp_path / name)
-        assert tuple(got) == checkpoint.KEYS and got["step"] == 7 and got["model"]["weight"].eq(2).all()
+        assert tuple(got) == tuple(checkpoint.KEYS) and got["step"] == 7 and got["model"]["weight"].eq(2).all()
     assert not list(tmp_path.glob(".*tmp*"))
 
 
@@ -235,6 +235,18 @@ def test_other_files_and_newer_formats_are_refused(tmp_path):
         load(tmp_path / "ckpt.pt")
     with pytest.raises(ValueError, match="does not exist"):
         load(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("bad", [{"format": "1"}, {"model": None}, {"model": {"weight": 3}}, {"optimizer": []},
+                                 {"loop": None}, {"step": "3"}, {"meta": [1]}])  # fmt: skip
+def test_a_whole_file_of_other_types_is_passed_over_as_a_damaged_one_is(tmp_path, bad, capsys):
+    good = state()
+    save(tmp_path / "ckpt.pt", good)
+    save(tmp_path / "ckpt.pt", good | bad)
+    with pytest.raises(ValueError, match=f"its {next(iter(bad))} is of another type"):
+        load(tmp_path / "ckpt.pt")
+    assert checkpoint.newest(tmp_path)[1].name == "ckpt.prev.pt"
+    assert "trying the one before" in capsys.readouterr().err
 
 
 def test_in_the_background_the_state_is_that_of_the_call(tmp_path, monkeypatch):
