@@ -65,6 +65,8 @@ class Run:
         """flock goes with the process, also on SIGKILL."""
         if not self.main:
             return
+        if (self.path / ".lock").is_symlink():  # it may lead to nothing, or to what must not be emptied
+            raise ValueError(f"{self.path / '.lock'} is a link: remove it")
         self.created = [p for p in (self.path, *self.path.parents) if not p.exists()]  # the folder, and those around it
         self.fresh = not (self.path / ".lock").exists()
         try:

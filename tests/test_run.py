@@ -104,6 +104,18 @@ def test_two_runs_in_one_folder(tmp_path):
     run.claim(tmp_path / "r").finish()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_lock_that_is_a_link_is_refused(tmp_path, there):
+    """One into nothing was a traceback, and another's file lost what it held."""
+    other = tmp_path / "other"
+    other.write_text("mine") if there else None
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / ".lock").symlink_to(other)
+    with pytest.raises(ValueError, match=r"r/\.lock is a link: remove it"):
+        run.claim(tmp_path / "r")
+    assert other.exists() == there and (not there or other.read_text() == "mine")
+
+
 def test_a_lock_goes_with_its_process(tmp_path):
     code = f"from core import run; r = run.claim({str(tmp_path / 'r')!r}); print('held', flush=True); input()"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
