@@ -123,7 +123,7 @@ def scalar(text: str, name: str = "the value") -> Any:
     """A free value as YAML reads it: true, 3, 1e-4, null, text, [1, 2]."""
     try:
         return yaml.load(text, Loader=Loader) if text else ""
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as e:
         raise ValueError(f"{name} cannot be read, got {text[:40]!r}: {told(e)}") from None
 
 
@@ -137,13 +137,18 @@ def told(e: Exception) -> str:
 
 
 class Loader(yaml.SafeLoader):
-    """SafeLoader without YAML 1.1's traps: 1e-4 is a number, 12:30, 010, 4_4_256 and no are text, a key stands once."""
+    """SafeLoader without YAML 1.1's traps: 1e-4 is a number, 12:30, 010, 4_4_256 and no are text, a key stands once;
+    and without dates and bytes."""
 
     yaml_implicit_resolvers = {}
+    yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items()
+                         if not str(tag).endswith((":binary", ":timestamp", ":omap", ":pairs", ":set"))}  # fmt: skip
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
             seen.add(key.value)
@@ -162,6 +167,12 @@ for kind, pattern, first in [
     Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern), first)
 
 
+def once(pairs: list[tuple[str, Any]]) -> dict:
+    if twice := [key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i])]:
+        raise ValueError(f"key {twice[0]!r} twice")
+    return dict(pairs)
+
+
 def read_yaml(path: str | Path) -> dict:
     """A config file as a dict; YAML, or JSON by its ending."""
     path = Path(path)
@@ -172,8 +183,9 @@ def read_yaml(path: str | Path) -> dict:
         raise ValueError(f"config file {path} {hint}")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        data = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        as_json = path.suffix == ".json"
+        data = json.loads(text, object_pairs_hook=once) if as_json else yaml.load(text, Loader=Loader)
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as e:
         raise ValueError(f"{path}: {told(e)}") from None
     if data is None:
         return {}

@@ -106,12 +106,18 @@ def test_yaml_means_what_it_says(tmp_path, text, name, value):
     ("text: !!python/object/apply:os.system [ls]", "python/object"), ("inner: 3", "inner is a section, got 3"),
     ("- a\n- b", "must hold key: value lines"), ("batch: [1", "c.yaml: while parsing a flow sequence at line 1"), ("flag: 3", "flag must be true or false"),
     ("inner: {old_name: 1, odl_name: 2}", "given twice"), ("batch: null", "batch must be given, not null"),
-    ("lr: true", "lr must be a number"), ("lr: .nan", "lr must be a number"),
+    ("? [a]\n: 1", "a key must be a word at line 1, column 3"), ("lr: !!timestamp 2020-01-01", "tag:yaml.org,2002:timestamp"),
+    ("batch: !!binary aGVq", "tag:yaml.org,2002:binary"), ("flag: !!bool perhaps", "'perhaps'"), ("lr: true", "lr must be a number"), ("lr: .nan", "lr must be a number"),
 ])  # fmt: skip
 def test_a_wrong_file_is_named_in_one_line(tmp_path, text, says):
     with pytest.raises(ValueError) as e:
         read(tmp_path, text)
     assert says in str(e.value) and "c.yaml" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_key_of_a_json_file_stands_once(tmp_path):
+    with pytest.raises(ValueError, match="c.json: key 'name' twice"):
+        read(tmp_path, '{"inner": {"name": "a", "name": "b"}}', name="c.json")
 
 
 def test_saved_options_run_again_as_they_are(tmp_path):
