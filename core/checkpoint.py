@@ -460,7 +460,7 @@ def transfer(model, weights: dict, parts: list[str], source: str, whole: bool = 
         if name not in (*GROUPS, "all"):
             raise ValueError(f"--transfer takes {', '.join(GROUPS)} or all, got {part!r}")
         low, _, high = layers.partition("-")
-        if layers and not (low.isdigit() and (high or low).isdigit()):
+        if layers and not (low.isdecimal() and (high or low).isdecimal()):
             raise ValueError(f"--transfer {part}: layers are written 0-3 or 2")
         limits = (int(low), int(high or low)) if layers else (0, float("inf"))
         for group in GROUPS if name == "all" else [name]:

@@ -211,7 +211,7 @@ def load(where: str | Path) -> tuple[str, dict, Weights]:
     folder = Path(where) if hub.is_folder(where) else hub.download(str(where))
     config, weights = hub.read_folder(folder)
     kind = config.get("model_type")
-    if kind not in FROM:
+    if kind not in [*FROM]:  # it may be a list
         raise ValueError(f"{where} holds a model of type {kind!r}; {' and '.join(FROM)} can be read")
     to_config, to_weights = FROM[kind]
     try:

@@ -16,6 +16,7 @@ import torch
 
 from core import dist, exits
 from core.exits import OK, STOPPED, NotFinite, guard  # noqa: F401 - run.guard() is what scripts say
+from core.files import read_json
 
 try:
     import fcntl
@@ -30,8 +31,8 @@ TEMPORARY = re.compile(r"\..+\.tmp-\d+|.+\.(json|yaml|csv)\.tmp")  # what we wri
 
 def read_status(path: Path) -> dict:
     try:
-        return json.loads((path / "status.json").read_text())
-    except (OSError, ValueError):
+        return read_json(path / "status.json")
+    except ValueError:  # none, or a list of someone else's
         return {}
 
 

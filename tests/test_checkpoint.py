@@ -332,7 +332,7 @@ def test_transfer_takes_each_of_the_layers_that_are_named_one_by_one(parts, take
 
 @pytest.mark.parametrize(("parts", "says"), [
     (["all"], "wte.weight is \\(11, 8\\) there and \\(13, 8\\) here"), (["atn"], "--transfer takes embed, attn"),
-    (["mlp:x"], "layers are written 0-3 or 2"),
+    (["mlp:x"], "layers are written 0-3 or 2"), (["mlp:²"], "layers are written 0-3 or 2"),
 ])  # fmt: skip
 def test_transfer_names_what_does_not_fit(parts, says):
     a, b = two_models()

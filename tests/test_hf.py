@@ -128,7 +128,7 @@ def test_what_gpt2_cannot_express_is_refused(changes, named):
 
 
 @pytest.mark.parametrize("key, value", [("scale_attn_weights", False), ("activation_function", "xielu"),
-                                        ("model_type", "gemma")])  # fmt: skip
+                                        ("model_type", "gemma"), ("model_type", ["gpt2"])])  # fmt: skip
 def test_what_we_cannot_express_is_refused(key, value, tmp_path):
     theirs().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

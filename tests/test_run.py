@@ -187,6 +187,12 @@ def test_the_folder_that_one_is_in_cannot_be_moved_aside(tmp_path, monkeypatch):
         folder.finish()
 
 
+@pytest.mark.parametrize("theirs", ["[1]", "3", "null", "{", ""])
+def test_a_status_of_someone_else_s_is_no_run(theirs, tmp_path):
+    (tmp_path / "status.json").write_text(theirs)
+    assert not run.holds_run(tmp_path, ("*.pt",)) and not run.finished(tmp_path)
+
+
 def test_a_failure_after_the_start_is_in_status(tmp_path):
     with pytest.raises(SystemExit), run.guard():
         folder = run.claim(tmp_path / "r")
