@@ -119,7 +119,8 @@ def read_tensors(path: Path) -> None:
 
 
 def checkpoint_file(folder: Path) -> Path:
-    state = dict.fromkeys(checkpoint.KEYS) | {"format": checkpoint.FORMAT, "kind": "gpt", "model": {"w": torch.ones(5)}}
+    empty = {key: kind() if isinstance(kind, type) else None for key, kind in checkpoint.KEYS.items()}
+    state = empty | {"format": checkpoint.FORMAT, "kind": "gpt", "model": {"w": torch.ones(5)}}
     checkpoint.save(folder / "ckpt.pt", state, keep=False)
     return folder / "ckpt.pt"
 
