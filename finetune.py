@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from core import checkpoint, config, dist, files, metrics, optim, preflight, rng, run
+from core import checkpoint, config, dist, files, metrics, optim, preflight, rng, run, transfer
 from core.config import option
 from core.files import Files
 from core.progress import duration
@@ -258,7 +258,7 @@ def main(args: Options) -> None:
                                  " out, or name the parts to take with --transfer")  # fmt: skip
         if weights.get("classifier.out_proj.weight", torch.empty(C)).shape[0] != C:
             weights = {k: w for k, w in weights.items() if not k.startswith("classifier.")}  # a head for other labels
-        for part, done, count in checkpoint.transfer(model, weights, args.transfer, args.init_from):
+        for part, done, count in transfer.into(model, weights, args.transfer, args.init_from):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     waking = stand_still(model, args)
     model.to(d.device)

@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from core import checkpoint, compiler, config, dist, files, hf, optim, preflight, rng, run
+from core import checkpoint, compiler, config, disk, dist, files, hf, optim, preflight, rng, run, transfer
 from core.config import option
 from core.files import Files
 from core.progress import duration
@@ -314,7 +314,7 @@ def main(args: Options) -> None:
     elif weights:
         where = "the last checkpoint" if args.reset else args.init_from
         check_fit(model, weights, where, args.transfer, args.strict)
-        for part, done, count in checkpoint.transfer(model, weights, args.transfer, where):
+        for part, done, count in transfer.into(model, weights, args.transfer, where):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)
@@ -425,7 +425,7 @@ def main(args: Options) -> None:
     if folder.writes:
         config.save(args, folder.path / place.config)
         if elsewhere and theirs:
-            checkpoint.link(theirs, best_path)  # until there is a better one
+            disk.link(theirs, best_path)  # until there is a better one
     wandb = {"entity": args.wandb_entity, "project": args.project_name, "name": args.run_name}
     track = Tracker(folder.path, folder.writes, last_step, first_step, tensorboard=args.tensorboard_log,
                     wandb=None if args.no_wandb else wandb, names=(place.train_csv, place.eval_csv), csv_log=place.csv,

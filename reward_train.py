@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from core import checkpoint, config, dist, optim, preflight, rng, run
+from core import checkpoint, config, disk, dist, optim, preflight, rng, run, transfer
 from core.config import option
 from core.progress import duration, progress
 from core.schedule import lr_at
@@ -276,7 +276,7 @@ def main(args: Options) -> None:
             if ours != theirs:
                 raise ValueError(f"the tokenizer of model_name {args.model_name} is {ours}, {args.init_from} was"
                                  f" trained with {theirs}: --transfer attn mlp norm takes the rest")  # fmt: skip
-        for part, done, count in checkpoint.transfer(model, weights, args.transfer, args.init_from, fresh=False):
+        for part, done, count in transfer.into(model, weights, args.transfer, args.init_from, fresh=False):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     frozen = {"emb": p.freeze_emb, "ln": p.freeze_ln, "attn": p.freeze_attn, "ff": p.freeze_ff, "other": p.freeze_other}
     frozen = [part for part, yes in frozen.items() if yes and p.do_freeze is not False]
@@ -444,7 +444,7 @@ def main(args: Options) -> None:
         args.model_name, args.init_from = folder.gone_to(args.model_name), folder.gone_to(args.init_from)
         config.save(args, folder.path / "config.yaml")
         if resuming and theirs:
-            checkpoint.link(theirs, folder.path / "best.pt")  # until there is a better one
+            disk.link(theirs, folder.path / "best.pt")  # until there is a better one
     w = args.wandb
     project, key = w.project_name or w.args.project_name, "" if w.api == "text" else w.api
     about = {"key": key, "project": project, "name": w.args.name, "group": w.args.group, "job_type": w.args.job_type}

@@ -17,7 +17,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import train_args
-from core import checkpoint, compiler, config, dist, hf, optim, preflight, rng, run
+from core import checkpoint, compiler, config, dist, hf, optim, preflight, rng, run, transfer
 from core.generate import generate
 from core.schedule import Plateau, lr_at
 from core.tracker import Tracker, duration, peak_flops, peak_memory
@@ -125,7 +125,7 @@ def main(args: Options) -> None:
     elif source:
         if whole or {"embed", "head"} & set(args.transfer):
             train_args.check_tokenizers(about, source["meta"], where, ", or --transfer attn mlp norm")
-        for part, done, count in checkpoint.transfer(model, source["model"], args.transfer, where, whole):
+        for part, done, count in transfer.into(model, source["model"], args.transfer, where, whole):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)

@@ -1,10 +1,8 @@
 """One checkpoint format for all scripts: a plain dict, written atomically, closed by a SHA-256, read as data only."""
 
 import contextlib
-import errno
 import functools
 import hashlib
-import mmap
 import os
 import shutil
 import sys
@@ -13,14 +11,13 @@ from pathlib import Path
 
 import torch
 
-from core import dist, run
+from core import disk, dist, run
 from core.files import previous
 
 FORMAT = 1
 KEYS = {"format": int, "kind": str, "model_config": dict, "model": dict, "optimizer": dict | None, "loop": dict,
         "rng": dict, "step": int, "best": int | float | None, "options": dict, "meta": dict}  # fmt: skip
 MAGIC = b"\nSHA256:"  # then 32 bytes
-BLOCK = 1 << 22  # bytes written at once
 NICE = 10  # of the thread that writes beside training: bench/NOTES.md compares
 _writer: threading.Thread | None = None
 _failed: list[BaseException] = []
@@ -45,141 +42,23 @@ def pack(*, kind: str, model, model_config: dict, optimizer, loop: dict, seed: i
 # writing
 
 
-class Output:
-    """The bytes of a checkpoint, hashed on their way to a file; whole blocks of it go past the page cache.
-
-    There they would cost more CPU time than all else, taken from training, and drive out the data set. Remembers the
-    error that torch's writer would rename.
-    """
-
-    def __init__(self, file):
-        self.fd, self.sha, self.error = file.fileno(), hashlib.sha256(), None
-        self.block, self.used = memoryview(mmap.mmap(-1, BLOCK)), 0  # on whole pages, as direct writing wants it
-        self.flag, self.direct = getattr(os, "O_DIRECT", 0), False  # Linux has it
-
-    def write(self, data) -> int:
-        left = memoryview(data).cast("B")
-        while left:
-            n = min(len(left), BLOCK - self.used)
-            self.block[self.used : self.used + n], left = left[:n], left[n:]
-            self.used += n
-            if self.used == BLOCK:
-                self.flush()
-        return len(data)
-
-    def flush(self) -> None:
-        part, self.used = self.block[: self.used], 0
-        self.sha.update(part)
-        self.past_cache(len(part) == BLOCK)
-        try:
-            while part:
-                part = part[self.put(part) :]
-        except OSError as e:
-            self.error = e
-            raise
-
-    def put(self, part) -> int:
-        try:
-            return os.write(self.fd, part)
-        except OSError as e:
-            if not self.direct or e.errno != errno.EINVAL:
-                raise
-            self.past_cache(False)  # the file system wants other blocks, or an earlier one was written in part
-            self.flag = 0
-            return os.write(self.fd, part)
-
-    def past_cache(self, on: bool) -> None:
-        if self.flag and on != self.direct:
-            flags = run.fcntl.fcntl(self.fd, run.fcntl.F_GETFL) & ~self.flag
-            try:
-                run.fcntl.fcntl(self.fd, run.fcntl.F_SETFL, flags | self.flag * on)
-                self.direct = on
-            except OSError:  # not on every file system
-                self.flag = 0
-
-
-def replace(path: Path, write, also: tuple[Path, ...] = ()) -> None:
-    """Atomic: a temporary file beside it, flushed, renamed, the folder flushed. `write` gets the open file.
-
-    `also` get it first: the state at `path` says that its evaluation is done, and a resume after a kill in between
-    would name no best one for it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        for name in also:
-            link(temporary, name)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    with contextlib.suppress(OSError):  # Windows cannot open a folder
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def link(source: Path, target: Path) -> None:
-    """A second name for the same bytes, in one step; a copy where the file system has no links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        temporary.write_bytes(source.read_bytes())
-    os.replace(temporary, target)
-    temporary.unlink(missing_ok=True)  # where both names are of one file already, renaming does nothing
-
-
-def size_of(state) -> int:
-    if torch.is_tensor(state):
-        return state.numel() * state.element_size()
-    values = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
-    return sum(map(size_of, values))
-
-
-def dump(f, state, folder: Path, size: int) -> bytes:
-    """torch.save, with the disk's own word where it fails; the SHA-256 of what was written."""
-    out = Output(f)
-    try:
-        torch.save(state, out)
-        out.flush()
-    except (OSError, RuntimeError) as e:
-        cause = out.error or e
-        if isinstance(cause, OSError) and cause.errno:
-            raise run.disk_full(folder, size, cause) from None
-        raise
-    return out.sha.digest()
-
-
 def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
     def body(f):
         crc = torch.serialization.get_crc32_options()
         try:
             # the SHA-256 tells damage; torch's own sums pass the file on in small pieces, at three times the CPU time
             torch.serialization.set_crc32_options(False)
-            f.write(MAGIC + dump(f, state, path.parent, size_of(state)))
+            f.write(MAGIC + disk.dump(f, state, path.parent, disk.size_of(state)))
         finally:
             torch.serialization.set_crc32_options(crc)
 
     if keep and path in _good and path.exists():  # a damaged one must not take the place of a good one
-        link(path, previous(path))
+        disk.link(path, previous(path))
     try:
-        replace(path, body, also)
+        disk.replace(path, body, also)
     except OSError as e:
         if e.errno and not str(e.strerror).startswith(("disk full", "cannot write")):
-            raise run.disk_full(path.parent, size_of(state), e) from None
+            raise disk.full(path.parent, disk.size_of(state), e) from None
         raise
     for name in (path, *also):
         _bad.discard(name)
@@ -424,81 +303,3 @@ def find(path: str | Path) -> Path:
     if not path.is_file():
         raise ValueError(f"{path} does not exist: a checkpoint file or a run folder is wanted")
     return path
-
-
-# -----------------------------------------------------------------------------
-# from one model to another
-
-GROUPS = ("embed", "attn", "mlp", "norm", "head")
-OTHER_NAMES = {"ffn": "mlp", "ln": "norm", "embedding": "embed", "embeddings": "embed", "attention": "attn"}
-
-
-def group_of(name: str) -> str:
-    """Which part of a transformer a weight belongs to, by its name."""
-    parts = name.split(".")
-    if any(p.startswith(("ln_", "norm", "q_norm", "k_norm")) for p in parts):
-        return "norm"
-    for group in ("attn", "mlp"):
-        if group in parts:
-            return group
-    if any(p.startswith(("wte", "wpe", "pos_", "wtt", "embed")) for p in parts):
-        return "embed"
-    return "head"
-
-
-def transfer(model, weights: dict, parts: list[str], source: str, whole: bool = False, fresh: bool = True) -> list:
-    """Copies the named parts (attn, mlp:0-3, ... or all); returns rows (part, taken | initialised, parameters).
-
-    A longer table of positions is cropped. Where the model is fresh, its embeddings under blocks that were taken get
-    the scale of the source's.
-    `whole`: nothing may be missing in it, or left over.
-    """
-    wanted: dict[str, list[tuple[int, float]]] = {}  # attn:0 attn:4-5 are three layers of a part
-    for part in parts:
-        name, _, layers = part.partition(":")
-        name = OTHER_NAMES.get(name, name)
-        if name not in (*GROUPS, "all"):
-            raise ValueError(f"--transfer takes {', '.join(GROUPS)} or all, got {part!r}")
-        low, _, high = layers.partition("-")
-        if layers and not (low.isdecimal() and (high or low).isdecimal()):
-            raise ValueError(f"--transfer {part}: layers are written 0-3 or 2")
-        limits = (int(low), int(high or low)) if layers else (0, float("inf"))
-        for group in GROUPS if name == "all" else [name]:
-            wanted.setdefault(group, []).append(limits)
-    table, seen, tied = {}, set(), False
-    for name, target in model.state_dict().items():
-        if target.data_ptr() in seen:  # a head tied to the embedding goes with it
-            tied = True
-            continue
-        seen.add(target.data_ptr())
-        group = group_of(name)
-        layer = next((int(p) for p in name.split(".") if p.isdigit()), 0)
-        take = name in weights and any(low <= layer <= high for low, high in wanted.get(group, []))
-        if take and name.endswith("wpe.weight"):
-            weights[name] = weights[name][: len(target)]
-        if take and weights[name].shape != target.shape:
-            raise ValueError(f"{source}: {name} is {tuple(weights[name].shape)} there and {tuple(target.shape)} here;"
-                             f" leave {group!r} out of --transfer, or make the shapes equal")  # fmt: skip
-        if take:
-            with torch.no_grad():
-                target.copy_(weights[name])
-        key = (group, "taken" if take else "initialised")
-        table[key] = table.get(key, 0) + target.numel()
-    theirs, came = weights.get("transformer.wte.weight"), {group for group, done in table if done == "taken"}
-    if fresh and theirs is not None and "embed" not in came and {"attn", "mlp"} & came:
-        # blocks were trained with embeddings of some scale; what they add would drown much smaller ones
-        for name, target in model.state_dict().items():
-            if "wte" in name:
-                target.mul_(theirs.std() / target.std())
-    lacks = [n for n in model.state_dict() if n not in weights] if whole else []
-    extra = [n for n in weights if n not in model.state_dict()] if whole else []
-    if lacks or extra:
-        what = f"lacks {lacks[0]}" if lacks else f"holds {extra[0]}, for which this model has no place"
-        raise ValueError(f"{source} {what} ({len(lacks + extra)} such names): give its own model options, or --transfer"
-                         f" with the parts to take")  # fmt: skip
-    if not any(done == "taken" for _, done in table):
-        if tied and "head" in wanted:
-            raise ValueError(f"{source}: --transfer head takes nothing, as the head here is the embedding (weight"
-                             " tying): --transfer embed")  # fmt: skip
-        raise ValueError(f"{source}: none of --transfer {' '.join(parts)} is in it under our names")
-    return [(group, done, count) for (group, done), count in sorted(table.items())]

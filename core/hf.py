@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core import checkpoint, hf_llama, hub, run
+from core import checkpoint, disk, hf_llama, hub
 from core.hf_terms import ACTIVATIONS, activation, activation_back, demand  # noqa: F401 - the table is for the loops
 
 Weights = dict[str, Tensor]
@@ -245,10 +245,10 @@ def save(folder: str | Path, kind: str, config: dict, weights: Weights, **more) 
     except safetensors.SafetensorError as e:
         temporary.unlink(missing_ok=True)
         number = re.search(r"os error (\d+)", str(e))  # all that it keeps of what the disk said
-        raise run.disk_full(folder, checkpoint.size_of(weights), OSError(int(number[1]), "")) if number else e from None
+        raise disk.full(folder, disk.size_of(weights), OSError(int(number[1]), "")) if number else e from None
     temporary.replace(folder / "model.safetensors")
     text = json.dumps(theirs, indent=2) + "\n"
-    checkpoint.replace(folder / "config.json", lambda f: f.write(text.encode()))
+    disk.replace(folder / "config.json", lambda f: f.write(text.encode()))
 
 
 def source(where: str | Path) -> dict:

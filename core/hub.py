@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core import checkpoint
+from core import checkpoint, disk
 from core.files import read_json
 from core.values import nearest
 
@@ -80,7 +80,7 @@ def fetch(address: str, path: Path) -> bool:
                 if size and f.tell() != size:
                     raise OSError(f"{f.tell()} of {size} bytes came")
 
-            checkpoint.replace(path, body)
+            disk.replace(path, body)
     except urllib.error.HTTPError as e:
         if e.code == 404:
             return False

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from core import checkpoint
+from core import disk
 from core.picture import pyplot
 from core.scores import ranks
 
@@ -70,5 +70,5 @@ def draw_confusion(path: Path, confusion: np.ndarray, names: list[str], title: s
     ax.set_yticks(range(n), names)
     ax.set(xlabel="predicted", ylabel="is", title=title)
     fig.tight_layout()
-    checkpoint.replace(path, lambda f: fig.savefig(f, format="png"))
+    disk.replace(path, lambda f: fig.savefig(f, format="png"))
     plt.close(fig)

@@ -5,7 +5,7 @@ import re
 import torch
 from torch import nn
 
-from core import checkpoint
+from core import transfer
 
 
 def groups(model: nn.Module, weight_decay: float, *, matrices: bool = False, **options) -> list[dict]:
@@ -40,7 +40,7 @@ def freeze(model: nn.Module, parts: list[str], spared: list[int], head: str) -> 
     last, table = len(model.transformer.h) - 1, {part: [0, 0] for part in (*PARTS.values(), "head")}
     spared = {i + last + 1 if i < 0 else i for i in spared}
     for name, w in model.named_parameters():
-        part = "head" if name.startswith(head) else PARTS[checkpoint.group_of(name)]
+        part = "head" if name.startswith(head) else PARTS[transfer.group_of(name)]
         layer = re.match(r"transformer\.h\.(\d+)\.", name)
         if part in parts and not (layer and int(layer[1]) in spared):
             w.requires_grad = False

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from core import checkpoint, dist
+from core import disk, dist
 
 # bytes saved for the backward pass, a token and layer: measured over GPT and RoBERTa, float32 and bfloat16, T 64 to
 # 1,024 (55 to 98 a unit of width with MLPs of four times the width). tests/test_faults.py measures again
@@ -79,14 +79,14 @@ def look(folder: Path, device: torch.device, dtype: torch.dtype, model, optimize
     done = first >= last
     checks.append(("options", "note" if done else "ok", f"{given} given; steps {first:,} to {last:,}"
                    + ": nothing is left to train" * done))  # fmt: skip
-    weights = checkpoint.size_of(list(model.state_dict().values()))
+    weights = disk.size_of(list(model.state_dict().values()))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) * 4
-    moments = max(2 * trained, checkpoint.size_of(list(optimizer.state.values())))
+    moments = max(2 * trained, disk.size_of(list(optimizer.state.values())))
     moments += trained * hasattr(optimizer, "eval")  # saved at an average: the weights that train are there as well
-    checks.append(disk(folder, weights + moments, files, already_there(folder) if resuming else 0))
+    checks.append(room(folder, weights + moments, files, already_there(folder) if resuming else 0))
     shape = model.config
     work = int(activations(shape, tokens, device, dtype)) + min(LOGITS, 12 * tokens * shape.vocab_size)
-    state = trained + moments - checkpoint.size_of(list(optimizer.state.values()))
+    state = trained + moments - disk.size_of(list(optimizer.state.values()))
     copy = 0 if device.type == "cuda" else weights + moments
     checks.append(memory(free_memory(device), state, work, copy))
     return checks
@@ -107,7 +107,7 @@ def activations(c, tokens: int, device: torch.device, dtype: torch.dtype) -> flo
     return tokens * block * c.n_layer
 
 
-def disk(folder: Path, one: int, files: int, there: int) -> tuple[str, str, str]:
+def room(folder: Path, one: int, files: int, there: int) -> tuple[str, str, str]:
     """The one before stays until the new one is written: two must fit at least, `files` and one more at most."""
     free = shutil.disk_usage(folder).free
     least, most = max(one, 2 * one - there), max(one, (files + 1) * one - there)

@@ -1,11 +1,9 @@
 """A run and its folder: exit codes, the lock, signals, status.json, and steps that are not finite."""
 
 import contextlib
-import errno
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import sys
@@ -234,15 +232,6 @@ def same_data(loop: dict, now: list | dict, option: str, what: str) -> None:
     """A resume goes on with the data that the run began with, as far as these numbers tell; a checkpoint keeps them."""
     if (then := loop.setdefault("counts", now)) != now:
         raise ValueError(f"{option} changed since this run began: {what} {then} then, {now} now")
-
-
-def disk_full(path: Path, need: int, cause: OSError) -> OSError:
-    there = next(p for p in (path, *path.parents) if p.exists())  # the folder may be what could not be made
-    have = shutil.disk_usage(there).free
-    if cause.errno not in (errno.ENOSPC, errno.EDQUOT):
-        why = "over the file size limit" if cause.errno == errno.EFBIG else os.strerror(cause.errno)
-        return OSError(cause.errno, f"cannot write {need / 2**20:.1f} MiB to {path}: {why}")
-    return OSError(cause.errno, f"disk full: need {need / 2**20:.1f} MiB, have {have / 2**20:.1f} MiB in {path}")
 
 
 # -----------------------------------------------------------------------------

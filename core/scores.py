@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import checkpoint
+from core import disk
 from core.picture import pyplot
 
 # -----------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def write_csv(out: Path, header: list[str], rows: Iterable, make: Callable, abou
             os.fsync(f.fileno())
             done += len(waiting)
             state = json.dumps({"about": about, "done": done, "bytes": f.tell()})
-            checkpoint.replace(notes, lambda g: g.write(state.encode()))
+            disk.replace(notes, lambda g: g.write(state.encode()))
             waiting.clear()
 
         skip = done

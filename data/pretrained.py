@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from core import checkpoint, files, hf, hub
+from core import checkpoint, disk, files, hf, hub
 from data import examples, qa, vocab
 from model import RobertaConfig
 
@@ -108,7 +108,7 @@ def export(folder: Path, state: dict, class_prob: float, strict: bool = False) -
             raise
         said = f"ckpt.pt, tokenizer; no Hugging Face format: {e}"
     for name, text in (("tokenizer.json", about["json"]), ("tokenizer_config.json", json.dumps(settings, indent=2))):
-        checkpoint.replace(folder / name, lambda f, text=text: f.write(text.encode()))
+        disk.replace(folder / name, lambda f, text=text: f.write(text.encode()))
     return said
 
 

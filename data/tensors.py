@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
-from core import checkpoint
+from core import checkpoint, disk
 from data import examples
 
 
@@ -149,5 +149,5 @@ def save(path: str | Path, ids: np.ndarray, lengths: np.ndarray, pad: int, label
         table["labels"] = torch.from_numpy(np.asarray(labels, dtype=np.int64))
     about = {"label_names": names, "tokenizer": tokenizer}
     data = {**table, **about} if layout == "dict" else TensorDataset(*table.values())
-    path, size = Path(path), checkpoint.size_of(table)
-    checkpoint.replace(path, lambda f: checkpoint.dump(f, data, path.parent, size))
+    path, size = Path(path), disk.size_of(table)
+    disk.replace(path, lambda f: disk.dump(f, data, path.parent, size))

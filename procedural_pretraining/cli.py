@@ -24,7 +24,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import procedural_data
-from core import checkpoint, compiler, config, dist, hf, optim, preflight, rng, run
+from core import checkpoint, compiler, config, dist, hf, optim, preflight, rng, run, transfer
 from core.config import option
 from core.schedule import lr_at
 from core.tracker import Tracker, duration, peak_flops, peak_memory
@@ -175,7 +175,7 @@ def main(args: Options) -> None:
         if heads != cfg.n_head and any(part.startswith(("attn", "all")) for part in args.transfer):  # its cut
             raise ValueError(f"--gpt2_size {args.gpt2_size} has {cfg.n_head} heads, {args.init_from} has {heads}: make"
                              " them equal, or leave attn out of --transfer")  # fmt: skip
-        for part, done, count in checkpoint.transfer(model, weights, args.transfer, args.init_from, whole):
+        for part, done, count in transfer.into(model, weights, args.transfer, args.init_from, whole):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)

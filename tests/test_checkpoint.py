@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core import checkpoint, exits
+from core import checkpoint, disk, exits
 from core.checkpoint import load, newest, previous, save
 from model import GPTConfig
 
@@ -134,18 +134,18 @@ def test_a_kill_while_saving_the_best_leaves_no_state_that_takes_its_best_for_sa
 
 
 @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="the system has no direct writing")
-@pytest.mark.parametrize("disk, direct", [("willing", 3), ("refuses the flag", 0), ("refuses the blocks", 0),
+@pytest.mark.parametrize("system, direct", [("willing", 3), ("refuses the flag", 0), ("refuses the blocks", 0),
                                           ("writes a part", 1)])  # fmt: skip
-def test_large_files_go_past_the_page_cache_where_the_disk_lets_them(tmp_path, monkeypatch, disk, direct):
+def test_large_files_go_past_the_page_cache_where_the_disk_lets_them(tmp_path, monkeypatch, system, direct):
     try:
         os.close(os.open(tmp_path / "try", os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
     except OSError:
         pytest.skip("this file system has no direct writing")
-    fcntl, write, done = checkpoint.run.fcntl, os.write, []
+    fcntl, write, done = disk.fcntl, os.write, []
     control = fcntl.fcntl
 
     def flags(fd, command, value=0):
-        if disk == "refuses the flag" and value & os.O_DIRECT:
+        if system == "refuses the flag" and value & os.O_DIRECT:
             raise OSError(errno.EINVAL, "Invalid argument")
         return control(fd, command, value)
 
@@ -153,10 +153,10 @@ def test_large_files_go_past_the_page_cache_where_the_disk_lets_them(tmp_path, m
         now = control(fd, fcntl.F_GETFL)
         if not now & os.O_DIRECT:
             return write(fd, data)
-        if disk == "refuses the blocks" or len(data) % 4096:
+        if system == "refuses the blocks" or len(data) % 4096:
             raise OSError(errno.EINVAL, "Invalid argument")
         done.append(len(data))
-        if disk == "willing":
+        if system == "willing":
             return write(fd, data)
         control(fd, fcntl.F_SETFL, now & ~os.O_DIRECT)
         count = write(fd, data[:1000])
@@ -166,9 +166,9 @@ def test_large_files_go_past_the_page_cache_where_the_disk_lets_them(tmp_path, m
     monkeypatch.setattr(fcntl, "fcntl", flags)
     monkeypatch.setattr(os, "write", put)
     big = state()
-    big["model"]["weight"] = torch.arange(3 * checkpoint.BLOCK // 4 + 1000).float()  # three blocks and a rest
+    big["model"]["weight"] = torch.arange(3 * disk.BLOCK // 4 + 1000).float()  # three blocks and a rest
     save(tmp_path / "ckpt.pt", big)
-    assert done == [checkpoint.BLOCK] * direct
+    assert done == [disk.BLOCK] * direct
     assert torch.equal(load(tmp_path / "ckpt.pt")["model"]["weight"], big["model"]["weight"])
 
 
@@ -287,54 +287,3 @@ def test_numbered_folders_come_first_newest_first(tmp_path):
     (tmp_path / "checkpoint-100" / "ckpt.pt").write_bytes(b"")
     assert newest(tmp_path)[0]["step"] == 40
     assert checkpoint.find(tmp_path) == tmp_path / "checkpoint-100" / "ckpt.pt"
-
-
-def two_models():
-    from model import GPT, GPTConfig
-
-    torch.manual_seed(0)
-    small = {"n_layer": 3, "n_head": 2, "n_embd": 8, "vocab_size": 11, "block_size": 8}
-    return GPT(GPTConfig(**small)), GPT(GPTConfig(**{**small, "vocab_size": 13}))
-
-
-def test_transfer_takes_what_is_asked_and_says_so():
-    a, b = two_models()
-    before = {k: v.clone() for k, v in b.state_dict().items()}
-    with torch.no_grad():
-        for p in a.parameters():  # norms start at 1 in both
-            p.add_(0.5).mul_(3)
-    table = checkpoint.transfer(b, a.state_dict(), ["attn", "ffn:1-2", "ln"], "a")
-    got, want = b.state_dict(), a.state_dict()
-    scale = want["transformer.wte.weight"].std() / before["transformer.wte.weight"].std()
-    for name in ("transformer.wte.weight", "lm_head.weight"):  # tied; fresh, at the scale that a's blocks know
-        before[name] = before[name] * scale
-    for name in got:
-        group, layer = checkpoint.group_of(name), int(name.split(".")[2]) if ".h." in name else 0
-        taken = group in ("attn", "norm") or (group == "mlp" and layer >= 1)
-        assert torch.equal(got[name], (want if taken else before)[name]), name
-    assert {(g, d) for g, d, _ in table} == {("attn", "taken"), ("norm", "taken"), ("mlp", "taken"),
-                                             ("mlp", "initialised"), ("embed", "initialised")}  # fmt: skip
-    assert sum(n for _, _, n in table) == sum(p.numel() for p in b.parameters())
-
-
-def test_a_learnt_position_of_ones_own_goes_with_the_embeddings():
-    """As variants/positions.py says, a kind is a class and a table line: its weights are pos_NAME's."""
-    assert checkpoint.group_of("transformer.pos_mine.weight") == checkpoint.group_of("transformer.wpe.weight")
-
-
-@pytest.mark.parametrize("parts, taken", [(["attn:0", "attn:2"], [0, 2]), (["attn:1-2", "attn:0"], [0, 1, 2])])
-def test_transfer_takes_each_of_the_layers_that_are_named_one_by_one(parts, taken):
-    a, b = two_models()
-    checkpoint.transfer(b, a.state_dict(), parts, "a")
-    names = [f"transformer.h.{i}.attn.c_attn.weight" for i in range(3)]
-    assert [i for i in range(3) if torch.equal(a.state_dict()[names[i]], b.state_dict()[names[i]])] == taken
-
-
-@pytest.mark.parametrize(("parts", "says"), [
-    (["all"], "wte.weight is \\(11, 8\\) there and \\(13, 8\\) here"), (["atn"], "--transfer takes embed, attn"),
-    (["mlp:x"], "layers are written 0-3 or 2"), (["mlp:²"], "layers are written 0-3 or 2"),
-])  # fmt: skip
-def test_transfer_names_what_does_not_fit(parts, says):
-    a, b = two_models()
-    with pytest.raises(ValueError, match=says):
-        checkpoint.transfer(b, a.state_dict(), parts, "a")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from core import checkpoint, exits, metrics, preflight, run, tracker
+from core import checkpoint, disk, exits, metrics, preflight, run, tracker
 from tests.loops import LOOPS, TRAIN
 from tests.test_loops import Killed, finish, losses, same, weights
 
@@ -161,7 +161,7 @@ def test_row_1_a_killed_writer_leaves_the_one_before(tmp_path):
 
 @EACH
 def test_row_1_killed_while_saving(loop, data, finished, tmp_path, monkeypatch):
-    out, real, calls = tmp_path / "r", checkpoint.replace, []
+    out, real, calls = tmp_path / "r", disk.replace, []
     argv = begin(loop, data(loop), out)
 
     def replace(path, write, *also):
@@ -173,7 +173,7 @@ def test_row_1_killed_while_saving(loop, data, finished, tmp_path, monkeypatch):
         real(path, write, *also)
 
     with monkeypatch.context() as m:
-        m.setattr(checkpoint, "replace", replace)
+        m.setattr(disk, "replace", replace)
         with pytest.raises(Killed):
             loop.run(argv)
     exits.held.leave(1)
@@ -659,10 +659,10 @@ def test_what_fits_and_what_does_not(tmp_path, capsys):
     usage = shutil.disk_usage(tmp_path).free
     (tmp_path / "best.pt").symlink_to(tmp_path / "gone.pt")
     assert preflight.already_there(tmp_path) == 0
-    assert preflight.disk(tmp_path, mib, 3, 0)[1] == "ok"
-    assert preflight.disk(tmp_path, usage, 3, 0)[1] == "bad"
-    assert preflight.disk(tmp_path, usage // 3, 5, 0)[1] == "short"
-    assert preflight.disk(tmp_path, usage // 3, 3, usage)[1] == "ok"  # most of them are there already
+    assert preflight.room(tmp_path, mib, 3, 0)[1] == "ok"
+    assert preflight.room(tmp_path, usage, 3, 0)[1] == "bad"
+    assert preflight.room(tmp_path, usage // 3, 5, 0)[1] == "short"
+    assert preflight.room(tmp_path, usage // 3, 3, usage)[1] == "ok"  # most of them are there already
     verdicts = [preflight.memory(100, *need)[1] for need in ((10, 20, 30), (10, 80, 30), (101, 0, 0))]
     assert verdicts == ["ok", "short", "bad"]
     assert not preflight.report([("disk", "short", "x"), ("data", "ok", "y")], False)

@@ -100,7 +100,7 @@ def write_model(folder: Path, texts: list[str], seed: int) -> None:
     """An untrained GPT-2 of 2 layers in Hugging Face's format, with a byte-level BPE trained on the texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from core import checkpoint, hf
+    from core import disk, hf
     from model import GPT, GPTConfig
 
     bpe = Tokenizer(models.BPE())
@@ -114,11 +114,11 @@ def write_model(folder: Path, texts: list[str], seed: int) -> None:
     rng.seed_torch(seed, "model")
     end = bpe.token_to_id(END)
     hf.save(folder, "gpt2", vars(config), GPT(config).state_dict(), bos_token_id=end, eos_token_id=end)
-    checkpoint.replace(folder / "tokenizer.json", lambda f: f.write(bpe.to_str(pretty=True).encode()))
+    disk.replace(folder / "tokenizer.json", lambda f: f.write(bpe.to_str(pretty=True).encode()))
 
 
 def main(args: Options) -> dict[str, float]:
-    from core import checkpoint
+    from core import disk
 
     out = Path(args.out) if args.out else HERE
     out.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def main(args: Options) -> dict[str, float]:
     scored, ranked = (splits(draw, draw.__name__, sizes, args.seed) for draw in (scores, pairs))
     for name, sets in (("scores", scored), ("pairs", ranked)):
         text = json.dumps({s: rows for s, (rows, _) in sets.items()}, indent=0)
-        checkpoint.replace(out / f"{name}.json", lambda f, text=text: f.write(text.encode()))
+        disk.replace(out / f"{name}.json", lambda f, text=text: f.write(text.encode()))
     rows = scored["train"][0]
     write_model(out / "gpt2", [f"Question: {r['Question']}\nAnswer: {r['Answer']}" for r in rows], args.seed)
     best = {**bounds(*scored["val"]), "accuracy": ranked["val"][1]}

@@ -1,0 +1,145 @@
+"""Files that are whole or not there: written beside the old one, flushed, renamed; large ones past the page cache."""
+
+import contextlib
+import errno
+import hashlib
+import mmap
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+BLOCK = 1 << 22  # bytes written at once
+
+
+def replace(path: Path, write, also: tuple[Path, ...] = ()) -> None:
+    """Atomic: a temporary file beside it, flushed, renamed, the folder flushed. `write` gets the open file.
+
+    `also` get it first: the state at `path` says that its evaluation is done, and a resume after a kill in between
+    would name no best one for it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        for name in also:
+            link(temporary, name)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows cannot open a folder
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for the same bytes, in one step; a copy where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        temporary.write_bytes(source.read_bytes())
+    os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # where both names are of one file already, renaming does nothing
+
+
+def full(path: Path, need: int, cause: OSError) -> OSError:
+    there = next(p for p in (path, *path.parents) if p.exists())  # the folder may be what could not be made
+    have = shutil.disk_usage(there).free
+    if cause.errno not in (errno.ENOSPC, errno.EDQUOT):
+        why = "over the file size limit" if cause.errno == errno.EFBIG else os.strerror(cause.errno)
+        return OSError(cause.errno, f"cannot write {need / 2**20:.1f} MiB to {path}: {why}")
+    return OSError(cause.errno, f"disk full: need {need / 2**20:.1f} MiB, have {have / 2**20:.1f} MiB in {path}")
+
+
+class Output:
+    """The bytes of a checkpoint, hashed on their way to a file; whole blocks of it go past the page cache.
+
+    There they would cost more CPU time than all else, taken from training, and drive out the data set. Remembers the
+    error that torch's writer would rename.
+    """
+
+    def __init__(self, file):
+        self.fd, self.sha, self.error = file.fileno(), hashlib.sha256(), None
+        self.block, self.used = memoryview(mmap.mmap(-1, BLOCK)), 0  # on whole pages, as direct writing wants it
+        self.flag, self.direct = getattr(os, "O_DIRECT", 0), False  # Linux has it
+
+    def write(self, data) -> int:
+        left = memoryview(data).cast("B")
+        while left:
+            n = min(len(left), BLOCK - self.used)
+            self.block[self.used : self.used + n], left = left[:n], left[n:]
+            self.used += n
+            if self.used == BLOCK:
+                self.flush()
+        return len(data)
+
+    def flush(self) -> None:
+        part, self.used = self.block[: self.used], 0
+        self.sha.update(part)
+        self.past_cache(len(part) == BLOCK)
+        try:
+            while part:
+                part = part[self.put(part) :]
+        except OSError as e:
+            self.error = e
+            raise
+
+    def put(self, part) -> int:
+        try:
+            return os.write(self.fd, part)
+        except OSError as e:
+            if not self.direct or e.errno != errno.EINVAL:
+                raise
+            self.past_cache(False)  # the file system wants other blocks, or an earlier one was written in part
+            self.flag = 0
+            return os.write(self.fd, part)
+
+    def past_cache(self, on: bool) -> None:
+        if self.flag and on != self.direct:
+            flags = fcntl.fcntl(self.fd, fcntl.F_GETFL) & ~self.flag
+            try:
+                fcntl.fcntl(self.fd, fcntl.F_SETFL, flags | self.flag * on)
+                self.direct = on
+            except OSError:  # not on every file system
+                self.flag = 0
+
+
+def size_of(state) -> int:
+    if torch.is_tensor(state):
+        return state.numel() * state.element_size()
+    values = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(map(size_of, values))
+
+
+def dump(f, state, folder: Path, size: int) -> bytes:
+    """torch.save, with the disk's own word where it fails; the SHA-256 of what was written."""
+    out = Output(f)
+    try:
+        torch.save(state, out)
+        out.flush()
+    except (OSError, RuntimeError) as e:
+        cause = out.error or e
+        if isinstance(cause, OSError) and cause.errno:
+            raise full(folder, size, cause) from None
+        raise
+    return out.sha.digest()

@@ -1,0 +1,77 @@
+"""Weights from one model to another: by the parts of a transformer, not by file."""
+
+import torch
+
+GROUPS = ("embed", "attn", "mlp", "norm", "head")
+OTHER_NAMES = {"ffn": "mlp", "ln": "norm", "embedding": "embed", "embeddings": "embed", "attention": "attn"}
+
+
+def group_of(name: str) -> str:
+    """Which part of a transformer a weight belongs to, by its name."""
+    parts = name.split(".")
+    if any(p.startswith(("ln_", "norm", "q_norm", "k_norm")) for p in parts):
+        return "norm"
+    for group in ("attn", "mlp"):
+        if group in parts:
+            return group
+    if any(p.startswith(("wte", "wpe", "pos_", "wtt", "embed")) for p in parts):
+        return "embed"
+    return "head"
+
+
+def into(model, weights: dict, parts: list[str], source: str, whole: bool = False, fresh: bool = True) -> list:
+    """Copies the named parts (attn, mlp:0-3, ... or all); returns rows (part, taken | initialised, parameters).
+
+    A longer table of positions is cropped. Where the model is fresh, its embeddings under blocks that were taken get
+    the scale of the source's.
+    `whole`: nothing may be missing in it, or left over.
+    """
+    wanted: dict[str, list[tuple[int, float]]] = {}  # attn:0 attn:4-5 are three layers of a part
+    for part in parts:
+        name, _, layers = part.partition(":")
+        name = OTHER_NAMES.get(name, name)
+        if name not in (*GROUPS, "all"):
+            raise ValueError(f"--transfer takes {', '.join(GROUPS)} or all, got {part!r}")
+        low, _, high = layers.partition("-")
+        if layers and not (low.isdecimal() and (high or low).isdecimal()):
+            raise ValueError(f"--transfer {part}: layers are written 0-3 or 2")
+        limits = (int(low), int(high or low)) if layers else (0, float("inf"))
+        for group in GROUPS if name == "all" else [name]:
+            wanted.setdefault(group, []).append(limits)
+    table, seen, tied = {}, set(), False
+    for name, target in model.state_dict().items():
+        if target.data_ptr() in seen:  # a head tied to the embedding goes with it
+            tied = True
+            continue
+        seen.add(target.data_ptr())
+        group = group_of(name)
+        layer = next((int(p) for p in name.split(".") if p.isdigit()), 0)
+        take = name in weights and any(low <= layer <= high for low, high in wanted.get(group, []))
+        if take and name.endswith("wpe.weight"):
+            weights[name] = weights[name][: len(target)]
+        if take and weights[name].shape != target.shape:
+            raise ValueError(f"{source}: {name} is {tuple(weights[name].shape)} there and {tuple(target.shape)} here;"
+                             f" leave {group!r} out of --transfer, or make the shapes equal")  # fmt: skip
+        if take:
+            with torch.no_grad():
+                target.copy_(weights[name])
+        key = (group, "taken" if take else "initialised")
+        table[key] = table.get(key, 0) + target.numel()
+    theirs, came = weights.get("transformer.wte.weight"), {group for group, done in table if done == "taken"}
+    if fresh and theirs is not None and "embed" not in came and {"attn", "mlp"} & came:
+        # blocks were trained with embeddings of some scale; what they add would drown much smaller ones
+        for name, target in model.state_dict().items():
+            if "wte" in name:
+                target.mul_(theirs.std() / target.std())
+    lacks = [n for n in model.state_dict() if n not in weights] if whole else []
+    extra = [n for n in weights if n not in model.state_dict()] if whole else []
+    if lacks or extra:
+        what = f"lacks {lacks[0]}" if lacks else f"holds {extra[0]}, for which this model has no place"
+        raise ValueError(f"{source} {what} ({len(lacks + extra)} such names): give its own model options, or --transfer"
+                         f" with the parts to take")  # fmt: skip
+    if not any(done == "taken" for _, done in table):
+        if tied and "head" in wanted:
+            raise ValueError(f"{source}: --transfer head takes nothing, as the head here is the embedding (weight"
+                             " tying): --transfer embed")  # fmt: skip
+        raise ValueError(f"{source}: none of --transfer {' '.join(parts)} is in it under our names")
+    return [(group, done, count) for (group, done), count in sorted(table.items())]

@@ -1,0 +1,56 @@
+"""Weights from one model to another: what was asked for is taken, the rest is not touched, and both are told."""
+
+import pytest
+import torch
+
+from core import transfer
+from model import GPT, GPTConfig
+
+
+def two_models():
+    torch.manual_seed(0)
+    small = {"n_layer": 3, "n_head": 2, "n_embd": 8, "vocab_size": 11, "block_size": 8}
+    return GPT(GPTConfig(**small)), GPT(GPTConfig(**{**small, "vocab_size": 13}))
+
+
+def test_transfer_takes_what_is_asked_and_says_so():
+    a, b = two_models()
+    before = {k: v.clone() for k, v in b.state_dict().items()}
+    with torch.no_grad():
+        for p in a.parameters():  # norms start at 1 in both
+            p.add_(0.5).mul_(3)
+    table = transfer.into(b, a.state_dict(), ["attn", "ffn:1-2", "ln"], "a")
+    got, want = b.state_dict(), a.state_dict()
+    scale = want["transformer.wte.weight"].std() / before["transformer.wte.weight"].std()
+    for name in ("transformer.wte.weight", "lm_head.weight"):  # tied; fresh, at the scale that a's blocks know
+        before[name] = before[name] * scale
+    for name in got:
+        group, layer = transfer.group_of(name), int(name.split(".")[2]) if ".h." in name else 0
+        taken = group in ("attn", "norm") or (group == "mlp" and layer >= 1)
+        assert torch.equal(got[name], (want if taken else before)[name]), name
+    assert {(g, d) for g, d, _ in table} == {("attn", "taken"), ("norm", "taken"), ("mlp", "taken"),
+                                             ("mlp", "initialised"), ("embed", "initialised")}  # fmt: skip
+    assert sum(n for _, _, n in table) == sum(p.numel() for p in b.parameters())
+
+
+def test_a_learnt_position_of_ones_own_goes_with_the_embeddings():
+    """As variants/positions.py says, a kind is a class and a table line: its weights are pos_NAME's."""
+    assert transfer.group_of("transformer.pos_mine.weight") == transfer.group_of("transformer.wpe.weight")
+
+
+@pytest.mark.parametrize("parts, taken", [(["attn:0", "attn:2"], [0, 2]), (["attn:1-2", "attn:0"], [0, 1, 2])])
+def test_transfer_takes_each_of_the_layers_that_are_named_one_by_one(parts, taken):
+    a, b = two_models()
+    transfer.into(b, a.state_dict(), parts, "a")
+    names = [f"transformer.h.{i}.attn.c_attn.weight" for i in range(3)]
+    assert [i for i in range(3) if torch.equal(a.state_dict()[names[i]], b.state_dict()[names[i]])] == taken
+
+
+@pytest.mark.parametrize(("parts", "says"), [
+    (["all"], "wte.weight is \\(11, 8\\) there and \\(13, 8\\) here"), (["atn"], "--transfer takes embed, attn"),
+    (["mlp:x"], "layers are written 0-3 or 2"), (["mlp:²"], "layers are written 0-3 or 2"),
+])  # fmt: skip
+def test_transfer_names_what_does_not_fit(parts, says):
+    a, b = two_models()
+    with pytest.raises(ValueError, match=says):
+        transfer.into(b, a.state_dict(), parts, "a")
