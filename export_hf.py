@@ -31,7 +31,7 @@ class Options:
     overwrite: bool = False  # replace a model that is in it
 
 
-PAD = "<|pad|>"
+PAD, SOURCE = "<|pad|>", "the checkpoint"
 SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 
@@ -91,12 +91,12 @@ def write_tokenizer(folder: Path, about: dict | None, block_size: int, more: dic
 
 def load(model, weights: dict):
     """The model in evaluation mode with those of the weights that it has."""
-    checkpoint.put(model, {name: weights[name] for name in model.state_dict() if name in weights}, "the checkpoint")
+    checkpoint.put(model, {name: weights[name] for name in model.state_dict() if name in weights}, SOURCE)
     return model.eval()
 
 
 def export_gpt(state: dict, out: Path) -> tuple[str, float]:
-    cfg, about = vars(GPTConfig(**state["model_config"])), state["meta"].get("tokenizer")
+    cfg, about = vars(config.build(GPTConfig, state["model_config"], SOURCE)), state["meta"].get("tokenizer")
     if cfg["vocab_sizes"]:
         raise ValueError(f"this model has several vocabularies, {cfg['vocab_sizes']}: transformers' GPT-2 has one")
     a = load(GPT(GPTConfig(**cfg)), state["model"])
@@ -130,7 +130,7 @@ def export_scores(state: dict, out: Path) -> tuple[str, float]:
         more |= {"architectures": ["RobertaForSequenceClassification"], **pretrained.special_tokens(about)[1]}
     build, Config = (GPT, GPTConfig) if kind == "gpt" else (Roberta, RobertaConfig)
     ours["transformer.wte.weight"] = theirs["transformer.wte.weight"]
-    a = load(ScoreModel(build(Config(**cfg))), ours)
+    a = load(ScoreModel(build(config.build(Config, cfg, SOURCE))), ours)
     hf.save(out, {"gpt": "gpt2"}.get(kind, kind), cfg, theirs, **more)
     words = write_tokenizer(out, about, cfg["block_size"], added, causal=kind == "gpt")
     _, again, weights = hf.load(out)
@@ -143,7 +143,7 @@ def export_scores(state: dict, out: Path) -> tuple[str, float]:
 
 def export_encoder(state: dict, out: Path) -> tuple[str, float]:
     cfg = state["model_config"]
-    a = load(RobertaMLM(RobertaConfig(**cfg)), state["model"])
+    a = load(RobertaMLM(config.build(RobertaConfig, cfg, SOURCE)), state["model"])
     pretrained.export(out, state, state["options"].get("class_prob", 0.1), strict=True)
     _, again, weights = hf.load(out)
     ids = torch.randint(0, cfg["vocab_size"], (cfg["block_size"],), generator=torch.Generator().manual_seed(0))
@@ -157,7 +157,7 @@ def export_classifier(state: dict, out: Path) -> tuple[str, float]:
         raise ValueError(f"pooling {head['pooling']} with pooler {head['pooler_type']} has no counterpart in"
                          " transformers (only cls with a pooler has)")  # fmt: skip
     names = dict(enumerate(head["names"]))
-    a = load(Classifier(RobertaConfig(**cfg), len(names)), state["model"])
+    a = load(Classifier(config.build(RobertaConfig, cfg, SOURCE), len(names)), state["model"])
     hf.save(out, "roberta", cfg, state["model"], architectures=["RobertaForSequenceClassification"], id2label=names,
             label2id={name: i for i, name in names.items()}, **pretrained.special_tokens(about)[1],
             classifier_dropout=state["options"]["classifier_dropout"])  # fmt: skip

@@ -132,10 +132,6 @@ NEEDS = {  # what acts only beside other options
 # the model
 
 
-def encoder_config(cfg: dict, changes: dict) -> RobertaConfig:
-    return RobertaConfig(**config.to_dict(config.from_dict(RobertaConfig, {**cfg, **changes}, "--model")))
-
-
 def stand_still(model: Classifier, args: Options) -> list[torch.nn.Parameter]:
     """Freezes what never trains; returns what --freeze_epochs holds still at first."""
     t, n = model.transformer, len(model.transformer.h)
@@ -203,7 +199,8 @@ def main(args: Options) -> None:
         tokenizer = stored["meta"]["tokenizer"]
     else:
         cfg, weights, tokenizer, head = open_encoder(args.init_from, args.tokenizer)
-    there, cfg = cfg, encoder_config(cfg, args.model)
+    where = "--model" if args.model else path if resuming else args.init_from
+    there, cfg = cfg, config.build(RobertaConfig, {**cfg, **args.model}, where)
     longest = min(args.max_length or cfg.block_size, cfg.block_size)
     if longest < (args.max_length or 0):
         say(f"--max_length {args.max_length} is more than the encoder's {longest} positions: texts are cut at these")

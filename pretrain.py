@@ -279,7 +279,7 @@ def main(args: Options) -> None:
     splits = {name: open_rows(getattr(args, name), name, args.max_size, end, pad) for name in names}
     longest = args.max_size or max(split.longest for split in splits.values())
     if resuming:
-        cfg = RobertaConfig(**source)
+        cfg = config.build(RobertaConfig, source, path)
     else:
         cfg = model_config(args, {"pad_id": pad, **source}, tokens.vocab_size, longest)
     for split in splits.values():

@@ -117,7 +117,8 @@ def beginnings(text: str, tokens: list) -> list[list[int]]:
 def fill(args: Options, state: dict, device: torch.device) -> None:
     """An encoder's guesses for each mask in the start, and the text with the first of them."""
     tokenizer = examples.load_tokenizer(state["meta"]["tokenizer"])
-    mask, model = examples.token_id(tokenizer, "mask"), RobertaMLM(RobertaConfig(**state["model_config"]))
+    mask = examples.token_id(tokenizer, "mask")
+    model = RobertaMLM(config.build(RobertaConfig, state["model_config"], args.init_from))
     if args.perplexity or args.dataset:
         raise ValueError("--perplexity and --dataset are for language models, this is an encoder: --start with a"
                          f" {tokenizer.id_to_token(mask)}")  # fmt: skip
@@ -154,7 +155,7 @@ def main(args: Options) -> None:
         raise ValueError(f"{path} has no tokenizer: its data set had none, so there is no text to speak of")
     tokens = [vocab.load(s["tokenizer"]) for s in streams]
     dtype, _ = dist.precision(args.dtype, d.device)
-    model = build_gpt(GPTConfig(**state["model_config"]))
+    model = build_gpt(config.build(GPTConfig, state["model_config"], path))
     checkpoint.put(model, state["model"], path)
     model.to(d.device).to(dtype).eval()
 

@@ -116,7 +116,7 @@ def main(args: Options) -> None:
         say(f"note: {note}")
     meta = {"dataset": " ".join(names), "mode": args.training_mode, "streams": about, **about[0]}
     rng.seed_torch(args.seed, "init")
-    cfg = GPTConfig(**stored["model_config"]) if resuming else train_args.model_config(args, vocabulary)
+    cfg = train_args.model_config(args, vocabulary) if not resuming else config.build(GPTConfig, known, path)
     cfg.use_gradient_checkpointing = args.use_gradient_checkpointing
     model = build_gpt(cfg)
     if resuming:

@@ -356,6 +356,15 @@ def from_dict(cls: type, data: dict, source: str):
     return options
 
 
+def build(cls: type, data: dict, source: str | Path):
+    """A model's config as a checkpoint or a config.json has it: names and types are checked, then what it checks."""
+    data = to_dict(from_dict(cls, data, str(source)))
+    try:
+        return cls(**data)
+    except ValueError as e:
+        raise ValueError(f"{source}: {e}") from None
+
+
 def save(options: Any, path: str | Path) -> None:
     """The resolved options as YAML that runs again as it is."""
     path = Path(path)

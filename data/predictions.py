@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import checkpoint, dist, files, metrics
+from core import checkpoint, config, dist, files, metrics
 from core.progress import progress
 from core.scores import write_csv
 from core.values import nearest
@@ -28,7 +28,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     if not head:
         raise ValueError(f"--init_from {source} is an encoder without a classifier: fine-tune it first")
     names = head["names"]
-    model = Classifier(RobertaConfig(**cfg), len(names), head["pooling"], head["pooler_type"], 0.0)
+    model = Classifier(config.build(RobertaConfig, cfg, source), len(names), head["pooling"], head["pooler_type"], 0.0)
     checkpoint.put(model, {k: weights[k] for k in model.state_dict() if k in weights}, source)
     model.to(device).eval()
     dtype, precision = dist.precision(dtype, device)

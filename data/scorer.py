@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import checkpoint, dist, files
+from core import checkpoint, config, dist, files
 from core.progress import progress
 from core.scores import predict, write_csv
 from data import examples, pretrained, qa, vocab
@@ -23,10 +23,10 @@ from model import GPT, GPTConfig, Roberta, RobertaConfig, ScoreModel
 def build(kind: str, cfg: dict, dropout: float, source: str) -> ScoreModel:
     """An untrained backbone and its score head; the backbone's own dropout gives way to ours."""
     if kind in ("gpt", "gpt2") and not cfg.get("vocab_sizes"):
-        return ScoreModel(GPT(GPTConfig(**{**cfg, "dropout": dropout})))
+        return ScoreModel(GPT(config.build(GPTConfig, {**cfg, "dropout": dropout}, source)))
     if kind in ("roberta", "classifier"):
         rates = dict.fromkeys(("hidden_dropout", "attn_dropout", "embedding_dropout", "attn_out_dropout"), dropout)
-        return ScoreModel(Roberta(RobertaConfig(**{**cfg, **rates})))
+        return ScoreModel(Roberta(config.build(RobertaConfig, {**cfg, **rates}, source)))
     if cfg.get("vocab_sizes"):
         raise ValueError(f"model_name {source} has several vocabularies: a score head reads one")
     raise ValueError(f"model_name {source} is a {kind!r}: a score head goes on gpt (train.py, GPT-2) and on roberta"

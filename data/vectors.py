@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import checkpoint, dist
+from core import checkpoint, config, dist
 from core.progress import progress
 from data import examples
 from data.pretrained import check_fit, open_encoder
@@ -22,7 +22,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
           column: str = "", pooling: str = "mean", max_size: int | None = None) -> None:  # fmt: skip
     """A .npy file, float32, with a row for each row of a table, or each line that is not blank, in the file's order."""
     cfg, weights, about, _ = open_encoder(source, tokenizer)
-    model = RobertaMLM(RobertaConfig(**cfg))
+    model = RobertaMLM(config.build(RobertaConfig, cfg, source))
     check_fit(model, weights, source, ["all"])
     checkpoint.put(model, {k: weights.get(k, v) for k, v in model.state_dict().items()}, source)  # the head is not used
     model.to(device).eval()

@@ -167,7 +167,7 @@ def main(args: Options) -> None:
     rng.seed_torch(args.seed, "init")
     model = GPT(cfg)
     if resuming:
-        model = GPT(GPTConfig(**{**stored["model_config"], "block_size": cfg.block_size}))
+        model = GPT(config.build(GPTConfig, {**stored["model_config"], "block_size": cfg.block_size}, path))
         checkpoint.put(model, stored["model"], path)
     elif args.init_from != "scratch":
         found, whole = hf.source(args.init_from), args.transfer == ["all"]

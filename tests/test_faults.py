@@ -252,9 +252,16 @@ def test_weights_that_fit_no_model_or_are_not_finite_are_refused(loop, data, fin
     state = checkpoint.load(loop.last(out))
     name, w = next((name, w) for name, w in state["model"].items() if "attn" in name and w.dim() == 2)
 
-    def save(path: Path, weights: dict) -> None:
-        checkpoint.save(path, state | {"model": {k: v for k, v in weights.items() if v is not None}}, keep=False)
+    def save(path: Path, weights: dict, **shape) -> None:
+        weights = {k: v for k, v in weights.items() if v is not None}
+        whole = state | {"model": weights, "model_config": state["model_config"] | shape}
+        checkpoint.save(path, whole, keep=False)
 
+    says = {"heads": (3, "unknown key 'heads'"), "n_layer": ("two", "n_layer must be a whole number, got 'two'"),
+            "n_head": (0, "n_head must be")}  # fmt: skip
+    for key, (value, problem) in says.items():
+        save(states(out)[0], state["model"], **{key: value})
+        refused(loop, again(loop, data(loop), out), capsys, problem)
     for bad in (None, w[:, 1:].contiguous()):
         save(states(out)[0], state["model"] | {name: bad})
         before = files(out)
