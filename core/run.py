@@ -207,6 +207,8 @@ class Run:
 
 def claim(path: str | Path, main: bool = True) -> Run:
     """Locks a run folder; nothing in it changes until .begin()."""
+    if not str(path).strip():
+        raise ValueError("the run's folder has no name: . is the folder where you are")
     folder = Run(Path(path), main)
     folder.take_lock()
     exits.held = folder

@@ -615,6 +615,16 @@ def test_row_40_a_name_that_leaves_its_folder(loop, name, data, tmp_path, capsys
     assert not (tmp_path / "r").exists()
 
 
+@only("train", "pretrain", "finetune", "reward_train")  # procedural_pretraining names a folder after its run
+def test_row_40_a_run_folder_without_a_name(loop, data, tmp_path, capsys, monkeypatch):
+    """--out_dir=$UNSET is not the folder where one is."""
+    argv = begin(loop, data(loop), Path("r"))
+    flag = next(f.partition("=")[0] for f in argv if f.endswith("=r"))
+    monkeypatch.chdir(tmp_path)
+    refused(loop, [*argv, f"{flag}="], capsys, "folder has no name")
+    assert not files(tmp_path)
+
+
 SIZES = {
     "train": [("--n_head=3", "n_head must divide n_embd"), ("--block_size=0", "--block_size must be > 0"),
               ("--n_layer=-1", "--n_layer must be > 0, got -1"), ("--dropout=1", "--dropout must be 0 or more and below 1, got 1.0")],
