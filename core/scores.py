@@ -23,7 +23,9 @@ from core.picture import pyplot
 
 
 def ranks(x: np.ndarray) -> np.ndarray:
-    """[10, 30, 10] -> [0.5, 2, 0.5]: equal values share the mean of their places."""
+    """[10, 30, 10] -> [0.5, 2, 0.5]: equal values share the mean of their places; beside a NaN none has one."""
+    if np.isnan(x).any():
+        return np.full(len(x), np.nan)
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     return (counts.cumsum() - (counts + 1) / 2)[inverse]
 

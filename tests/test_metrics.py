@@ -24,6 +24,8 @@ def test_auc_is_sklearns_ties_and_all():
     assert metrics.auc(scores, labels == 1) == pytest.approx(sk.roc_auc_score(labels, scores))
     assert metrics.auc(labels.astype(float), labels == 1) == 1.0
     assert np.isnan(metrics.auc(scores, np.ones(300, bool)))
+    for share in (0.01, 1):  # a model that diverged is not as good as one that guesses
+        assert np.isnan(metrics.auc(np.where(np.arange(300) < share * 300, np.nan, scores), labels == 1))
 
 
 def test_a_label_that_never_occurs_is_left_out_of_f1():
