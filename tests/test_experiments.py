@@ -291,6 +291,7 @@ def test_from_pretraining_to_a_test_score_everything_lies_where_it_should(data):
     assert began["options"]["init_from"] == "experiments/pretraining/one/checkpoints/best-model.ckpt"
 
 
+@pytest.mark.full
 def test_two_runs_of_one_config_write_the_same_metrics(data):
     for name in ("a", "b"):
         new_pre(data, name)
@@ -307,6 +308,7 @@ def test_two_runs_of_one_config_write_the_same_metrics(data):
     assert a != c
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("values", [
     {}, {"architecture__attention__kind": "favor", "architecture__attention__favor__redraw_interval": 4},
     {"architecture__attention__kind": "lsh", "architecture__attention__lsh__chunk_size": 4},
@@ -329,6 +331,7 @@ def test_a_clone_goes_on_to_what_the_uninterrupted_run_becomes(data, monkeypatch
     assert "is_resume: true" in (new / "config.yaml").read_text()  # never rewritten
 
 
+@pytest.mark.full
 def test_an_interrupted_run_goes_on_in_its_own_folder(data, monkeypatch):
     whole = new_pre(data, "whole")
     start("whole")
@@ -346,6 +349,7 @@ def test_an_interrupted_run_goes_on_in_its_own_folder(data, monkeypatch):
         assert rows(folder / "metrics/train/metrics.csv") == rows(twin / "metrics/train/metrics.csv")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_stopped_at_its_end_goes_on_to_its_results(data, monkeypatch, kind):
     """After the last batch; in the last evaluation; in that of the test split. And after the results it is finished."""

@@ -862,6 +862,7 @@ def test_row_13_ranks_that_cannot_share_a_batch(loop, data, finished, tmp_path):
     assert {k: v for k, v in files(out).items() if k != ".lock"} == {k: v for k, v in before.items() if k != ".lock"}
 
 
+@pytest.mark.full
 def test_row_13_another_number_of_ranks(data, finished, tmp_path):
     other_ranks(SCRIPTS[0], data, finished, tmp_path)
 

@@ -115,6 +115,7 @@ def test_a_step_that_a_gpu_skips_is_not_in_the_mean_loss(data, tmp_path, monkeyp
     assert len(found[0]) == 2 and found[1] == pytest.approx(found[0], abs=1e-5)
 
 
+@pytest.mark.full
 @MORE
 def test_no_step_waits_for_the_gpu(loop, data, tmp_path):
     """Ten steps without an evaluation or a line in the log wait no more often than four of them."""
@@ -202,6 +203,7 @@ def both(capsys, module: str, *argv: str, out=None) -> None:
         assert [float(x) for x in found[0]] == pytest.approx([float(x) for x in found[1]], abs=1e-5)
 
 
+@pytest.mark.full
 def test_tools_run_on_a_gpu(data, tmp_path, capsys):
     for loop in (TRAIN, PRETRAIN, FINETUNE, REWARD):
         loop.run([*flags(loop, data(loop), tmp_path / loop.name), *on("cpu", loop.module)])

@@ -124,6 +124,7 @@ def test_names_of_folders_hold_spaces_and_commas(tmp_path, capsys):
     assert not said.err and all(str(folder) in said.out for folder in folders)
 
 
+@pytest.mark.full
 def test_folders_with_spaces_before_and_behind_the_options(tmp_path):
     """They were cut at the space, and words behind an option were refused."""
     make_run(tmp_path / "my run", 0.1, [2.0, 1.0])

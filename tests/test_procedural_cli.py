@@ -214,6 +214,7 @@ def test_the_curriculum_grows_at_mastery_and_only_then(tmp_path):
     assert [r["length"] for r in tracker.read(tmp_path / "slow" / "eval.csv")] == [2, 2, 2, 5, 5]
 
 
+@pytest.mark.full
 def test_a_killed_curriculum_resumes_exactly(tmp_path, monkeypatch):
     """Lengths, losses, weights and patience; a checkpoint that forgot the length must end elsewhere."""
     flags = [*TINY, *GROW, "--max_steps=14", "--curriculum_mastery_threshold=0.1", "--eval_interval=2"]

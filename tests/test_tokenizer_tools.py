@@ -150,6 +150,7 @@ def test_a_row_keeps_its_spaces_and_unknown_tokens_are_counted(tmp_path, capsys)
     assert note in out and left in out
 
 
+@pytest.mark.full
 def test_workers_and_file_kinds_change_nothing(tmp_path, by_digit):
     """The same examples from text by one process, from text by two, and from CSV, whatever parts its columns, JSONL
     and Parquet."""

@@ -167,6 +167,7 @@ def test_a_logger_that_fails_is_switched_off(tmp_path, capsys):
     assert track.wandb is None and capsys.readouterr().err.count("gone") == 1
 
 
+@pytest.mark.full
 def test_wandb_itself_opens_logs_and_closes(tmp_path):
     """Without a network it writes into the run's folder; in a process of its own, as it remembers how it was set up."""
     pytest.importorskip("wandb")

@@ -132,6 +132,7 @@ def check_compiled(changes, backend):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.full
 def test_compile():
     check_compiled(WIRINGS["everything"], "aot_eager")
 
