@@ -239,11 +239,13 @@ def main(args: Options) -> None:
         args.init_from = "resume"
     if args.init_from == "resume":  # of this folder's run, wherever that began
         args.trainer.ckpt_path = None
-    resuming, stored, inside = args.init_from == "resume" or args.trainer.ckpt_path is not None, None, True
+    resuming, stored, inside, back = args.init_from == "resume" or args.trainer.ckpt_path is not None, None, True, ""
     if resuming:
         source = Path(args.trainer.ckpt_path or folder.path)
         stored, path = checkpoint.newest(source) if source.is_dir() else (checkpoint.load(source), source)
         inside = path.resolve().is_relative_to(folder.path.resolve())  # else it goes on in a folder of its own
+        if inside and args.trainer.ckpt_path and (back := run.beyond(folder.path, stored["step"])):
+            say(back)
         args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE, own=inside)
         before, asked = stored["loop"]["batch"], {"data.batch_size", "trainer.params.accumulate_grad_batches"}
         now = args.data.batch_size * args.trainer.params.accumulate_grad_batches * d.world
@@ -370,8 +372,8 @@ def main(args: Options) -> None:
     if resuming:
         first_step = stored["step"]
         other = {"trainer.checkpoint.log_obg", "trainer.checkpoint.mode"} & set(changes)  # what was best means nothing
-        theirs = None if inside else checkpoint.best_of(Path(path), stored, "best.pt")
-        best = None if other or not (inside or theirs) else stored["best"]
+        theirs = None if inside and not back else checkpoint.best_of(path, stored, "best.pt")
+        best = None if other or not (theirs or inside and not back) else stored["best"]
         loop.update(stored["loop"] | {"eval_steps": eval_steps})
         run.same_data(loop, counts, f"data.data_dir {file}", "texts and a sum of their scores")
         loop["resumes"] = [*loop["resumes"], first_step]
@@ -445,6 +447,9 @@ def main(args: Options) -> None:
         config.save(args, folder.path / "config.yaml")
         if resuming and theirs:
             disk.link(theirs, folder.path / "best.pt")  # until there is a better one
+    if back and not replaying:  # what comes later is left behind, a kill or not
+        save(first_step, background=False)
+        checkpoint.forget(folder.path, first_step, d.main)
     w = args.wandb
     project, key = w.project_name or w.args.project_name, "" if w.api == "text" else w.api
     about = {"key": key, "project": project, "name": w.args.name, "group": w.args.group, "job_type": w.args.job_type}

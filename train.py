@@ -17,7 +17,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import train_args
-from core import checkpoint, compiler, config, dist, hf, optim, preflight, rng, run, transfer
+from core import checkpoint, compiler, config, disk, dist, hf, optim, preflight, rng, run, transfer
 from core.generate import generate
 from core.schedule import Plateau, lr_at
 from core.tracker import Tracker, duration, peak_flops, peak_memory
@@ -41,12 +41,11 @@ def main(args: Options) -> None:
     folder = run.claim(args.out_dir, d.main)
     if checkpoint.goes_on(folder):
         args.init_from, args.init_from_ckpt = "resume", "ckpt.pt"
-    resuming, stored, source, back = args.init_from == "resume", None, None, False
+    resuming, stored, source, back = args.init_from == "resume", None, None, ""
     if resuming and args.init_from_ckpt != "ckpt.pt":
         stored, path = checkpoint.load(folder.path / args.init_from_ckpt), args.init_from_ckpt
-        if (reached := run.read_status(folder.path).get("step") or 0) > stored["step"]:
-            say(f"note: this run was at step {reached}; what it saved after step {stored['step']} is replaced")
-            back = True
+        if back := run.beyond(folder.path, stored["step"]):
+            say(back)
     elif resuming:
         stored, path = checkpoint.newest(args.out_dir)
     if resuming:
@@ -154,7 +153,9 @@ def main(args: Options) -> None:
     counts = [[split.n for split in splits[part]] for part in ("train", "val")]
     loop = {"eval": None, "waited": 0, "resumes": [], "bad_steps": 0, "plateau": None, "scaler": None, "counts": counts}
     if resuming:
-        first_step, best = stored["step"], stored["best"]
+        first_step = stored["step"]
+        theirs = checkpoint.best_of(folder.path / path, stored, "best.pt") if back else None
+        best = None if back and not theirs else stored["best"]  # one without weights would keep worse ones out
         loop.update(stored["loop"])
         run.same_data(loop, counts, f"the data of {' '.join(names)}", "tokens")
         loop["resumes"] = [*loop["resumes"], first_step]
@@ -259,8 +260,9 @@ def main(args: Options) -> None:
         setattr(args, source, folder.gone_to(getattr(args, source)))
         config.save(args, folder.path / "config.yaml")
     if back and folder.writes and not args.never_save_checkpoint:  # what comes later is left behind, a kill or not
-        here = loop["eval"] and loop["eval"]["step"] == first_step and loop["eval"]["losses"]["val loss"] == best
-        save(first_step, *["best.pt"] * bool(here), background=False)
+        if theirs:
+            disk.link(theirs, folder.path / "best.pt")
+        save(first_step, background=False)
         checkpoint.forget(folder.path, first_step)
     track = Tracker(folder.path, folder.writes, last_step, first_step, csv_log=args.csv_log,
                     tensorboard=args.tensorboard_log, resumes=loop["resumes"],

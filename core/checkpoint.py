@@ -268,9 +268,9 @@ def prune(folder: str | Path, keep: int) -> None:
         shutil.rmtree(old)
 
 
-def forget(folder: Path, step: int) -> None:
+def forget(folder: Path, step: int, main: bool = True) -> None:
     """A run went back to this step: what it saved later is neither to be resumed nor its best. Numbered ones stay."""
-    for path in (folder / "best.pt", previous(folder / "ckpt.pt")):
+    for path in (folder / "best.pt", previous(folder / "ckpt.pt")) if main else ():
         with contextlib.suppress(ValueError):  # not there, or damaged: nobody takes it for good
             if load(path)["step"] > step:
                 path.unlink()

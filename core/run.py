@@ -34,6 +34,12 @@ def read_status(path: Path) -> dict:
         return {}
 
 
+def beyond(path: Path, step: int) -> str:
+    """A note for a run that goes back to an earlier step; empty where it does not."""
+    reached = read_status(path).get("step") or 0
+    return f"note: this run was at step {reached}; what it saved after step {step} is replaced" * (reached > step)
+
+
 def finished(path: Path) -> bool:
     """Whether the run there came to its end: at its last step something may still be left to evaluate and write."""
     return read_status(path).get("state") == "finished"

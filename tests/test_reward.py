@@ -719,14 +719,19 @@ def test_ckpt_path_resumes_and_a_second_run_is_moved_aside(toy, tmp_path, capsys
     out = tmp_path / "r"
     train(toy, out, *flags[1:], "--trainer.params.max_steps=6", "--trainer.checkpoint.every_n_train_steps=3",
           "--trainer.checkpoint.log_obg=val_loss")  # fmt: skip
-    middle = checkpoint.load(out / "ckpt.prev.pt")
-    assert middle["step"] < 6
+    middle, best = checkpoint.load(out / "ckpt.prev.pt"), checkpoint.load(out / "best.pt")
+    assert middle["step"] < 6 == best["step"]
     checkpoint.save(tmp_path / "middle.pt", middle)
     resumed = train(toy, out, *flags, f"--trainer.ckpt_path={out / 'ckpt.prev.pt'}")
     assert not changed(whole["model"], resumed["model"]) and not (tmp_path / "r.1").exists()
+    assert f"this run was at step 6; what it saved after step {middle['step']} is replaced" in capsys.readouterr().out
     assert tracker.read(out / "train.csv")[-1]["step"] == 5
     other = train(toy, tmp_path / "elsewhere", *flags, f"--trainer.ckpt_path={tmp_path / 'middle.pt'}")
     assert not changed(whole["model"], other["model"])
+    checkpoint.save(out / "old.pt", middle)
+    train(toy, out, *flags[1:], f"--trainer.params.max_steps={middle['step']}", f"--trainer.ckpt_path={out / 'old.pt'}")
+    for name in ("ckpt.pt", "best.pt"):  # step 6 is neither to be resumed nor the best
+        assert checkpoint.load(out / name)["step"] <= middle["step"]
     train(toy, out, *flags)
     assert "held a run: moved to" in capsys.readouterr().out and (tmp_path / "r.1" / "ckpt.pt").exists()
 

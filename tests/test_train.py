@@ -235,6 +235,19 @@ def test_a_resume_from_an_older_checkpoint_says_what_it_replaces(data, tmp_path,
         assert (note in capsys.readouterr().out) == expected
 
 
+def test_a_run_that_goes_back_keeps_no_best_of_its_other_future(data, tmp_path):
+    """And one that it has no weights of is not what the next must beat."""
+    run(dataset=data / "toy", out_dir=tmp_path, save_major_ckpt_interval=2, **dict(BASE, max_iters=6, eval_interval=2))
+    best, old = checkpoint.load(tmp_path / "best.pt"), checkpoint.load(tmp_path / "ckpt_4.pt")
+    assert best["step"] == 6 and old["best"] == old["loop"]["eval"]["losses"]["val loss"]
+    run("--init_from=resume", "--init_from_ckpt=ckpt_4.pt", out_dir=tmp_path, small=False, max_iters=4)
+    assert [checkpoint.load(tmp_path / name)["step"] for name in ("ckpt.pt", "best.pt")] == [4, 4]
+    checkpoint.save(tmp_path / "ckpt_4.pt", old | {"best": old["best"] / 2})  # of weights that are nowhere
+    for _ in range(2):  # to step 6, and back from there
+        run("--init_from=resume", "--init_from_ckpt=ckpt_4.pt", out_dir=tmp_path, small=False, max_iters=6)
+    assert checkpoint.load(tmp_path / "best.pt")["step"] == 6
+
+
 def test_a_resume_may_turn_gradient_checkpointing_on(data, plain, tmp_path, monkeypatch):
     from model import Block
 
