@@ -42,6 +42,8 @@ def verdict(e: BaseException) -> tuple[int, str]:
         return NOT_FINITE, str(e)
     if isinstance(e, BrokenPipeError):
         return CANNOT_WRITE, "standard output was closed"
+    if isinstance(e, OSError) and e.errno == errno.EIO:
+        return CANNOT_WRITE, f"{e.strerror}: {e.filename or 'the terminal is gone, or a disk fails'}"
     if isinstance(e, PermissionError) and os.path.exists(e.filename or "") and not os.access(e.filename, os.R_OK):
         return BAD_INPUT, f"{e.filename} cannot be read: {e.strerror}"
     if isinstance(e, OSError) and e.errno in UNWRITABLE:
@@ -62,11 +64,12 @@ def verdict(e: BaseException) -> tuple[int, str]:
 
 
 def say(word: str = "") -> None:
-    """A word on stderr, after all on stdout. What goes to a closed stream (`| head`) goes nowhere from now on."""
+    """A word on stderr, after all on stdout. What goes to a closed stream (`| head`, a terminal that is gone) goes
+    nowhere from now on."""
     for stream, last in ((sys.stdout, ""), (sys.stderr, word)):
         try:
             print(last, end="", file=stream, flush=True)
-        except BrokenPipeError:
+        except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -89,7 +92,7 @@ def guard():
     except BaseException as e:
         code, message = verdict(e)
         if code == BUG and "another rank" not in message and "worker process" not in message:
-            traceback.print_exc()
+            say(traceback.format_exc())
         if isinstance(e, KeyboardInterrupt):
             say("\n")  # text may be standing in this line
         who = f"[rank {ranks().get_rank()}] " if ranks() else ""

@@ -118,7 +118,7 @@ class Run:
         self.begun = True
         exits.held = self
         with contextlib.suppress(ValueError):  # not in the main thread: no signals there
-            self.old = {s: signal.signal(s, self.heard) for s in (signal.SIGTERM, signal.SIGINT)}
+            self.old = {s: signal.signal(s, self.heard) for s in signals()}
         self.status("running")
         dist.barrier()
 
@@ -155,7 +155,12 @@ class Run:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
-        print(f"{signal.Signals(number).name}: finishing this step, then saving", file=sys.stderr, flush=True)
+        said = f"{signal.Signals(number).name}: finishing this step, then saving\n"
+        for fd, word in ((1, ""), (2, said)):
+            try:
+                os.write(fd, word.encode())
+            except OSError:  # the terminal is gone: what is said on it must not end the run before it is saved
+                os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 
     def stopping(self) -> bool:
         """A signal came to any rank; all ranks agree on it at the same step."""
@@ -209,6 +214,13 @@ class Run:
             self.lock.close()
             self.lock = None
         exits.held = None
+
+
+def signals() -> list[int]:
+    """What asks a run to stop: a closed terminal, too, but not under nohup."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    kept = hangup and signal.getsignal(hangup) != signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *[hangup] * bool(kept)]
 
 
 def claim(path: str | Path, main: bool = True) -> Run:

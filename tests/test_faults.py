@@ -2,6 +2,7 @@
 the exit code, the one line, and what is left on disk. The rows that a part alone can hold are in that part's tests.
 """
 
+import fcntl
 import json
 import os
 import pickle
@@ -9,6 +10,8 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -17,7 +20,7 @@ import pytest
 import torch
 
 from core import checkpoint, disk, exits, metrics, preflight, run, tracker
-from tests.loops import LOOPS, TRAIN
+from tests.loops import LOOPS, ROOT, TRAIN
 from tests.test_loops import Killed, finish, losses, same, weights
 
 # a loop of one's own joins by a line here, in CHANGES and in SIZES
@@ -806,6 +809,31 @@ def test_row_2_a_signal_stops_a_process_at_75(loop, number, data, tmp_path):
     assert process.returncode == 75 and "finishing this step, then saving" in text, text
     assert (status["state"], status["code"]) == ("stopped", 75)
     assert checkpoint.load(states(out)[0])["step"] == status["step"] > 0
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("nohup", [False, True])
+def test_row_2_a_terminal_that_is_closed(nohup, data, tmp_path):
+    """It asks the run to stop and saves; one that goes on without a terminal ends with a status, not in its last words."""
+    loop, out = LOOPS[0], tmp_path / "r"
+    ours, theirs = os.openpty()
+
+    def on_a_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(loop.command(long_run(loop, data, out, 1)), cwd=ROOT, env=env, stdout=theirs,
+                               stderr=theirs, preexec_fn=on_a_terminal, start_new_session=True)  # fmt: skip
+    os.close(theirs)
+    text = b""
+    while b"step    5/" not in text and len(text) < 1 << 16:
+        text += os.read(ours, 4096)
+    os.close(ours)
+    code, status = process.wait(60), run.read_status(out)
+    assert (code, status["state"]) == ((74, "failed") if nohup else (75, "stopped")), text.decode()
+    assert status["code"] == code and checkpoint.load(states(out)[0])["step"] <= status["step"]
+    assert nohup or checkpoint.load(states(out)[0])["step"] == status["step"]
 
 
 @pytest.mark.full
