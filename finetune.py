@@ -198,6 +198,7 @@ def main(args: Options) -> None:
         cfg, weights, head = stored["model_config"], stored["model"], stored["meta"]["head"]
         tokenizer = stored["meta"]["tokenizer"]
     else:
+        args.init_from = folder.gone_to(args.init_from)
         cfg, weights, tokenizer, head = open_encoder(args.init_from, args.tokenizer)
     where = "--model" if args.model else path if resuming else args.init_from
     there, cfg = cfg, config.build(RobertaConfig, {**cfg, **args.model}, where)

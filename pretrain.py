@@ -267,7 +267,7 @@ def main(args: Options) -> None:
         if args.tokenizer and (now := vocab.load(examples.describe(args.tokenizer)).hash) != vocab.load(about).hash:
             raise ValueError(f"--tokenizer {args.tokenizer} is {now}, {path} was trained with {vocab.load(about).hash}")
     elif args.reset or args.init_from not in ("", "scratch"):
-        last = args.save_path if args.reset else ""
+        last = folder.gone_to(args.save_path) if args.reset else ""
         source, weights, about = open_weights(args.init_from, args.tokenizer, args.transfer, last)
     if not args.tokenizer and not about:
         raise ValueError("--tokenizer is missing: a tokenizers JSON, by data/train_tokenizer.py")

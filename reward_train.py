@@ -267,6 +267,7 @@ def main(args: Options) -> None:
     if resuming:
         model, description = reopen(stored, path, p.dropout), stored["meta"]["tokenizer"]
     else:
+        args.model_name, args.init_from = folder.gone_to(args.model_name), folder.gone_to(args.init_from)
         model, description = open_model(args.model_name, p.dropout)
     sizes = {name: getattr(args.data, name) for name in ("max_length", "max_prompt_length", "truncate_promt")}
     template = make_template(description, model, **sizes)

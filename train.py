@@ -59,7 +59,7 @@ def main(args: Options) -> None:
             say(f"  {name}: {old} -> {new}")
     train_args.settle(args)
     if args.init_from not in ("scratch", "resume"):
-        where = args.prev_run_ckpt if args.init_from == "prev_run" else args.init_from
+        where = folder.gone_to(args.prev_run_ckpt if args.init_from == "prev_run" else args.init_from)
         if args.init_from == "prev_run" or checkpoint.is_run(where) and "init_from_ckpt" in args.given:
             where = f"{where}/{args.init_from_ckpt}"
         source, whole = hf.source(where), args.transfer == ["all"]

@@ -62,6 +62,7 @@ class Run:
         self.path, self.main = path, main
         self.step: int | None = None
         self.aside: Path | None = None  # where the run that was here has gone
+        self.restarted = False  # torchrun --max-restarts started the ranks again: what is here is the same launch's
         self.begun, self.created, self.fresh, self.lock, self.old = False, [], False, None, {}
         self.signal = 0
         self.finished = False
@@ -106,7 +107,7 @@ class Run:
                 while (aside := self.path.with_name(f"{self.path.name}.{n}")).exists():
                     n += 1
                 self.move(aside)
-                self.aside = aside
+                self.aside = self.aside or aside  # a restart moves what the dead ranks began, too
                 print(f"{self.path} held a run: moved to {aside}")
             if holds == "overwrite" and not resume:
                 there = [p for pattern in checkpoints for p in self.path.glob(pattern)]
@@ -123,7 +124,8 @@ class Run:
         dist.barrier()
 
     def gone_to(self, source: str) -> str:
-        """A path to start from, as config.yaml has to name it: that of the run that was moved aside, if it was that."""
+        """A path to start from, as a restart and config.yaml have to name it: that of the run that was moved aside, if
+        it was that."""
         inside = self.aside and Path(source).resolve().is_relative_to(self.path.resolve())
         now = self.aside / Path(source).resolve().relative_to(self.path.resolve()) if inside else Path(source)
         return str(now) if inside and now.exists() else source
@@ -171,19 +173,21 @@ class Run:
             return
         about = {"state": state, "code": code, "message": message, "step": self.step, "pid": os.getpid(),
                  "host": socket.gethostname(), "time": round(time.time(), 1)}  # fmt: skip
-        about |= {"launch": os.getppid()} if "TORCHELASTIC_RUN_ID" in os.environ else {}
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            about |= {"launch": os.getppid(), "aside": str(self.aside) if self.aside else None}
         temporary = self.path / "status.json.tmp"
         temporary.write_text(json.dumps(about))
         temporary.replace(self.path / "status.json")
 
-    @property
-    def restarted(self) -> bool:
-        """torchrun --max-restarts started the ranks again, and what is here is the same launch's run."""
+    def look_back(self) -> None:
+        """Whether this is a restart of what is here, and where what was here before that has gone."""
         if not dist.restarts():
-            return False
+            return
         before = read_status(self.path)
         ours = (before.get("launch"), before.get("host")) == (os.getppid(), socket.gethostname())
-        return dist.any(self.main and ours)
+        self.restarted = dist.any(self.main and ours)
+        if self.restarted and before.get("aside"):
+            self.aside = Path(before["aside"])
 
     def finish(self, code: int = OK) -> None:
         """The run's own last word; SystemExit(75) where a signal ended it."""
@@ -230,6 +234,7 @@ def claim(path: str | Path, main: bool = True) -> Run:
     folder = Run(Path(path), main)
     folder.take_lock()
     exits.held = folder
+    folder.look_back()
     return folder
 
 

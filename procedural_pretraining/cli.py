@@ -170,6 +170,7 @@ def main(args: Options) -> None:
         model = GPT(config.build(GPTConfig, {**stored["model_config"], "block_size": cfg.block_size}, path))
         checkpoint.put(model, stored["model"], path)
     elif args.init_from != "scratch":
+        args.init_from = folder.gone_to(args.init_from)
         found, whole = hf.source(args.init_from), args.transfer == ["all"]
         weights, heads = found["model"], found["config"].get("n_head", cfg.n_head)
         if heads != cfg.n_head and any(part.startswith(("attn", "all")) for part in args.transfer):  # its cut

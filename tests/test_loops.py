@@ -51,13 +51,14 @@ def begin(loop, data, out, *extra: str) -> list[str]:
 
 
 def kill_at(monkeypatch, step: int) -> None:
-    """Ends the process's work after so many steps, as SIGKILL would: what is not on disk is lost."""
+    """Ends the process's work after so many steps, as SIGKILL would: what is not on disk is lost. -1: in the first
+    evaluation."""
     real, seen = run.Run.stopping, set()
 
     def stopping(self):
         if self.step is not None:
             seen.add(self.step)
-        if self.step == step and len(seen) > 1:
+        if step < 0 or self.step == step and len(seen) > 1:
             raise Killed
         return real(self)
 
@@ -163,6 +164,22 @@ def test_weights_of_the_run_that_made_room_are_named_where_they_went(loop, data,
     loop.run(begin(loop, data(loop), out))
     loop.run(begin(loop, data(loop), out, f"--init_from={out}"))
     assert read_yaml(out / "config.yaml")["init_from"] == f"{out}.1"
+
+
+@pytest.mark.parametrize("loop", FIRST, ids=lambda x: x.name)
+def test_a_restart_before_the_first_checkpoint_finds_the_weights_that_made_room(loop, data, tmp_path, monkeypatch):
+    """torchrun --max-restarts gives the same command again, and what it names is a folder of a run without weights."""
+    out = tmp_path / "r"
+    loop.run(begin(loop, data(loop), out))
+    argv = begin(loop, data(loop), out, "--reset" if loop.name == "pretrain" else f"--init_from={out}")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    for restart in range(2):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restart))
+        die(loop, argv, monkeypatch, -1)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    loop.run(argv)
+    assert loop.name == "pretrain" or read_yaml(out / "config.yaml")["init_from"] == f"{out}.1"
+    assert run.finished(out)
 
 
 @ROWS
