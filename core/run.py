@@ -175,9 +175,17 @@ class Run:
                  "host": socket.gethostname(), "time": round(time.time(), 1)}  # fmt: skip
         if "TORCHELASTIC_RUN_ID" in os.environ:
             about |= {"launch": os.getppid(), "aside": str(self.aside) if self.aside else None}
-        temporary = self.path / "status.json.tmp"
-        temporary.write_text(json.dumps(about))
-        temporary.replace(self.path / "status.json")
+        path, temporary = self.path / "status.json", self.path / "status.json.tmp"
+        try:
+            temporary.write_text(json.dumps(about))
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            if not path.exists():
+                raise
+            with open(path, "r+") as f:  # a disk without a free block: the old one has its own
+                f.write(json.dumps(about))
+                f.truncate()
 
     def look_back(self) -> None:
         """Whether this is a restart of what is here, and where what was here before that has gone."""

@@ -96,6 +96,23 @@ def test_a_run_that_a_signal_stops_says_how_it_goes_on(tmp_path, capsys):
     assert capsys.readouterr().out == "stopped before step 7 and saved: --init_from=resume goes on there\n"
 
 
+def test_a_full_disk_leaves_room_for_how_the_run_ended(tmp_path, capsys, monkeypatch):
+    """Without a free block no new file is written, only over what is there: it said that the run was running."""
+    path = tmp_path / "r"
+
+    def disk_full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def main():
+        run.claim(path).begin(holds="aside", resume=False)
+        monkeypatch.setattr(type(path), "write_text", disk_full)
+        disk_full()
+
+    assert code_of(main, capsys) == (74, "error: No space left on device\n")
+    status = run.read_status(path)
+    assert (status["state"], status["code"]) == ("failed", 74) and not list(path.glob("*.tmp"))
+
+
 def test_two_runs_in_one_folder(tmp_path):
     first = run.claim(tmp_path / "r")
     with pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on"):
