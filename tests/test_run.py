@@ -113,6 +113,16 @@ def test_a_full_disk_leaves_room_for_how_the_run_ended(tmp_path, capsys, monkeyp
     assert (status["state"], status["code"]) == ("failed", 74) and not list(path.glob("*.tmp"))
 
 
+def test_a_folder_that_goes_while_the_run_writes_there_is_one_line(tmp_path, capsys):
+    def main():
+        run.claim(tmp_path / "r").begin(holds="aside", resume=False)
+        (tmp_path / "r").rename(tmp_path / "elsewhere")
+        open(tmp_path / "r" / "train.csv", "a").close()
+
+    said = f"error: {tmp_path / 'r'} was moved or removed while the run was writing there\n"
+    assert code_of(main, capsys) == (74, said)
+
+
 def test_two_runs_in_one_folder(tmp_path):
     first = run.claim(tmp_path / "r")
     with pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on"):
