@@ -151,12 +151,14 @@ def main(args: Options) -> None:
 
     first_step, last_step, best = 0, args.max_iters, None
     counts = [[split.n for split in splits[part]] for part in ("train", "val")]
-    loop = {"eval": None, "waited": 0, "resumes": [], "bad_steps": 0, "plateau": None, "scaler": None, "counts": counts}
+    loop = {"eval": None, "waited": 0, "resumes": [], "bad_steps": 0, "plateau": None, "scaler": None, "counts": counts,
+            "windows": args.eval_iters * args.batch_size}  # fmt: skip
     if resuming:
         first_step = stored["step"]
         theirs = checkpoint.best_of(folder.path / path, stored, "best.pt") if back else None
         best = None if back and not theirs else stored["best"]  # one without weights would keep worse ones out
-        loop.update(stored["loop"])
+        now = {"windows": loop["windows"]} if "eval_iters" in changes else {}  # as before where batches are cut anew
+        loop.update(stored["loop"] | now)
         run.same_data(loop, counts, f"the data of {' '.join(names)}", "tokens")
         loop["resumes"] = [*loop["resumes"], first_step]
         optim.load(optimizer, stored["optimizer"], own=(*args.optimizer_args, *stored["options"]["optimizer_args"]))
@@ -191,7 +193,7 @@ def main(args: Options) -> None:
             each = []  # of the data sets, or of the streams
             for k in range(mix.n):
                 n = splits[part][k].n
-                count, places = args.eval_iters * args.batch_size, (n - 1) // T  # all of a small split, once each
+                count, places = loop["windows"], (n - 1) // T  # all of a small split, once each
                 method, count = ("sequential", places) if places <= count else ("random", count)
                 purpose = f"eval {part} {names[k]}" if mix.n > 1 else f"eval {part}"
                 starts = bins.starts(method, n, T, count, args.seed, purpose, 0)

@@ -226,6 +226,17 @@ def test_a_run_folder_s_other_checkpoint_is_started_from(data, tmp_path, capsys)
         assert all(torch.equal(old[k], new[k]) for k in old)
 
 
+def test_a_resume_that_cuts_batches_anew_is_evaluated_on_the_same_windows(data, tmp_path):
+    """Else the best loss, patience and plateau would compare losses of other windows. --eval_iters still means more."""
+    flags = {"learning_rate": 0, "batch_size": 4, "gradient_accumulation_steps": 2, "eval_iters": 3}
+    run(dataset=data / "toy", out_dir=tmp_path, **dict(BASE, **flags))
+    losses = []
+    for steps, more in ((6, {}), (9, {"batch_size": 2, "gradient_accumulation_steps": 4}), (12, {"eval_iters": 4})):
+        run("--init_from=resume", out_dir=tmp_path, small=False, max_iters=steps, **more)
+        losses.append(rows(tmp_path)[1][-1]["val_loss"])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6) and abs(losses[2] - losses[1]) > 1e-5
+
+
 def test_a_resume_from_an_older_checkpoint_says_what_it_replaces(data, tmp_path, capsys):
     run(dataset=data / "toy", out_dir=tmp_path, save_major_ckpt_interval=2, **dict(BASE, max_iters=4))
     for expected in (True, False):  # at its end again, nothing is replaced
