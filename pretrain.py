@@ -387,6 +387,7 @@ def main(args: Options) -> None:
         model.train()
         loss, right, n = dist.sums([*torch.stack(found).cpu().double().sum(0).tolist(), n])
         loss = loss / n if n else math.nan
+        right = math.nan if math.isnan(loss) else right  # an argmax over NaN is no guess
         values = {"loss": loss, "accuracy": right / max(1, n), "perplexity": math.exp(min(loss, 700))}
         return {f"{name} {k}": v for k, v in values.items()}
 

@@ -196,6 +196,8 @@ def measure(p: ModelParams, kind: str, scores: np.ndarray, data: qa.QA, mean: fl
         out["val_accuracy"] = float(((score >= 0) == (label >= 0)).mean())
         out["val_mse"] = float(np.square(score - label).mean())
         out["val_mae"] = float(np.abs(score - label).mean())
+    if np.isnan(score).any():  # it has no sign and no order
+        out["val_accuracy"] = math.nan
     if np.isfinite(label).all():
         out["val_spearman"], out["val_pearson"] = spearman(score, label), pearson(score, label)
     return out

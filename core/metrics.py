@@ -52,6 +52,8 @@ def measure(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], n
     confusion = confusion_of(logits.argmax(1), labels, n)
     loss = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels))
     out = {"loss": float(loss), "accuracy": accuracy(confusion), "macro_f1": macro_f1(confusion)}
+    if np.isnan(logits).any():  # an argmax over NaN is no guess
+        out |= {"accuracy": float("nan"), "macro_f1": float("nan")}
     if n == 2:
         out["auc"] = auc(logits[:, 1] - logits[:, 0], labels == 1)
     return out, confusion

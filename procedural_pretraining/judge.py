@@ -1,5 +1,6 @@
 """How well a model does at a procedural task: in teacher-forced tokens, and in what it writes by itself."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,8 @@ def check(spec: Spec, row: list[int], question: int, answer: list[int]) -> bool:
 
 def averages(spec: Spec, sums: list[float], samples: int) -> dict[str, float]:
     loss, right_tokens, tokens, floor, guessed, best, right = sums
+    if math.isnan(loss):  # an argmax over NaN is no guess
+        right_tokens = guessed = right = math.nan
     out = {"val loss": loss / tokens, "accuracy": right_tokens / tokens}
     if spec.asks:
         return {**out, "exact match": right / samples}
