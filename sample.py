@@ -133,6 +133,8 @@ def fill(args: Options, state: dict, device: torch.device) -> None:
     checkpoint.put(model, state["model"], args.init_from)
     model.to(device).eval()
     shares = model(ids.to(device), [len(ids)], where).float().softmax(1).cpu()
+    if shares.isnan().any():
+        raise run.NotFinite("the model's logits are not finite: there is nothing to guess from")
     best = shares.topk(min(args.top_k or 5, 5, tokenizer.get_vocab_size()), dim=1)
     for n, (p, guesses) in enumerate(zip(*best, strict=True)):
         words = [tokenizer.decode([i], skip_special_tokens=False) for i in guesses.tolist()]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from core import checkpoint, config, dist, files, metrics
+from core.exits import NotFinite
 from core.progress import progress
 from core.scores import write_csv
 from core.values import nearest
@@ -56,6 +57,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
         with autocast:
             logits = model(torch.from_numpy(coded.ids.astype(np.int64)).to(device), torch.from_numpy(coded.lengths))
         shares = logits.cpu().double().softmax(1).numpy()
+        if np.isnan(shares).any():
+            raise NotFinite(f"the logits of {source} are not finite: there is no label to give")
         rows = enumerate(part, done + 1)
         true = [[records.label(row, label_column, texts, i)] if label_column else [] for i, row in rows]
         if [""] in true:

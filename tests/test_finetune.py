@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import export_hf
 import finetune
 from core import checkpoint, config, hf, rng, tracker
+from core.exits import NotFinite
 from data import tensors, vocab
 from data.pretrained import open_encoder
 from model import Classifier, RobertaConfig, pack
@@ -301,6 +302,17 @@ def test_predictions_are_the_models_a_row_a_text(data, tmp_path):
             p = model(torch.tensor(ids), [len(ids)]).softmax(1)[0]
         assert [float(row[f"p_{w}"]) for w in WORDS] == pytest.approx(p.tolist(), abs=2e-6)
         assert row["label"] == WORDS[p.argmax()]
+
+
+def test_a_diverged_model_gives_no_label(data, tmp_path):
+    """Its weights are finite, what it makes of a text is not."""
+    state = tune(data, tmp_path / "run", "--max_steps=1")
+    state["model"] = {k: w * 1e30 for k, w in state["model"].items()}
+    checkpoint.save(tmp_path / "bad.pt", state)
+    (tmp_path / "new.txt").write_text("1 2 7\n")
+    with pytest.raises(NotFinite, match="bad.pt are not finite: there is no label to give"):
+        predict(init_from=str(tmp_path / "bad.pt"), predict=str(tmp_path / "new.txt"), out=str(tmp_path / "out.csv"))
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_a_runs_config_predicts_with_the_runs_own_weights(data, tmp_path):

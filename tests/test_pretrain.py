@@ -13,7 +13,7 @@ import export_hf
 import pretrain
 import sample
 from core import checkpoint, config, tracker
-from core.run import read_status
+from core.run import NotFinite, read_status
 from core.values import read_yaml
 from data import arrow, build_pretrain_data, examples, masking, train_tokenizer, vocab
 from model import RobertaConfig, RobertaMLM
@@ -541,6 +541,11 @@ def test_masks_are_filled_in(run, tmp_path, capsys):
     assert "mask 1: '7' " in out and "mask 2: '7' " in out and out.splitlines()[-1] == "7777777"
     with pytest.raises(ValueError, match="<mask>"):
         sample.main(config.parse(sample.Options, [f"--init_from={tmp_path / 'run'}", "--start=77"], doc=""))
+    state = checkpoint.load(tmp_path / "run" / "best.pt")
+    state["model"] = {k: w * 1e30 for k, w in state["model"].items()}  # finite, and its logits are not
+    checkpoint.save(tmp_path / "bad.pt", state)
+    with pytest.raises(NotFinite, match="nothing to guess from"):
+        sample.main(config.parse(sample.Options, [f"--init_from={tmp_path / 'bad.pt'}", "--start=7<mask>"], doc=""))
 
 
 # -----------------------------------------------------------------------------
