@@ -285,7 +285,8 @@ def main(args: Options) -> None:
     first_step, last_step, best = 0, min(args.epochs * epoch_steps, args.max_steps or sys.maxsize), None
     warmup, every = round(args.warmup_ratio * last_step), args.eval_interval or epoch_steps
     counts = {n: [len(splits[n]), len(splits[n].ids), zlib.crc32(splits[n].labels.tobytes())] for n in ("train", "val")}
-    loop = {"eval": None, "resumes": [], "bad_steps": 0, "scaler": None, "batch": B, "seconds": 0.0, "counts": counts}
+    loop = {"eval": None, "resumes": [], "bad_steps": 0, "empty": 0, "scaler": None, "batch": B, "seconds": 0.0,
+            "counts": counts}  # fmt: skip
     if resuming:
         first_step, best = stored["step"], stored["best"]
         loop.update(stored["loop"])
@@ -425,7 +426,7 @@ def main(args: Options) -> None:
                 net.require_backward_grad_sync = micro == micro_steps - 1
             logits = forward(net, train, mine if len(mine) else which[:1])  # every rank takes every micro-step
             loss = F.cross_entropy(logits, y, shares, reduction="sum", label_smoothing=args.label_smoothing)
-            loss = loss * d.world / max(weight, 1e-12)  # DDP averages over ranks; weight counts the whole global batch
+            loss = loss * d.world / (weight or 1.0)  # DDP averages over ranks; weight counts the whole global batch
             scaler.scale(loss).backward()
             loss_sum += loss.detach()
 
@@ -437,6 +438,7 @@ def main(args: Options) -> None:
         if replaying:
             say(preflight.result(step, dist.sums([loss_sum.item()])[0] / d.world, norm))
             return folder.finish()
+        loop["empty"] += not weight  # a batch of labels without weight trains nothing
         if finite.ok(norm, step, f"texts {which[:4].tolist()} ..., seed {args.seed}") and weight:
             scaler.step(optimizer)
         scaler.update()
@@ -478,6 +480,8 @@ def main(args: Options) -> None:
         metrics.draw_confusion(folder.path / "confusion.png", confusion, names, f"{folder.path}, {name}")
     shown = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in results.items() if k.startswith(name + "_"))
     took, lowest = duration(time.time() - started), math.nan if best is None else best
+    if loop["empty"]:
+        track.say(f"{loop['empty']:,} batches had no label that weighs anything and trained nothing")
     track.say(f"done in {took}: {shown}; best weights by val loss {lowest:.4f}")
     track.say(f"next: python finetune.py --init_from={shlex.quote(str(folder.path))} --predict FILE")
     folder.finish()

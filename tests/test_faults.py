@@ -606,10 +606,15 @@ def test_row_33_a_batch_without_targets(loop, data, tmp_path, capsys):
 
 
 @only("finetune")
-def test_row_33_a_batch_of_labels_without_weight(loop, data, tmp_path, capsys):
-    code, err = end(loop, begin(loop, data(loop), tmp_path / "r", "--class_weights=0 0 0"), capsys)
-    state = checkpoint.load(loop.last(tmp_path / "r"))
-    assert code == 0 and losses(loop, tmp_path / "r") == [0.0] * STEPS and not state["optimizer"]["state"], err
+@pytest.mark.parametrize("smoothing", [0, 0.1])
+def test_row_33_a_batch_of_labels_without_weight(loop, smoothing, data, tmp_path, capsys):
+    """Also where the other labels that smoothing adds have one."""
+    weights = ["--class_weights=0 0 0"] if not smoothing else ["--class_weights=1 0 0", "--label_smoothing=0.1"]
+    code, err = end(loop, begin(loop, data(loop), tmp_path / "r", "--batch_size=1", *weights), capsys)
+    state, found = checkpoint.load(loop.last(tmp_path / "r")), losses(loop, tmp_path / "r")
+    heavy = [loss for loss in found if loss > 0.5]  # a batch of the first label
+    assert code == 0 and state["loop"]["empty"] == STEPS - len(heavy) and state["loop"]["bad_steps"] == 0, err
+    assert max(found) < 2 and bool(heavy) == bool(smoothing) == bool(state["optimizer"]["state"])
 
 
 # -----------------------------------------------------------------------------
