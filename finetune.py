@@ -390,8 +390,7 @@ def main(args: Options) -> None:
             done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
             logits = None if done else evaluate(splits["val"])
             if not done and logits is None:
-                save(step)
-                checkpoint.wait()
+                save(step, background=False)
                 track.close()
                 return folder.finish(run.STOPPED)
             values = loop["eval"]["values"] if done else metrics.measure(logits, splits["val"].labels)[0]
@@ -455,8 +454,7 @@ def main(args: Options) -> None:
             texts = 0
         folder.step = step + 1
         if folder.stopping():
-            save(step + 1)
-            checkpoint.wait()
+            save(step + 1, background=False)
             track.close()
             return folder.finish(run.STOPPED)
 

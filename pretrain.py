@@ -404,6 +404,8 @@ def main(args: Options) -> None:
         if a_step_a_folder and also and not step:  # what no step beat must be there, too, but needs no folder
             path, also = best_path, ()
         checkpoint.save(path, state, also=also, keep=not a_step_a_folder, background=background)
+        if not background:
+            checkpoint.prune(folder.path, args.save_total_limit or -1)
         return state
 
     # -----------------------------------------------------------------------------
@@ -463,8 +465,7 @@ def main(args: Options) -> None:
             done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
             values = loop["eval"]["values"] if done else evaluate()
             if values is None:
-                save(step)
-                checkpoint.wait()
+                save(step, background=False)
                 track.close()
                 return folder.finish(run.STOPPED)
             better = not done and values["eval loss"] < (math.inf if best is None else best)  # never so for NaN
@@ -533,8 +534,7 @@ def main(args: Options) -> None:
             seen, at = 0.0, step + 1
         folder.step = step + 1
         if folder.stopping():
-            save(step + 1)
-            checkpoint.wait()
+            save(step + 1, background=False)
             track.close()
             return folder.finish(run.STOPPED)
 
@@ -546,7 +546,6 @@ def main(args: Options) -> None:
         also = [final / "ckpt.pt"] * a_step_a_folder
         final.mkdir(exist_ok=True) if also else None
         state = save(last_step, *also, *[best_path] * better, background=False)
-        checkpoint.prune(folder.path, args.save_total_limit or -1)
         say(f"{final}: {export(final, state, args.class_prob)}") if also else None
     took = time.time() - clock  # of all legs of the run
     results = {"steps": last_step, "epochs": round(last_step / epoch_steps, 3), "seconds": round(took, 1), **values}

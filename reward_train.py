@@ -503,8 +503,7 @@ def main(args: Options) -> None:
             undrawn = last and done and dist.any(d.main and not (folder.path / "scores.png").exists())
             scores = evaluate(val) if undrawn or not done else None
             if scores is None and not done:
-                save(step)
-                checkpoint.wait()
+                save(step, background=False)
                 track.close()
                 return folder.finish(run.STOPPED)
             found = loop["eval"]["losses"] if done else measure(p, kind, scores, val, mean, std)
@@ -577,8 +576,7 @@ def main(args: Options) -> None:
             tokens = 0
         folder.step = step + 1
         if folder.stopping():
-            save(step + 1)
-            checkpoint.wait()
+            save(step + 1, background=False)
             track.close()
             return folder.finish(run.STOPPED)
 

@@ -101,6 +101,13 @@ def test_save_total_limit(run, tmp_path, limit, kept):
     assert steps_of(tmp_path / "run") == kept
 
 
+def test_a_stopped_run_keeps_no_more_than_the_limit(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as m, pytest.raises(SystemExit):
+        loops.stopped_at(m, 7, 1)
+        run("--max_steps=12", "--eval_interval=2", "--save_total_limit=2")
+    assert steps_of(tmp_path / "run") == [6, 7]
+
+
 def test_the_best_weights_are_there_where_no_step_beat_the_start(run, tmp_path):
     run("--max_steps=2", "--lr=10", "--grad_clip=0", "--log_steps=1")
     best, first = checkpoint.load(tmp_path / "run/best.pt"), rows(tmp_path / "run", "eval")[0]
