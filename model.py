@@ -278,13 +278,6 @@ class GPT(nn.Module):
         attn = self.transformer.h[0].attn
         return Cache(self.config.n_layer, B, attn.n_kv, length, attn.head_size, attn.c_proj.weight)
 
-    def crop_block_size(self, block_size: int) -> None:
-        """A shorter context: the positions beyond it go."""
-        assert block_size <= self.config.block_size, (block_size, self.config.block_size)
-        self.config.block_size = block_size
-        if "wpe" in self.transformer:
-            self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].clone())
-
     def flops_per_token(self, T: int) -> float:
         """Forward and backward, as PaLM's appendix counts them: 6 a weight, 12 * layers * width * T for attention."""
         weights = sum(p.numel() for n, p in self.named_parameters() if "wpe" not in n and "wte" not in n)
