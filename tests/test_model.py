@@ -170,6 +170,16 @@ def test_a_config_that_cannot_be_is_named(options, says):
         GPTConfig(**{**SMALL, **options})
 
 
+def test_an_evaluation_pays_for_no_gradients():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, w, y = torch.randn(6, 4), torch.randn(9, 4, requires_grad=True), torch.arange(6)
+    for training, products in ((False, 1), (True, 3)):
+        with FlopCounterMode(display=False) as flops, torch.set_grad_enabled(training):
+            loss_sum(x.requires_grad_(), w, None, y)
+        assert flops.get_total_flops() == products * 2 * x.numel() * len(w)
+
+
 def test_gradient_checkpointing_changes_nothing():
     grads = []
     for use in (False, True):

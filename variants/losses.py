@@ -15,9 +15,10 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, w: Tensor, b: Tensor | None, targets: Tensor, softcap: float | None, dtype):
+    def forward(ctx, x: Tensor, w: Tensor, b: Tensor | None, targets: Tensor, softcap: float | None, dtype,
+                training: bool):  # fmt: skip
         x16, w16 = x.to(dtype), w.to(dtype)
-        grads = any(ctx.needs_input_grad)
+        grads = training and any(ctx.needs_input_grad)  # which under no_grad still says what could need one
         dx = torch.empty_like(x16) if grads else None
         dw = torch.zeros_like(w, dtype=torch.float32) if grads else None
         db = torch.zeros_like(b, dtype=torch.float32) if grads and b is not None else None
@@ -49,12 +50,13 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g: Tensor):
         dx, dw, db = ctx.saved_tensors
-        return (dx * g).to(ctx.types[0]), (dw * g).to(ctx.types[1]), None if db is None else db * g, None, None, None
+        return (dx * g).to(ctx.types[0]), (dw * g).to(ctx.types[1]), None if db is None else db * g, *[None] * 4
 
 
 def loss_sum(x: Tensor, w: Tensor, b: Tensor | None, targets: Tensor, softcap: float | None = None) -> Tensor:
     """x (..., C), targets (...): cross-entropy summed over targets that are not -100, float32."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else w.dtype
+    training = torch.is_grad_enabled()  # within a Function it never is
     with torch.autocast(kind, enabled=False):
-        return LinearCrossEntropy.apply(x.flatten(0, -2), w, b, targets.flatten(), softcap, dtype)
+        return LinearCrossEntropy.apply(x.flatten(0, -2), w, b, targets.flatten(), softcap, dtype, training)
