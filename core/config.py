@@ -27,9 +27,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-
-from core.values import coerce, nearest, read_yaml
+from core.values import coerce, dump, nearest, read_yaml
 
 SUFFIXES = (".yaml", ".yml", ".json")  # of config files
 
@@ -370,7 +368,7 @@ def save(options: Any, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(yaml.safe_dump(to_dict(options), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary.write_text(dump(to_dict(options)), encoding="utf-8")
     temporary.replace(path)
 
 

@@ -155,6 +155,10 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class Dumper(yaml.SafeDumper):
+    """Quotes texts that Loader, or any other reader, would take for something else: a run called 1e5."""
+
+
 for kind, pattern, first in [
     ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
     ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
@@ -164,7 +168,13 @@ for kind, pattern, first in [
 ]:
     # a number with leading zeros (0010) is an identifier somebody chose, so the float pattern must not take it
     pattern = rf"^(?!0[0-9]){pattern}$" if kind == "float" else rf"^{pattern}$"
-    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern), first)
+    for reads in (Loader, Dumper):
+        reads.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern), first)
+
+
+def dump(data: Any, **layout) -> str:
+    """YAML that Loader reads back as it was."""
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, **layout)
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict:

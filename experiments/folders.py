@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from core import config
-from core.values import Loader, nearest, read_yaml
+from core.values import Loader, dump, nearest, read_yaml
 
 TEMPLATES = Path(__file__).parent / "config_templates"
 
@@ -83,7 +83,7 @@ def fill(text: str, values: dict) -> str:
         inner[last] = value
         if key in at:
             before, comment = re.match(r"(\s*\w+:).*?(\s+#.*)?$", lines[at[key]]).groups()
-            written = yaml.safe_dump(value, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
+            written = dump(value, width=10**6).removesuffix("...\n").strip()
             lines[at[key]] = f"{before} {written}{comment or ''}"
     return checked("\n".join(lines) + "\n", data)
 
@@ -117,4 +117,4 @@ def checked(text: str, data: dict) -> str:
             return text
     except yaml.YAMLError:
         pass
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return dump(data)

@@ -120,8 +120,10 @@ def test_a_key_of_a_json_file_stands_once(tmp_path):
         read(tmp_path, '{"inner": {"name": "a", "name": "b"}}', name="c.json")
 
 
-def test_saved_options_run_again_as_they_are(tmp_path):
-    options = parse("--batch 9 --names a b --cap 2 --inner.name n --inner.api secret --extra a=1 --layers 3 --text=007")
+@pytest.mark.parametrize("text", ["007", "1e5", "1234e56", ".5e3", "1.10", "12:30", "2020-01-01", "no", "null", "é #"])
+def test_saved_options_run_again_as_they_are(tmp_path, text):
+    options = parse("--batch 9 --names a 1e-1 --cap 2 --inner.name n --inner.api secret --extra a=1 b=1e-5 --layers 3")
+    options.text = text
     config.save(options, tmp_path / "config.yaml")
     assert "secret" not in (tmp_path / "config.yaml").read_text()
     again = config.parse(Options, [str(tmp_path / "config.yaml")])

@@ -64,6 +64,13 @@ def test_templates_hold_every_key_with_its_default_and_a_comment(kind):
         assert name.startswith(copied) or "#" in lines[at[name]], f"{name} has no comment"
 
 
+@pytest.mark.parametrize("name", ["1e5", "1234e56", "007"])
+def test_a_name_that_looks_like_a_number_stays_text(name):
+    pre("-p", name)
+    assert folders.load(text("pretraining", name))["experiment"]["name"] == name
+    assert text("pretraining", name).count("#") == (folders.TEMPLATES / "pretraining.yaml").read_text().count("#")
+
+
 def test_a_new_pretraining_experiment_is_the_template_with_its_names():
     wanted = ("training.epochs=7", "training.learning_rate=1e-3", "tokenizer.vocab_dir=tok")
     pre("-p", "one", *(word for pair in wanted for word in ("--set", pair)))
