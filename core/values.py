@@ -59,7 +59,8 @@ def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
             raise wrong(rule if ".." not in rule else "between " + rule.replace("..", " and "))
         return value
     if origin in (typing.Union, types.UnionType):
-        if type(None) in inner and (value is None or str(value).lower() in ("none", "null", "")):
+        word = value[0] if isinstance(value, list) and len(value) == 1 else value  # --list none
+        if type(None) in inner and (word is None or str(word).lower() in ("none", "null", "")):
             return None
         kinds = [t for t in inner if t is not type(None)]
         for kind in kinds[:-1]:

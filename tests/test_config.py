@@ -48,7 +48,7 @@ def parse(line: str, tmp=None):
     ("--flag", "flag", True), ("--flag=False", "flag", False), ("--flag false", "flag", False), ("--no-on", "on", False),
     ("--no_on", "on", False), ("--lr -1e-3", "lr", -1e-3), ("--lr=-.5", "lr", -0.5), ("--names a b", "names", ["a", "b"]),
     ("--names=a b", "names", ["a", "b"]), ("--names", "names", []), ("--layers [0,11]", "layers", [0, 11]),
-    ("--layers -1 2", "layers", [-1, 2]), ("--cap none", "cap", None), ("--cap 30", "cap", 30.0),
+    ("--layers -1 2", "layers", [-1, 2]), ("--layers none", "layers", None), ("--cap none", "cap", None), ("--cap 30", "cap", 30.0),
     ("--inner.name run7", "inner.name", "run7"), ("--inner.odl_name 5", "inner.old_name", 5),
     ("--extra a=1 b=true c=1e-3", "extra", {"a": 1, "b": True, "c": 1e-3}), ("--text=a=b", "text", "a=b"),
 ])  # fmt: skip
