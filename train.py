@@ -72,6 +72,12 @@ def main(args: Options) -> None:
     sets, names = [bins.open_dataset(name) for name in names], train_args.labels(names)
     known = stored["model_config"] if resuming else source["config"] if source and whole else None
     vocabulary = train_args.vocabularies(args, sets, known)
+    about = [{"name": name, "vocab_size": data.vocab_size, "tokenizer": data.tokenizer}
+             for name, data in zip(names, sets, strict=True)]  # fmt: skip
+    if resuming:  # before their ids, which may lie beyond the vocabulary as the tokenizer is another
+        train_args.check_tokenizers(about, stored["meta"], path)
+    elif source and (whole or {"embed", "head"} & set(args.transfer)):
+        train_args.check_tokenizers(about, source["meta"], where, ", or --transfer attn mlp norm")
     splits = {part: [s.split(part, args.block_size) for s in sets] for part in ("train", "val")}
     for part in splits.values():
         for split in part:
@@ -109,8 +115,6 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # model
 
-    about = [{"name": name, "vocab_size": data.vocab_size, "tokenizer": data.tokenizer}
-             for name, data in zip(names, sets, strict=True)]  # fmt: skip
     for note in train_args.notes(args, about):
         say(f"note: {note}")
     meta = {"dataset": " ".join(names), "mode": args.training_mode, "streams": about, **about[0]}
@@ -119,11 +123,8 @@ def main(args: Options) -> None:
     cfg.use_gradient_checkpointing = args.use_gradient_checkpointing
     model = build_gpt(cfg)
     if resuming:
-        train_args.check_tokenizers(about, stored["meta"], path)
         checkpoint.put(model, stored["model"], path)
     elif source:
-        if whole or {"embed", "head"} & set(args.transfer):
-            train_args.check_tokenizers(about, source["meta"], where, ", or --transfer attn mlp norm")
         for part, done, count in transfer.into(model, source["model"], args.transfer, where, whole):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     model.to(d.device)

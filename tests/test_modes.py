@@ -530,6 +530,14 @@ def test_ids_beyond_the_vocabulary_of_the_weights_are_named(data, tmp_path, caps
     assert "train.bin: id 10 at offset" in line and "vocab_size is 10 in the weights to start from" in line
 
 
+def test_another_tokenizer_is_named_before_the_ids_that_it_made(data, tmp_path, capsys):
+    for name, chars in (("few", "ab\n"), ("many", "abcdefgh\n")):
+        bins.write(tmp_path / name, len(chars), [0, 1] * 50, [len(chars) - 1] * 40, {"kind": "char", "chars": list(chars)})
+    run(dataset=tmp_path / "few", out_dir=tmp_path / "run")
+    line = refused(capsys, tmp_path / "no", dataset=tmp_path / "many", init_from=tmp_path / "run", **START)
+    assert "the tokenizer of many" in line and line.endswith("or --transfer attn mlp norm")
+
+
 @pytest.mark.parametrize("option, message", [
     ("--n_layer=3", "--n_layer is 2 in"),
     ("--bias=False", "--bias is True in"),
