@@ -313,7 +313,8 @@ def check_tokenizers(streams: list[dict], meta: dict, where: str, or_else: str =
         ours, theirs = now["tokenizer"], [digest(then["tokenizer"]) for then in those if then.get("tokenizer")]
         if ours and theirs and digest(ours) not in theirs:
             raise ValueError(f"the tokenizer of {now['name']} ({digest(ours)}) is not that of {where}"
-                             f" ({'; '.join(theirs)}): use it for the data{or_else}")  # fmt: skip
+                             f" ({'; '.join(theirs)}): use it for the data (prepare.py --tokenizer takes a data"
+                             f" set's folder, too){or_else}")  # fmt: skip
 
 
 def prompts(args: Options, streams: list[dict], val: list, device: torch.device) -> list[tuple[torch.Tensor, list]]:

@@ -240,7 +240,10 @@ class Encode:
     def ids(self, piece: Piece, tokenizer, view) -> np.ndarray:
         if tokenizer.eot is None:
             text = joined(piece, self.column)
-            out = tokenizer.ids(view(text) if view else text)
+            try:
+                out = tokenizer.ids(view(text) if view else text)
+            except ValueError as e:  # a character that another data set's alphabet lacks
+                raise ValueError(f"{piece.path}, from {piece.at:,} on: {e}") from None
         else:
             parts = []
             for text in documents(piece, self.column):

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data import bins
+
 UNKNOWN = "\ufffd"  # what an id without a token reads as: models may have more rows than the vocabulary
 EOT = "<|endoftext|>"
 ENDS = (EOT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # how a tokenizer.json may call the end of a text
@@ -321,7 +323,8 @@ def download(name: str):
 
 def find(name: str) -> dict:
     """The description of `byte`, of one of tiktoken's encodings, or of a file: tokenizer.json, vocab.bpe, merges.txt
-    (encoder.json or vocab.json beside it is checked), or a folder with one of these or with tokenizer_vocab*.json."""
+    (encoder.json or vocab.json beside it is checked), or a folder with one of these or with tokenizer_vocab*.json; of a
+    data set's folder, what its ids were made with."""
     path = Path(name)
     if name == "byte":
         return {"kind": "byte"}
@@ -338,18 +341,27 @@ def find(name: str) -> dict:
         found = found or sorted(path.glob("tokenizer_vocab*.json"))  # by data/train_tokenizer.py
         if len(found) > 1 and found[0].name.startswith("tokenizer_vocab"):
             raise ValueError(f"tokenizer {path} holds several, name one: {', '.join(map(str, found))}")
+        if not found and any((path / meta).is_file() for meta in ("meta.json", "meta.pkl")):
+            if not (about := bins.Dataset(path).tokenizer):
+                raise ValueError(f"tokenizer {path}: the data set there describes none")
+            return about
         path = [*found, path][0]
     elif path.name in beside:
         path = path.with_name(beside[path.name])
     if not path.is_file():
         raise ValueError(f"tokenizer {path}: no such file, nor a folder with tokenizer.json, tokenizer_vocab*.json,"
-                         " vocab.bpe or merges.txt")  # fmt: skip
+                         " vocab.bpe, merges.txt or a data set's meta.json")  # fmt: skip
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
         raise ValueError(f"tokenizer {path} is not UTF-8 at byte {e.start}") from None
     if path.suffix == ".json":
-        return {"kind": "tokenizers", "json": text}
+        about = {"kind": "tokenizers", "json": text}
+        try:
+            load(about)
+        except ValueError as e:
+            raise ValueError(f"tokenizer {path}: {e}") from None
+        return about
     for other in (path.with_name(key) for key, value in beside.items() if value == path.name):
         if other.is_file() and not agree(text, other):
             raise ValueError(f"{other} numbers its tokens otherwise than {path} does: give its tokenizer.json")

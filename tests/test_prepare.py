@@ -343,6 +343,21 @@ def test_a_folder_of_train_tokenizer_and_what_its_vocabulary_lacks(tmp_path, cap
         vocab.find(str(tmp_path / "tok"))
 
 
+def test_a_data_set_lends_its_tokenizer_to_another_text(tmp_path, capsys):
+    """Weights of characters go on with other text, which has a table of its own."""
+    for name, words in (("one", "abc de\n"), ("two", "bad\n"), ("odd", "xyz\n")):
+        (tmp_path / f"{name}.txt").write_text(words * 20)
+    corpus.prepare([tmp_path / "one.txt"], tmp_path / "one", "char")
+    corpus.prepare([tmp_path / "two.txt"], tmp_path / "two", str(tmp_path / "one"))
+    one, two = (bins.Dataset(tmp_path / name) for name in ("one", "two"))
+    assert one.tokenizer == two.tokenizer and one.vocab_size == two.vocab_size
+    with pytest.raises(ValueError, match="odd.txt, from 0 on: character 'x' at place 0 is not among"):
+        corpus.prepare([tmp_path / "odd.txt"], tmp_path / "odd", str(tmp_path / "one"))
+    (tmp_path / "list.json").write_text('[{"text": "no tokenizer"}]')
+    with pytest.raises(ValueError, match="tokenizer .*list.json: not a tokenizers JSON"):
+        vocab.find(str(tmp_path / "list.json"))
+
+
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
 def test_any_number_of_processes_gives_the_same_files(tmp_path, small_pieces, tokenizer):
     inputs = [tmp_path / "a.txt", store(tmp_path / "b.jsonl", rows_of(100)), store(tmp_path / "c.parquet", rows_of(99))]

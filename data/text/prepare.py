@@ -6,8 +6,9 @@
 
 Plain files, .jsonl, .csv and .parquet, files or folders or patterns ('src/**/*.py'), of any size. The tokenizer is
 char, byte, gpt2 (or another of tiktoken's names), or a file: tokenizer.json (data/train_tokenizer.py trains one), or
-GPT-2's vocab.bpe (merges.txt) where there is no network. The last part of the input is validation. Folders give their
-files in a fixed random order.
+GPT-2's vocab.bpe (merges.txt) where there is no network; or the folder of a data set, for its tokenizer: so weights
+that were trained on it go on with other text. The last part of the input is validation. Folders give their files in a
+fixed random order.
 """
 
 import sys
@@ -26,7 +27,7 @@ from data import corpus
 class Options:
     input: list[Path] = config.option([])  # files, folders or patterns
     out: str = ""  # folder of the data set, data/NAME
-    tokenizer: str = "char"  # char, byte, gpt2, a tokenizer.json or vocab.bpe, or the folder of one
+    tokenizer: str = "char"  # char, byte, gpt2, a tokenizer.json or vocab.bpe, or the folder of one or of a data set
     field: str = config.option("", alias=("column",))  # of JSONL, CSV and Parquet; '': text, or the only one there is
     val_fraction: Fraction = 0.1  # of the input, its end
     processes: Whole = 0  # 0: one a core, for more than a few megabytes
