@@ -74,7 +74,15 @@ def make_template(description: dict, model: ScoreModel, max_length: int, **sizes
     limit = min(max_length, model.config.block_size)
     word = getattr(tokenizer, "unknown", None)
     unknown = tokenizer.tokenizer.token_to_id(word) if word else None
-    return qa.Template(lambda text: tokenizer.ids(text).tolist(), start, [end], limit, unknown=unknown, **sizes)
+
+    def encode(text: str) -> list[int]:
+        try:
+            return tokenizer.ids(text).tolist()
+        except ValueError as e:  # an alphabet that lacks a character
+            raise ValueError(f"the model's tokenizer cannot read {text[:40]!r}: {e} (a model of a BPE, or of"
+                             " data prepared with --tokenizer byte, reads any text)") from None  # fmt: skip
+
+    return qa.Template(encode, start, [end], limit, unknown=unknown, **sizes)
 
 
 # -----------------------------------------------------------------------------

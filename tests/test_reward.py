@@ -626,6 +626,8 @@ def test_a_model_of_our_own_without_an_end_of_text_gets_one(toy, tmp_path):
     assert ids[-1] == 256 and bytes(ids[:-1]) == b"Question: q\nAnswer: a"
     again, _ = scorer.open_model(str(tmp_path / "r"), 0.0)
     assert not changed(again.state_dict(), checkpoint.load(tmp_path / "r" / "best.pt")["model"])
+    with pytest.raises(ValueError, match="tokenizer cannot read 'Question:': character 'Q' at place 0 .* any text"):
+        scorer.make_template({"kind": "char", "chars": ["a", "b"]}, again, 64)
 
 
 def words_tokenizer(folder: Path) -> dict:
