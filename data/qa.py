@@ -26,6 +26,7 @@ from data import examples
 
 SPLITS = ("train", "val", "test")
 LINES = (".jsonl", ".ndjson")
+FIELDS = "wanted are Question, Answer and Score, or, of pairs, Question, Accepted_Answer and Answer"
 
 # -----------------------------------------------------------------------------
 # reading
@@ -136,20 +137,22 @@ def check(path: Path, scored: bool = True, needed: tuple[str, ...] = ()) -> tupl
     scored: each row of a single answer needs its Score (to train on; not to be scored).
     needed: splits of which one must hold rows, each as "train" or "val|test".
     """
-    pairs, counts, bad, shown = None, Counter(), Counter(), []
+    pairs, counts, bad, shown, fields = None, Counter(), Counter(), [], ""
     for split, row in records(path):
         if pairs is None:
             pairs = isinstance(row, dict) and row.get("Accepted_Answer") is not None
         wrong = list(problems(row, pairs, scored))
         place = f"{split or 'row'}[{counts[split]}]"
         shown += [place + w for w in wrong][: 8 - len(shown)]
+        if wrong and not fields and isinstance(row, dict) and not {"Question", "Answer"} & row.keys():
+            fields = f" ({place} has {', '.join(map(repr, row)) or 'no field'}; {FIELDS})"
         bad[split] += bool(wrong)
         counts[split] += 1
     if total := sum(bad.values()):
         where = ", ".join(f"{n} in {split}" for split, n in bad.items() if n and split)
         more = "; ..." if total > len(shown) else ""
         raise ValueError(f"{path}: {total} of {sum(counts.values())} rows cannot be used"
-                         f"{f' ({where})' if where else ''}: {'; '.join(shown)}{more}")  # fmt: skip
+                         f"{f' ({where})' if where else ''}: {'; '.join(shown)}{more}{fields}")  # fmt: skip
     for names in needed:
         if not any(counts[s] for s in (counts if names == "any" else names.split("|"))):
             found = ", ".join(f"{n} {s or 'without a split'}" for s, n in counts.items()) or "none"
