@@ -41,7 +41,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     column, cut = records.text_column(first, text_column, texts, label_column), 0
     tokens = lost = pads = 0
     if label_column and label_column not in first:
-        raise ValueError(f"--label_column must be one of {', '.join(first)}; got {label_column!r}"
+        raise ValueError(f"--label_column must be one of {', '.join(map(repr, first))}; got {label_column!r}"
                          f"{nearest(label_column, first)}")  # fmt: skip
     records.texts([first], column, texts, 0, bool(text_column))
     others = [c for c, value in first.items()

@@ -335,6 +335,18 @@ def test_texts_on_both_sides_are_told(data, tmp_path, capsys):
     assert "\ntrain " in out and out.split("\ntrain ")[1].splitlines()[0].endswith("0 cut to 16 tokens")
 
 
+def test_a_train_split_of_one_class_is_told_and_many_classes_are_a_number(data, tmp_path, capsys):
+    for count, same in ((2, True), (21, False)):
+        labels = np.zeros(8, int) if same else np.arange(8)
+        meta = tensors.Rows(data / "train.pt")
+        tensors.save(tmp_path / "x.pt", np.tile([0, 6, 2], 8), np.full(8, 3), 1, labels,
+                     [f"c{i}" for i in range(count)], meta.tokenizer)  # fmt: skip
+        tune(data, tmp_path / "a", *(f"--{split}={tmp_path / 'x.pt'}" for split in ("train", "val", "test")))
+        out = capsys.readouterr().out
+        assert ("note: all texts of train are 'c0': there is nothing to learn from them" in out) == same
+        assert ("8 texts (c0 8, c1 0), " if same else "8 texts (21 labels), ") in out
+
+
 def test_predictions_are_counted_against_true_labels(data, tmp_path, capsys):
     tune(data, tmp_path / "run")
     (tmp_path / "new.csv").write_text("text,is\n" + "".join(f"{i} 1,{WORDS[i % 3]}\n" for i in range(9)))
@@ -352,7 +364,7 @@ def test_predictions_are_counted_against_true_labels(data, tmp_path, capsys):
     (tmp_path / "odd.txt").write_text("1\u00e9\n")
     predict(**flags | {"predict": str(tmp_path / "odd.txt"), "out": str(tmp_path / "odd.csv")})
     assert "note: 1 of the 4 tokens are <unk>" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--label_column must be one of text, is; got 'iss', did you mean 'is'"):
+    with pytest.raises(ValueError, match="--label_column must be one of 'text', 'is'; got 'iss', did you mean 'is'"):
         predict(**flags, label_column="iss")
     (tmp_path / "new.csv").write_text("text,is\n1,eleven\n")
     message = "new.csv: row 1 has the label 'eleven' in 'is', the labels here are seven, eight, nine"
