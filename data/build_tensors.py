@@ -70,7 +70,7 @@ def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarr
         column = column or records.text_column(batch[0], args.text_column, args.input, args.label_column)
         if args.label_column and args.label_column not in batch[0]:
             raise ValueError(f"{args.input} has no column {args.label_column!r}: --label_column takes one of"
-                             f" {', '.join(batch[0])}{nearest(args.label_column, batch[0])}")  # fmt: skip
+                             f" {', '.join(map(repr, batch[0]))}{nearest(args.label_column, batch[0])}")  # fmt: skip
         if column == "input_ids" and isinstance(batch[0].get(column), list):
             values = [ids_of(row, tokens.vocab_size, f"{args.input}: row {i}") for i, row in enumerate(batch, done + 1)]
             flat = np.fromiter(itertools.chain.from_iterable(values), np.int32)

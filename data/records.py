@@ -42,7 +42,8 @@ def text_column(row: dict, name: str, path: str | Path, label: str = "") -> str:
     if column not in row:
         several = "several columns and none is called text" if others else "no column but the label's"
         what = f"no column {name!r}" if name else several
-        raise ValueError(f"{path} has {what}: --text_column takes one of {', '.join(others) or 'its columns'}")
+        choices = ", ".join(map(repr, others)) or "its columns"
+        raise ValueError(f"{path} has {what}: --text_column takes one of {choices}")
     return column
 
 

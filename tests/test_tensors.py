@@ -286,8 +286,9 @@ def test_ids_in_a_file_are_checked_before_they_are_narrowed(tmp_path, tokenizer,
 
 @pytest.mark.parametrize(("content", "options", "message"), [
     (b"text,label,text\none,a,two\n", {}, "a.csv: the header has 'text' 2 times: which one is meant?"),
-    (b"words,label\none,a\nx,b\n", {}, "several columns .*: --text_column takes one of words, label"),
-    (b"text,tag\none,a\n", {"label_column": "label"}, "no column 'label': --label_column takes one of text, tag"),
+    (b"words,label\none,a\nx,b\n", {}, "several columns .*: --text_column takes one of 'words', 'label'"),
+    (b"text,tag\none,a\n", {"label_column": "label"}, "no column 'label': --label_column takes one of 'text', 'tag'"),
+    (b" text , label \none,a\n", {}, "several columns .*: --text_column takes one of ' text ', ' label '"),
     (b"text,label\none,a\ntwo,\n", {"label_column": "label"}, "row 2 has no label"),
     (b"label\na\nb\n", {"label_column": "label"}, "no column but the label's: --text_column takes one of"),
     (b"text,label\none,a\n", {"text_column": "label", "label_column": "label"}, "are both 'label'"),
