@@ -15,6 +15,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -120,8 +121,10 @@ def open_dataset(name: str, root: str | Path = "data") -> Dataset:
         command = f"python data/text/prepare.py --input {path} --out {root / path.stem}"
         raise ValueError(f"{path} is a file: `{command}` makes the data set {path.stem} of it")
     if not path.is_dir() or not (any(path.glob("train*.bin")) or any(path.glob("val*.bin"))):
-        script = path / "prepare.py"
-        command = f"python {script}" if script.is_file() else f"python data/text/prepare.py --input FILES --out {path}"
+        script, name = path / "prepare.py", shlex.quote(str(path))
+        command = "python data/text/prepare.py --input FILES --out " + name
+        if script.is_file():
+            command = "python " + shlex.quote(str(script))
         ready = sorted(p.parent.name for p in root.glob("*/train*.bin"))
         have = f" (prepared: {', '.join(dict.fromkeys(ready))})" if ready else ""
         here = "" if path.is_absolute() or root.is_dir() else f" (there is no {root}/ in {Path.cwd()})"

@@ -185,6 +185,8 @@ def test_names(tmp_path):
         bins.open_dataset("made", root)
     with pytest.raises(ValueError, match=r"python data/text/prepare.py --input FILES --out .*nix`"):
         bins.open_dataset("nix", root)
+    with pytest.raises(ValueError, match=r"--out '.*my books'`"):  # as a shell reads it
+        bins.open_dataset("my books", root)
     with pytest.raises(ValueError, match="no data set in /etc/x"):
         bins.open_dataset("/etc/x", root)
 
