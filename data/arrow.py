@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from core.files import read_json
+from data import examples
 
 END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # a stream without it was cut, which pyarrow reads without a word
 
@@ -48,8 +49,10 @@ def open_table(path: Path) -> pa.Table:
         tail = f.read()
     if size < 16:
         raise ValueError(f"{path} is not an Arrow file: {size} bytes")
+    if head != b"ARROW1" and head[:4] != END[:4]:
+        raise ValueError(f"{path} is not an Arrow file; the names of texts end in {', '.join(examples.SUFFIXES)}")
     if head != b"ARROW1" and tail != END:
-        raise ValueError(f"{path} has no end marker: it was cut short at {size:,} bytes, or is not an Arrow file")
+        raise ValueError(f"{path} has no end marker: it was cut short at {size:,} bytes")
     try:
         source = pa.memory_map(str(path))
         reader = pa.ipc.open_file(source) if head == b"ARROW1" else pa.ipc.open_stream(source)

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data.arrow import Rows
+from data.arrow import Rows, open_table
 
 LISTS = [[0, 7, 8, 2], [0, 9, 2], [0, 6, 6, 6, 6, 2], [0, 15, 2]]
 
@@ -71,6 +71,12 @@ def test_long_rows_are_cut_counted_and_keep_their_end(tmp_path):
     rows = Rows(path, max_size=4, end=2)
     assert ids_of(rows, [0, 1, 2]) == [[0, 7, 8, 2], [0, 7, 8, 9], [0, 2]]
     assert (rows.cut, rows.lost, rows.tokens, rows.longest) == (2, 4, 10, 6)
+
+
+def test_a_text_of_another_name_is_no_arrow_file_cut_short(tmp_path):
+    (tmp_path / "notes.md").write_text("text that is longer than sixteen bytes")
+    with pytest.raises(ValueError, match="notes.md is not an Arrow file; the names of texts end in .txt, .csv"):
+        open_table(tmp_path / "notes.md")
 
 
 def refused(path, *words, **options):
