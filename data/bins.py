@@ -118,7 +118,8 @@ def open_dataset(name: str, root: str | Path = "data") -> Dataset:
             raise ValueError(f"a data set is a name in {root}/ or an absolute path, got {name!r}")
         path = root.joinpath(*parts)
     if path.is_file():
-        command = f"python data/text/prepare.py --input {path} --out {root / path.stem}"
+        source, out = (shlex.quote(str(p)) for p in (path, root / path.stem))
+        command = f"python data/text/prepare.py --input {source} --out {out}"
         raise ValueError(f"{path} is a file: `{command}` makes the data set {path.stem} of it")
     if not path.is_dir() or not (any(path.glob("train*.bin")) or any(path.glob("val*.bin"))):
         script, name = path / "prepare.py", shlex.quote(str(path))

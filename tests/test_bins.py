@@ -187,6 +187,9 @@ def test_names(tmp_path):
         bins.open_dataset("nix", root)
     with pytest.raises(ValueError, match=r"--out '.*my books'`"):  # as a shell reads it
         bins.open_dataset("my books", root)
+    (root / "a book.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"--input '.*a book.txt' --out '.*a book'`"):
+        bins.open_dataset("a book.txt", root)
     with pytest.raises(ValueError, match="no data set in /etc/x"):
         bins.open_dataset("/etc/x", root)
 
