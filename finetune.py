@@ -360,13 +360,13 @@ def main(args: Options) -> None:
     track.say(f"model    {count / 1e6:.2f} M parameters, {moving / 1e6:.2f} M of them train; {cfg.n_layer} layers x"
               f" {cfg.n_embd}, {args.pooling} pooling, pooler {args.pooler_type}, {C} labels")  # fmt: skip
     for name, split in splits.items():
-        counts = np.bincount(split.labels, minlength=C)
-        each = ", ".join(f"{n} {k:,}" for n, k in zip(names, counts, strict=True)) if C <= 20 else f"{C} labels"
+        many = np.bincount(split.labels, minlength=C)
+        each = ", ".join(f"{n} {k:,}" for n, k in zip(names, many, strict=True)) if C <= 20 else f"{C} labels"
         both = 0 if split is train else in_both(*((s.ids, np.diff(s.first)) for s in (train, split)))
         too = f", {both:,} of them are in train, too" if both else ""
         track.say(f"{name:<8} {split.path}: {len(split):,} texts ({each}), {split.cut:,} cut to {longest} tokens{too}")
-        if split is train and np.count_nonzero(counts) == 1:
-            track.say(f"note: all texts of train are {names[counts.argmax()]!r}: there is nothing to learn from them")
+        if split is train and np.count_nonzero(many) == 1:
+            track.say(f"note: all texts of train are {names[many.argmax()]!r}: there is nothing to learn from them")
     track.say(f"batch    {B} texts a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
     track.say(f"steps    {first_step} to {last_step}, {epoch_steps} an epoch, evaluated every {every}")
     track.say(f"machine  {d.device}, {precision}, {torch.get_num_threads()} threads")

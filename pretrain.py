@@ -439,8 +439,9 @@ def main(args: Options) -> None:
     for name, split in splits.items():
         track.say(f"{name:<8} {split.path}: {len(split):,} sequences, {split.tokens:,} tokens; {split.cut:,} cut to"
                   f" {longest:,} tokens ({split.lost:,} left out)")  # fmt: skip
-        if split.note:
-            track.say(f"         note: {split.note}")
+        same = name != "train" and split.path.resolve() == train.path.resolve()
+        for note in filter(None, (split.note, "these are trained on, too" * same)):
+            track.say(f"         note: {note}")
     track.say(f"batch    {B} sequences a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
     track.say(f"machine  {d.device}, {precision}, {compiled}, {torch.get_num_threads()} threads")
     track.say(f"run      {folder.path}, steps {first_step} to {last_step}, {epoch_steps} an epoch, evaluated every"

@@ -80,6 +80,12 @@ def test_padding_without_a_mask_is_said(run, data, tmp_path):
     assert note in run("--max_steps=1", "--train", tmp_path / "padded.arrow") and "note: " not in run("--max_steps=1", out="b")
 
 
+def test_an_evaluation_on_what_is_trained_on_is_said(run, data):
+    says = "note: these are trained on, too"
+    assert says not in run("--max_steps=1")
+    assert says in run("--max_steps=1", f"--eval={data / '.' / 'pretrain_train_trunc12'}", out="b")
+
+
 def test_what_a_run_leaves(run, tmp_path):
     out = run("--epochs=3", "--per_device=8", "--class_prob=0.25")
     folder = tmp_path / "run"
