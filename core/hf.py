@@ -213,6 +213,9 @@ def load(where: str | Path) -> tuple[str, dict, Weights]:
     kind = config.get("model_type")
     if kind not in [*FROM]:  # it may be a list
         raise ValueError(f"{where} holds a model of type {kind!r}; {' and '.join(FROM)} can be read")
+    if config.get("quantization_config"):  # their weights are numbers of 8 bits or fewer, with scales beside them
+        raise ValueError(f"{where} holds quantised weights, as quantization_config in its config.json says: wanted is"
+                         " the model in float32, float16 or bfloat16")  # fmt: skip
     to_config, to_weights = FROM[kind]
     try:
         what = "config.json lacks"

@@ -35,7 +35,8 @@ def config(theirs: dict) -> dict:
     if biased and kind not in BIASED or theirs.get("mlp_bias", False) != biased:
         raise ValueError(f"attention_bias {biased} with mlp_bias {theirs.get('mlp_bias', False)} in a {kind} has no"
                          " counterpart in our GPT (all linear layers have biases, or none)")  # fmt: skip
-    window = theirs.get("sliding_window") if kind == "mistral" or theirs.get("use_sliding_window") else None
+    slides = kind == "mistral" or kind == "qwen3" and theirs.get("use_sliding_window")  # the others read no such key
+    window = theirs.get("sliding_window") if slides else None
     if window and kind == "qwen3" and not theirs.get("layer_types"):
         demand("our GPT", {"max_window_layers": 0}, theirs)
     layers = "sliding_attention" if window else "full_attention"

@@ -191,6 +191,31 @@ def test_what_of_llama_we_cannot_express_is_refused(key, value):
         hf.FROM["llama"][0](theirs | {key: value})
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "roberta", "qwen3"])
+def test_quantised_weights_are_refused(kind, tmp_path):
+    """Their 8-bit numbers would load as if they were the weights, without the scales that stand beside them."""
+    little = {"vocab_size": 16, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 16}
+    llama = {"position": "rotary", "use_qk_norm": True, "mlp_variant": "swiglu", "norm_variant_attn": "rmsnorm",
+             "norm_variant_output": "rmsnorm"}  # fmt: skip
+    if kind == "roberta":
+        model = RobertaMLM(RobertaConfig(**little, mlp_size=32))
+    else:
+        model = GPT(GPTConfig(**little, **(llama if kind == "qwen3" else {})))
+    hf.save(tmp_path, {"qwen3": "llama"}.get(kind, kind), vars(model.config), model.state_dict())
+    assert hf.load(tmp_path)[0] == kind
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(ValueError, match="quantised weights"):
+        hf.load(tmp_path)
+
+
+def test_a_window_counts_only_where_transformers_reads_it():
+    small = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4}
+    for kind, window in (("llama", None), ("arcee", None), ("mistral", 4), ("qwen3", 4)):
+        theirs = small | {"model_type": kind, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
+        assert hf.FROM[kind][0](theirs)["window_size"] == window
+
+
 def test_what_a_config_leaves_out_is_what_transformers_takes_for_it():
     small = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4}
     for kind, theirs in (("arcee", transformers.ArceeConfig()), ("mistral", transformers.MistralConfig())):
