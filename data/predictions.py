@@ -27,7 +27,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     else stands in its row."""
     cfg, weights, about, head = open_encoder(source, tokenizer)
     if not head:
-        raise ValueError(f"--init_from {source} is an encoder without a classifier: fine-tune it first")
+        raise ValueError(f"--init_from {source} is an encoder without a classifier that gives each text one label:"
+                         " fine-tune it first")  # fmt: skip
     names = head["names"]
     model = Classifier(config.build(RobertaConfig, cfg, source), len(names), head["pooling"], head["pooler_type"], 0.0)
     checkpoint.put(model, {k: weights[k] for k in model.state_dict() if k in weights}, source)

@@ -45,9 +45,12 @@ def open_encoder(source: str, tokenizer: str = "") -> Encoder:
 
 
 def label_names(config: dict, n: int) -> list[str]:
-    """A classifier's, by number; transformers writes none where there are two without names. One number is no label."""
+    """A classifier's, by number; transformers writes none where there are two without names. None where a text has not
+    one label: one number is a score, and of several each may be one, or a label that is there or not."""
+    if n < 2 or config.get("problem_type") not in (None, "single_label_classification"):
+        return []
     table = {str(i): name for i, name in (config.get("id2label") or {}).items()}
-    return [str(table.get(str(i), f"LABEL_{i}")) for i in range(n)] if n > 1 else []
+    return [str(table.get(str(i), f"LABEL_{i}")) for i in range(n)]
 
 
 def open_weights(source: str, tokenizer: str, transfer: list[str], run: str = "") -> tuple[dict, dict, dict | None]:

@@ -422,6 +422,19 @@ def test_a_published_classifier_predicts_and_trains_on(theirs, data, tmp_path):
         assert torch.equal(state["model"]["classifier.out_proj.weight"], model.classifier.out_proj.weight)
 
 
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_a_head_that_gives_no_single_label_is_no_classifier(problem, theirs, data, tmp_path):
+    """Shares that sum to 1 would be other numbers than the model's."""
+    folder = shutil.copytree(theirs[1], tmp_path / "theirs")
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | {"problem_type": problem}))
+    (folder / "tokenizer.json").write_text(checkpoint.load(data / "encoder.pt")["meta"]["tokenizer"]["json"])
+    (tmp_path / "new.txt").write_text("0 1 7\n")
+    with pytest.raises(ValueError, match="without a classifier that gives each text one label"):
+        predict(init_from=str(folder), predict=str(tmp_path / "new.txt"), out=str(tmp_path / "out.csv"))
+    assert tune(data, tmp_path / "run", f"--init_from={folder}", "--max_steps=1")["step"] == 1  # as an encoder it does
+
+
 def test_from_scratch_the_shape_comes_from_options(data, tmp_path):
     (tmp_path / "tokenizer.json").write_text(checkpoint.load(data / "encoder.pt")["meta"]["tokenizer"]["json"])
     state = tune(data, tmp_path / "run", "--init_from=scratch", f"--tokenizer={tmp_path}", "--model", "n_embd=24",
