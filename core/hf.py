@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from core import checkpoint, disk, hf_llama, hub
-from core.hf_terms import ACTIVATIONS, activation, activation_back, demand  # noqa: F401 - the table is for the loops
+from core.hf_terms import ACTIVATIONS, activation, activation_back, demand, tied  # noqa: F401 - the table is for the loops
 
 Weights = dict[str, Tensor]
 
@@ -67,8 +67,10 @@ def gpt2_weights(theirs: Weights, config: dict) -> Weights:
         if not name.startswith(("transformer.", "lm_head.", "score.")):
             name = "transformer." + name  # GPT2Model's, without a head
         out[name] = (w.t() if CONV1D.search(name) else w).float().contiguous()
+    wte = out["transformer.wte.weight"]
+    config["wte_weight_tying"] = tied(config["wte_weight_tying"], out.get("lm_head.weight"), wte)
     if config["wte_weight_tying"]:
-        out["lm_head.weight"] = out["transformer.wte.weight"]
+        out["lm_head.weight"] = wte
     return out
 
 
@@ -158,6 +160,8 @@ def roberta_weights(theirs: Weights, config: dict) -> Weights:
     # every token is of type 0, so that row is part of the position
     place = theirs["roberta.embeddings.position_embeddings.weight"].float()[config["pad_id"] + 1 :]
     out["transformer.wpe.weight"] = place + theirs["roberta.embeddings.token_type_embeddings.weight"].float()[0]
+    wte = out["transformer.wte.weight"]
+    config["tie"] = tied(config["tie"], out.get("lm_head.decoder.weight"), wte)
     bias = out.pop("lm_head.decoder.bias", None)
     if bias is not None and not config["tie"]:  # apart from lm_head.bias then, and what transformers adds
         out["lm_head.bias"] = bias

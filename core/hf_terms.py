@@ -20,6 +20,12 @@ def activation_back(ours: str) -> str:
     return ACTIVATIONS[ours]
 
 
+def tied(said: bool, head, embedding) -> bool:
+    """Whether the head is the embedding. Where config.json says so and the file has a head that differs, that one
+    counts, as in transformers 5."""
+    return said and (head is None or head.shape == embedding.shape and bool((head == embedding).all()))
+
+
 def demand(model: str, wanted: dict, config: dict) -> None:
     """Refuses a config that their architecture cannot express, or ours, naming the key."""
     for key, value in wanted.items():

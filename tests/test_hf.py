@@ -290,6 +290,33 @@ def test_roberta_goes_and_comes_back(tmp_path):
         hf.roberta_config_back(mine | {"position": "rope"})
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "roberta"])
+def test_a_head_in_the_file_counts_where_the_config_calls_it_tied(kind, tmp_path):
+    """As in transformers 5, and as it was trained."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 48, "max_position_embeddings": 34, "initializer_range": 0.2}  # fmt: skip
+    shape |= {"tie_word_embeddings": False}
+    reference = {"gpt2": lambda: theirs(tie_word_embeddings=False),
+                 "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)),
+                 "roberta": lambda: transformers.RobertaForMaskedLM(transformers.RobertaConfig(**shape))}[kind]().eval()  # fmt: skip
+    reference.save_pretrained(tmp_path)
+    about = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(about | {"tie_word_embeddings": True}))
+    again = type(reference).from_pretrained(tmp_path).eval()
+    _, config, weights = hf.load(tmp_path)
+    ids = torch.randint(3, 61, (1, 32))
+    with torch.no_grad():
+        if kind == "roberta":
+            model = RobertaMLM(RobertaConfig(**config)).eval()
+            model.load_state_dict(weights)
+            mine = model(ids[0], [32], torch.arange(32))[None]
+        else:
+            mine = ours(config, weights)(ids)
+        torch.testing.assert_close(mine, again(ids).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(mine, reference(ids).logits, rtol=1e-4, atol=1e-4)
+
+
 def test_an_untied_roberta_has_a_bias_of_its_own(tmp_path):
     torch.manual_seed(0)
     config = transformers.RobertaConfig(
