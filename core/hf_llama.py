@@ -27,7 +27,7 @@ OTHERS = {"transformer.wte.weight": "model.embed_tokens.weight", "transformer.ln
 def config(theirs: dict) -> dict:
     theirs = DEFAULTS.get(theirs["model_type"], {}) | theirs
     kind, heads = theirs["model_type"], theirs.get("num_attention_heads", 32)
-    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    rope = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}  # the old key wins, as in transformers
     width, act = theirs.get("hidden_size", 4096), theirs.get("hidden_act", "silu")
     demand("our GPT", {"rope_type": "default"}, {"rope_type": rope.get("rope_type") or rope.get("type") or "default"})
     demand("our GPT", {"head_dim": width // heads}, {k: v for k, v in theirs.items() if v is not None})

@@ -183,10 +183,12 @@ def test_what_llama_cannot_express_is_refused(changes, message):
 @pytest.mark.parametrize("key, value", [("rope_parameters", {"rope_type": "linear", "factor": 2.0}), ("head_dim", 4),
                                         ("hidden_act", "relu"), ("mlp_bias", True), ("attention_bias", True),
                                         ("rope_scaling", {"type": "linear", "factor": 4.0})])  # fmt: skip
-def test_what_of_llama_we_cannot_express_is_refused(key, value):
+@pytest.mark.parametrize("old", [True, False])
+def test_what_of_llama_we_cannot_express_is_refused(key, value, old):
+    """`old`: rope_scaling as transformers 4 wrote it, with no rope_parameters beside it; it wins where both are."""
     small = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1}
     theirs = transformers.LlamaConfig(**small, num_attention_heads=4).to_dict()
-    theirs = {k: v for k, v in theirs.items() if not (key == "rope_scaling" and k == "rope_parameters")}
+    theirs = {k: v for k, v in theirs.items() if not (old and key == "rope_scaling" and k == "rope_parameters")}
     with pytest.raises(ValueError, match="has no counterpart in our GPT"):
         hf.FROM["llama"][0](theirs | {key: value})
 
