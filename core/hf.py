@@ -29,8 +29,13 @@ GPT2_OURS = {"position": "learned", "norm_variant_attn": "layernorm", "norm_vari
              "use_post_ln": False, "attn_logit_softcapping": None, "final_logit_softcapping": None}  # fmt: skip
 
 
+GPT2_NAMES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
+              "num_hidden_layers": "n_layer"}  # other models' names, which transformers reads here, too
+
+
 def gpt2_config(theirs: dict) -> dict:
     demand("our GPT", GPT2_THEIRS, theirs)
+    theirs = {GPT2_NAMES.get(key, key): value for key, value in theirs.items()}
     width = theirs.get("n_embd", 768)
     return {
         "block_size": theirs.get("n_positions", 1024), "vocab_size": theirs.get("vocab_size", 50257),

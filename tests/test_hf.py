@@ -58,6 +58,18 @@ def test_gpt2_folder_gives_the_same_logits(changes, tmp_path):
     same_logits(ours(config, weights), reference, 61)
 
 
+def test_a_gpt2_config_with_other_models_names_is_read(tmp_path):
+    """12 heads, the default, would divide this width, too."""
+    reference = theirs(n_embd=48, n_head=3)
+    reference.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    for name, gpt2s in hf.GPT2_NAMES.items():
+        text = text.replace(f'"{gpt2s}"', f'"{name}"')
+    (tmp_path / "config.json").write_text(text)
+    _, config, weights = hf.load(tmp_path)
+    same_logits(ours(config, weights), reference, 61)
+
+
 def test_every_layout_of_a_folder_is_read(tmp_path):
     """One safetensors file, safetensors in parts, a pickle, pickles in parts, and a model saved without its head."""
     reference = theirs()
