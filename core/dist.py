@@ -30,6 +30,10 @@ def init(device: str = "auto", backend: str | None = None, *, timeout: float = 1
     global _control
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_RANK", 0))
+    lacks = [n for n in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
+    if lacks and (rank, world) != (0, 1):  # left over in a shell
+        raise ValueError(f"the environment says rank {rank} of {world} without {' and '.join(lacks)}: torchrun sets"
+                         " all of them, and `unset RANK WORLD_SIZE` makes it one process")  # fmt: skip
     where = pick_device(device, local)
     if where.type == "cpu":
         keep_memory()

@@ -87,6 +87,9 @@ def guard():
     """What a script runs in: exceptions become exit codes and one line; ranks leave together."""
     global held
     code, message = OK, ""
+    for stream in (sys.stdout, sys.stderr):  # ASCII shows é as \xe9: no end of the run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except SystemExit as e:

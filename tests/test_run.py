@@ -415,3 +415,21 @@ def test_a_rank_that_hangs_is_named_after_the_time_limit(tmp_path):
     process = launch(tmp_path, f"if d.rank == 0: dist.barrier()\n    {ASLEEP}")
     out, _ = process.communicate(timeout=100)
     assert process.returncode == 1 and "waited in vain" in out
+
+
+@pytest.mark.parametrize("left", [{"RANK": "1"}, {"RANK": "0", "WORLD_SIZE": "2"}])
+def test_half_of_torchruns_environment_is_refused(left, monkeypatch):
+    """Left over in a shell: rank 1 alone would wait for others, or take what another rank writes for granted."""
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="without .*MASTER_ADDR and MASTER_PORT: torchrun sets all of them"):
+        dist.init("cpu")
+
+
+def test_a_terminal_that_knows_ascii_only_does_not_end_a_run():
+    code = "from core import exits\nwith exits.guard():\n    print('Tür')"
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout == "T\\xfcr\n" and done.returncode == 0, done.stderr
