@@ -42,6 +42,8 @@ def main(args: Options) -> None:
     if checkpoint.goes_on(folder):
         args.init_from, args.init_from_ckpt = "resume", "ckpt.pt"
     resuming, stored, source, back = args.init_from == "resume", None, None, ""
+    if resuming and "init_from" in args.typed and "init_from_ckpt" not in args.typed:
+        args.init_from_ckpt = "ckpt.pt"  # a file of options names what its run began from
     if resuming and args.init_from_ckpt != "ckpt.pt":
         stored, path = checkpoint.load(folder.path / args.init_from_ckpt), args.init_from_ckpt
         if back := run.beyond(folder.path, stored["step"]):
