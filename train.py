@@ -64,6 +64,8 @@ def main(args: Options) -> None:
         where = folder.gone_to(args.prev_run_ckpt if args.init_from == "prev_run" else args.init_from)
         if args.init_from == "prev_run" or checkpoint.is_run(where) and "init_from_ckpt" in args.given:
             where = f"{where}/{args.init_from_ckpt}"
+        elif checkpoint.is_run(where):
+            args.init_from_ckpt = str(checkpoint.find(where).relative_to(where))  # config.yaml means the same one
         source, whole = hf.source(where), args.transfer == ["all"]
         train_args.adopt(args, source, where)
 

@@ -224,6 +224,18 @@ def test_a_run_folder_s_other_checkpoint_is_started_from(data, tmp_path, capsys)
         old = checkpoint.load(tmp_path / "a" / name)["model"]
         new = checkpoint.load(tmp_path / name / "ckpt.pt")["model"]
         assert all(torch.equal(old[k], new[k]) for k in old)
+    run(f"--init_from={tmp_path / 'a'}", dataset=data / "toy", out_dir=tmp_path / "c", **BASE)  # best.pt
+    run(tmp_path / "c" / "config.yaml", out_dir=tmp_path / "d", small=False)  # which names ckpt.pt to nobody
+    first, again = (checkpoint.load(tmp_path / name / "ckpt.pt")["model"] for name in "cd")
+    assert all(torch.equal(first[k], again[k]) for k in first)
+
+
+def test_a_resume_by_a_run_s_own_config_takes_its_last_checkpoint(data, tmp_path):
+    """Which may name one of another run, by whose name there is one here: all after it would be lost."""
+    for name, more in (("a", ()), ("b", (f"--init_from={tmp_path / 'a'}", "--init_from_ckpt=ckpt_2.pt"))):
+        run(*more, dataset=data / "toy", out_dir=tmp_path / name, save_major_ckpt_interval=2, **dict(BASE, max_iters=4))
+    run(tmp_path / "b" / "config.yaml", "--init_from=resume", small=False, max_iters=5)
+    assert checkpoint.load(tmp_path / "b" / "ckpt.pt")["loop"]["resumes"] == [4]
 
 
 def test_a_resume_that_cuts_batches_anew_is_evaluated_on_the_same_windows(data, tmp_path):
