@@ -168,6 +168,7 @@ NEEDS = {
     "norm_eps": f"{NORMED}, or --norm_variant_output other than none, or --use_qk_norm",
     "transfer": "--init_from other than scratch|resume",
     "init_from_ckpt": "--init_from other than scratch",
+    "dataset": "--training_mode=single",
     "dataset_sampling_probs_transition_method": "--dataset_sampling_probs_final",
     "prev_run_ckpt": "--init_from=prev_run",
     "mlp_expansion_factor": "no --mlp_size",
@@ -177,7 +178,7 @@ NEEDS = {
     "beta1 beta2": "--optimizer other than sgd|adafactor|adagrad|adadelta|rmsprop|rprop|asgd",
     "weight_decay": "--optimizer other than rprop",
     "decay_lr": "--lr_scheduler=none",
-    "lr_decay_iters": f"{FALLING}, or --decay_lr",
+    "lr_decay_iters lr_decay_match_max_iters": f"{FALLING}, or --decay_lr",
     "min_lr": f"{FALLING}|exponential|step|plateau, or --decay_lr",
     "exponential_gamma": "--lr_scheduler=exponential",
     "step_lr_size step_lr_gamma": "--lr_scheduler=step",
@@ -249,6 +250,8 @@ def notes(args: Options, streams: list[dict]) -> list[str]:
         out.append("--never_save_checkpoint: the other options to save act on nothing")
     if args.only_save_checkpoint_at_end and args.always_save_checkpoint:
         out.append("--always_save_checkpoint does nothing here: --only_save_checkpoint_at_end saves once")
+    if args.training_mode == "multicontext" and args.sample_start_tokens != Options.sample_start_tokens:
+        out.append("--sample_start_tokens does nothing here: streams begin with the first token of their val data")
     tokenizers = {json.dumps(s["tokenizer"], sort_keys=True) for s in streams}
     if args.training_mode == "multidataset" and not args.multidataset_wte and len(tokenizers) > 1:
         out.append("data sets of different tokenizers share one embedding; --multidataset_wte gives each its own")

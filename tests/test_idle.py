@@ -50,7 +50,7 @@ SETTING = {
 }  # fmt: skip
 VALUES = {"activation_variant": "relu", "norm_variant_attn": "rmsnorm", "transfer": "attn", "pooling": "cls", "init_from_ckpt": "other.pt", "curriculum_mastery_threshold": "0.5"}
 # from scratch, finetune.py needs another data set; and a mixture some more
-OTHER_DATA = [("finetune", "transfer"), ("train", "dataset_sampling_probs_transition_method")]
+OTHER_DATA = [("finetune", "transfer"), ("train", "dataset_sampling_probs_transition_method"), ("train", "dataset")]
 FIRST = {loop: option for loop, option in reversed(ROWS) if (loop, option) not in OTHER_DATA}
 RUNS = [pytest.param(*row, marks=[] if row in FIRST.items() else pytest.mark.full)
         for row in ROWS if row not in OTHER_DATA]  # fmt: skip
@@ -105,6 +105,14 @@ def test_conditions_name_options_and_their_values(name, option):
 
 def lines(loop, argv: list[str]) -> list[str]:
     return config.idle(config.parse(options_of(loop), argv), table(loop))
+
+
+def test_what_other_modes_of_train_py_do_not_read_is_named():
+    two = ["--training_mode=multicontext", "--multicontext_datasets", "a", "b", "--max_sample_tokens=2"]
+    for flag in ("--dataset=c", "--sample_start_tokens=c"):
+        said = [importlib.import_module("train_args").notes(config.parse(options_of(TRAIN), argv), [])
+                for argv in ([*two, flag], two, [flag, "--max_sample_tokens=2"])]  # fmt: skip
+        assert [any(n.startswith(f"{flag[:-2]} does nothing") for n in notes) for notes in said] == [True, False, False]
 
 
 def test_a_switch_that_is_set_off_says_the_user_knows():
