@@ -50,7 +50,9 @@ def main(args: Options) -> None:
             say(back)
     elif resuming:
         stored, path = checkpoint.newest(args.out_dir)
+    train_args.plain_names(vars(args))
     if resuming:
+        train_args.plain_names(stored["options"])
         args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE)
         before = stored["options"]["batch_size"] * stored["options"]["gradient_accumulation_steps"]
         if args.batch_size * args.gradient_accumulation_steps != before:

@@ -258,6 +258,18 @@ def notes(args: Options, streams: list[dict]) -> list[str]:
     return out
 
 
+def plain_names(options: dict) -> None:
+    """data/NAME and NAME/ are NAME, so that a resume may write it another way."""
+
+    def plain(name: str) -> str:
+        parts = Path(name).parts
+        return str(Path(*parts[parts[0] == "data" and len(parts) > 1 :])) if parts else name
+
+    for key in {"dataset", "dataset_list", "multicontext_datasets"} & options.keys():  # another script's has none
+        names = options[key]
+        options[key] = plain(names) if isinstance(names, str) else [plain(n) for n in names]
+
+
 def datasets(args: Options) -> list[str]:
     return {"single": [args.dataset], "multidataset": args.dataset_list,
             "multicontext": args.multicontext_datasets}[args.training_mode]  # fmt: skip

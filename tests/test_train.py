@@ -238,6 +238,14 @@ def test_a_resume_by_a_run_s_own_config_takes_its_last_checkpoint(data, tmp_path
     assert checkpoint.load(tmp_path / "b" / "ckpt.pt")["loop"]["resumes"] == [4]
 
 
+def test_a_resume_may_write_the_data_set_s_name_another_way(data, tmp_path, monkeypatch):
+    (tmp_path / "data").symlink_to(data)
+    monkeypatch.chdir(tmp_path)
+    run(dataset="data/toy/", out_dir=tmp_path / "a", **BASE)
+    run("--init_from=resume", dataset="toy", out_dir=tmp_path / "a", small=False, max_iters=4)
+    assert checkpoint.load(tmp_path / "a" / "ckpt.pt")["step"] == 4
+
+
 def test_a_resume_that_cuts_batches_anew_is_evaluated_on_the_same_windows(data, tmp_path):
     """Else the best loss, patience and plateau would compare losses of other windows. --eval_iters still means more."""
     flags = {"learning_rate": 0, "batch_size": 4, "gradient_accumulation_steps": 2, "eval_iters": 3}
