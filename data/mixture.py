@@ -48,8 +48,9 @@ class Mixture:
             raise ValueError("--dataset_sampling_probs_transition_method exponential needs probabilities > 0")
         if self.interleaving and self.final:
             raise ValueError("--dataset_interleaving keeps its proportions: --dataset_sampling_probs_final moves none")
-        if self.interleaving and any(p != int(p) for p in self.probs or []):
-            raise ValueError(f"--dataset_interleaving needs whole --dataset_sampling_probs, got {self.probs}")
+        if self.interleaving and any(p != int(p) or p > 1e15 for p in self.probs or []):
+            raise ValueError("--dataset_interleaving needs whole --dataset_sampling_probs, batches a round, 1e15 at"
+                             f" most, got {self.probs}")  # fmt: skip
 
     @property
     def start(self) -> np.ndarray:

@@ -78,6 +78,7 @@ def test_the_seed_matters():
     ({"probs": [0, 0]}, "not all 0"),
     ({"final": [1]}, "--dataset_sampling_probs_final"),
     ({"probs": [0.5, 0.5], "interleaving": True}, "needs whole"),
+    ({"probs": [1e30, 1], "interleaving": True}, "1e15 at most"),
     ({"final": [1, 2], "interleaving": True}, "--dataset_interleaving"),
     ({"probs": [0, 1], "final": [1, 1], "method": "exponential"}, "> 0"),
     ({"method": "sudden"}, "linear"),
