@@ -34,6 +34,7 @@ def main(argv: list[str]) -> None:
             "training.resume.is_resume": True,
             "training.resume.resume_pretraining_name": old,
             "training.resume.checkpoint_path": os.path.relpath(last, path.resolve()),
+            "training.resume.load_only_model_state": False,  # how OLD began is not how this one does
         }
     values |= translate.settings(args.set, "pretraining")
     text = folders.fill(source.read_text(encoding="utf-8"), values)

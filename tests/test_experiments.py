@@ -96,6 +96,14 @@ def test_a_clone_to_resume_copies_and_points_to_the_old_run():
     assert "# a note of mine" in text("pretraining", "new") and "is_resume" in path.read_text()
 
 
+def test_a_clone_of_a_run_that_took_weights_alone_goes_on_in_full():
+    pre("-p", "old")
+    pre("-p", "new", "-rp", "old", "--set", "training.resume.load_only_model_state=true")
+    pre("-p", "last", "-rp", "new")
+    assert "load_only_model_state: true" in text("pretraining", "new")
+    assert "load_only_model_state: false" in text("pretraining", "last")
+
+
 def test_a_finetuning_experiment_takes_architecture_and_tokenizer_with_their_comments():
     pre("-p", "base", "--set", "architecture.embedding_dim=64", "--set", "tokenizer.vocab_dir=tok")
     fin("-f", "one", "-p", "base", "--set", "classification_head.num_labels=4", "--set", "architecture.mlp_dropout=0.3")
