@@ -232,6 +232,9 @@ def main(args: Options) -> None:
     own = args.init_from == "resume" or (has_run and args.init_from != "scratch" and not args.reset)
     elsewhere = Path(args.ckpt_path) if args.ckpt_path and not own else None
     resuming = own or bool(elsewhere)
+    if elsewhere and place.second == "overwrite" and elsewhere.resolve().is_relative_to(folder.path.resolve()):
+        raise ValueError(f"--ckpt_path {elsewhere} lies in the folder whose run is to be replaced: --init_from=resume"
+                         " goes on with that run, a copy elsewhere can be begun with")  # fmt: skip
     if place.second == "refuse" and not own and not folder.restarted:
         run.refuse(folder.path, (place.ckpt, place.best))
     if resuming:

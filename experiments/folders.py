@@ -42,6 +42,13 @@ def results(path: Path) -> Path:
     return found
 
 
+def foreign(kind: str, name: str | None, path: Path) -> str:
+    """Whose folder a path lies in, where that is another experiment's than the one that is named."""
+    root, path = Path("experiments", kind).resolve(), path.resolve()
+    found = path.relative_to(root).parts[0] if path.is_relative_to(root) and path != root else ""
+    return found if name and found != name and (root / found / "config.yaml").is_file() else ""
+
+
 def create(kind: str, name: str, text: str) -> Path:
     """A new experiment folder with its config.yaml; one that is there is left alone."""
     path = place(kind, name)

@@ -170,6 +170,9 @@ def finetuning(exp) -> dict:
         what = (f"pretrained_experiment.checkpoint={last} does" if any((place / last).is_file() for place in parents)
                 else f"run python train.py -n {p.name or parent.name} -m pretraining first")  # fmt: skip
         raise ValueError(f"pretrained_experiment: {' and '.join(map(str, places))} does not exist; {what}")
+    if other := folders.foreign("pretraining", p.name, found):
+        raise ValueError(f"pretrained_experiment.name is {p.name!r}, but {found} is of {other!r}: change path"
+                         " or checkpoint; path null takes the named one's")  # fmt: skip
     return {"init_from": str(found)}
 
 
@@ -183,7 +186,12 @@ def pretraining(exp, folder: Path) -> dict:
     places = [folder / wanted] if r.checkpoint_path else []
     if r.resume_pretraining_name:
         places.append(folders.results(folders.find("pretraining", r.resume_pretraining_name)) / wanted)
-    found = next((p for p in places if p.is_file()), None)
+    there = [p for p in places if p.is_file()]
+    others = [folders.foreign("pretraining", r.resume_pretraining_name, p) for p in there]
+    found = next((p for p, other in zip(there, others, strict=True) if not other), None)
+    if there and not found:
+        raise ValueError(f"training.resume.resume_pretraining_name is {r.resume_pretraining_name!r}, but"
+                         f" checkpoint_path {wanted!r} is of {others[0]!r}: change one of them")  # fmt: skip
     if not found:
         raise ValueError(f"training.resume.checkpoint_path {wanted!r}: no such file ({', '.join(map(str, places))})")
     return {"init_from" if r.load_only_model_state else "ckpt_path": str(found)}
@@ -197,6 +205,7 @@ def pretraining(exp, folder: Path) -> dict:
 def spelling(kind: str) -> Iterator[None]:
     """Errors name keys of config.yaml, not the options they became."""
     keys = {names[k].removeprefix("model."): key for k in (*SCRIPTS, kind) for key, names in ROWS.items()}
+    keys["ckpt_path"] = "training.resume.checkpoint_path"
     try:
         yield
     except ValueError as e:

@@ -415,6 +415,40 @@ def test_weights_only_when_asked(data):
     assert same(weights(old), state["model"]) and state["step"] == 10 and state["loop"]["resumes"] == []
 
 
+def test_a_resume_takes_the_checkpoint_of_the_experiment_that_it_names(data):
+    """Not its own from before --overwrite, which that deletes, nor that of a name that was there earlier."""
+    for name in ("one", "two"):
+        new_pre(data, name, training__epochs=1)
+    start("one")
+    resume = {"is_resume": "true", "resume_pretraining_name": "one", "checkpoint_path": "checkpoints/model.ckpt"}
+    folder = new_pre(data, "new", **{f"training__resume__{k}": v for k, v in resume.items()})
+    for flags in ([], ["--overwrite"]):
+        start("new", "pretraining", *flags)
+        assert checkpoint.load(folder / "checkpoints/model.ckpt")["loop"]["resumes"] == [5]
+
+    config_file, before = folder / "config.yaml", (folder / "checkpoints/model.ckpt").read_bytes()
+    config_file.write_text(folders.fill(text("pretraining", "new"), {"training.resume.resume_pretraining_name": None}))
+    with pytest.raises(ValueError, match="training.resume.checkpoint_path .* lies in the folder whose run is to be rep"):
+        start("new", "pretraining", "--overwrite")
+    assert (folder / "checkpoints/model.ckpt").read_bytes() == before
+    pre("-p", "more", "-rp", "one", *sets(training__resume__resume_pretraining_name="two"))
+    with pytest.raises(ValueError, match="name is 'two', but checkpoint_path '../one/.*' is of 'one'"):
+        start("more")
+
+
+def test_finetuning_does_not_begin_with_another_experiment_than_it_names(data):
+    for name in ("one", "two"):
+        new_pre(data, name, training__epochs=1)
+    start("one")
+    folder = new_fin(data, "three", "one", pretrained_experiment__name="two")
+    with pytest.raises(ValueError, match="pretrained_experiment.name is 'two', but .*one/checkpoints.* is of 'one'"):
+        start("three", "finetuning")
+    shutil.copytree("experiments/pretraining/one/checkpoints", "copied")
+    values = {"pretrained_experiment.path": "copied", "pretrained_experiment.checkpoint": "best-model.ckpt"}
+    (folder / "config.yaml").write_text(folders.fill(text("finetuning", "three"), values))
+    start("three", "finetuning")
+
+
 def test_strict_weights_or_what_differs_is_said(data, capsys):
     new_pre(data, "old", architecture__pos_encoding="learned")
     start("old")
