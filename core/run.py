@@ -247,9 +247,9 @@ def claim(path: str | Path, main: bool = True) -> Run:
 
 
 def refuse(path: Path, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
-    """For folders in which a second run is the user's mistake."""
+    """For folders in which a second run is the user's mistake. The first of the checkpoints is the last state."""
     if holds_run(path, checkpoints):
-        resumable = saved(path, checkpoints)
+        resumable = saved(path, checkpoints[:1])  # the best may be that of the run it went on from
         goes_on = "--init_from=resume goes on with it" if resumable else "it has no checkpoint to go on from"
         raise ValueError(f"{path} holds a run already: {goes_on}, --overwrite (of an experiment; elsewhere"
                          " --files.second=overwrite) replaces it, another name keeps both")  # fmt: skip

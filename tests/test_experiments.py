@@ -346,6 +346,19 @@ def test_a_clone_goes_on_to_what_the_uninterrupted_run_becomes(data, monkeypatch
     assert "is_resume: true" in (new / "config.yaml").read_text()  # never rewritten
 
 
+def test_a_clone_killed_before_it_saved_is_not_told_to_resume(data, monkeypatch):
+    new_pre(data, "old")
+    with monkeypatch.context() as m, pytest.raises(SystemExit):
+        stopped_at(m, 7, 1)  # after its batch
+        start("old")
+    pre("-p", "new", "-rp", "old")
+    with monkeypatch.context() as m, killed_at(m, 9):
+        start("new")
+    with pytest.raises(ValueError, match="new holds a run already: it has no checkpoint to go on from, --overwrite"):
+        start("new")
+    start("new", "pretraining", "--overwrite")
+
+
 @pytest.mark.full
 def test_an_interrupted_run_goes_on_in_its_own_folder(data, monkeypatch):
     whole = new_pre(data, "whole")
