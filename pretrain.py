@@ -285,6 +285,8 @@ def main(args: Options) -> None:
         cfg = config.build(RobertaConfig, source, path)
     else:
         cfg = model_config(args, {"pad_id": pad, **source}, tokens.vocab_size, longest)
+        for name in (n for n in SHAPE if n not in args.given):  # config.yaml says what the model is, and runs again
+            setattr(args, name, getattr(cfg, SHAPE[name]))
     for split in splits.values():
         split.check_tokenizer(tokens.hash, "--tokenizer" if args.tokenizer else "the model")
         dist.agree(split.check_ids, min(cfg.vocab_size, tokens.vocab_size), d.rank, d.world)

@@ -484,6 +484,17 @@ def test_vectors_do_not_depend_on_their_batch(run, tmp_path, monkeypatch):
         run(f"--init_from={tmp_path / 'run'}", f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 't.txt'}")
 
 
+def test_a_runs_config_says_what_the_model_is_and_runs_again(run, tmp_path):
+    """Its shape came from the weights that it began with, or from the tokenizer."""
+    run("--max_steps=1", out="old")
+    run("--max_steps=2", f"--init_from={tmp_path / 'old'}", shape=False)
+    argv = [f"--config={tmp_path / 'run' / 'config.yaml'}", f"--save_path={tmp_path / 'again'}"]
+    pretrain.main(config.parse(pretrain.Options, argv, doc=""))
+    (a, _), (b, _) = (checkpoint.newest(tmp_path / name, "ckpt.pt") for name in ("run", "again"))
+    assert a["options"]["hidden_size"] == a["model_config"]["n_embd"]
+    assert a["model_config"] == b["model_config"] and all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
+
+
 def test_a_runs_config_embeds_with_the_runs_own_weights(run, tmp_path):
     """It names what the run began from, too."""
     run("--max_steps=1", out="old")
