@@ -226,6 +226,8 @@ def main(argv: list[str]) -> None:
     if rest:
         raise ValueError(f"{rest[0]}: an experiment's settings stand in its config.yaml, only --overwrite and"
                          " --init_from=resume are given here")  # fmt: skip
+    if args.overwrite and args.init_from:
+        raise ValueError("--overwrite replaces the run that --init_from=resume goes on with: leave one of them out")
     kind, folder = args.mode, folders.find(args.mode, args.name)
     source = folder / "config.yaml"
     exp = read(read_yaml(source), kind, str(source))

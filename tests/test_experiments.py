@@ -701,6 +701,12 @@ def test_train_py_opens_experiments_also_under_torchrun(data, tmp_path):
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
 
 
+def test_overwrite_and_resume_are_not_taken_together():
+    pre("-p", "one")
+    with pytest.raises(ValueError, match="--overwrite replaces the run that --init_from=resume goes on with"):
+        start("one", "pretraining", "--overwrite", "--init_from=resume")
+
+
 @pytest.mark.parametrize("words", [["-n", "one"], ["--name", "one"], ["--name=one"], ["-n=one"]])
 def test_a_name_without_a_mode_is_asked_for_it(words):
     with pytest.raises(ValueError, match="-m/--mode"):
