@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core import config
-from core.values import coerce, nearest, read_yaml, scalar
+from core.values import coerce, nearest, read_yaml
 from experiments import folders
 from experiments.sections import KINDS
 
@@ -96,7 +96,7 @@ def settings(pairs: list[str], kind: str) -> dict:
             raise ValueError(f"--set takes section.key=value, got {pair!r}")
         if key not in known:
             raise ValueError(f"--set {key}: no such key{nearest(key, known)}")
-        out[key] = coerce(scalar(value), known[key].type, f"--set {key}", known[key].meta.get("choices"))
+        out[key] = coerce(value, known[key].type, f"--set {key}", known[key].meta.get("choices"))
     return out
 
 

@@ -71,6 +71,16 @@ def test_a_name_that_looks_like_a_number_stays_text(name):
     assert text("pretraining", name).count("#") == (folders.TEMPLATES / "pretraining.yaml").read_text().count("#")
 
 
+@pytest.mark.parametrize("path", ["set #2/train.pt", "1e5", "100%", "[old] train.pt", "*.pt", "a: b"])
+def test_set_takes_text_as_it_is(path):
+    pre("-p", "one", "--set", f"data.train.dataset_path={path}", "--set", "training.learning_rate=1e-3")
+    written = folders.load(text("pretraining", "one"))
+    assert written["data"]["train"]["dataset_path"] == path and written["training"]["learning_rate"] == 1e-3
+    pre("-p", "two", "-rp", "one", "--set", "data.train.dataset_path=null", "--set", "training.use_amp=no")
+    written = folders.load(text("pretraining", "two"))
+    assert written["data"]["train"]["dataset_path"] is None and written["training"]["use_amp"] is False
+
+
 def test_a_new_pretraining_experiment_is_the_template_with_its_names():
     wanted = ("training.epochs=7", "training.learning_rate=1e-3", "tokenizer.vocab_dir=tok")
     pre("-p", "one", *(word for pair in wanted for word in ("--set", pair)))
