@@ -30,7 +30,8 @@ def main(argv: list[str]) -> None:
               "logging.wandb.run_name": name, "pretrained_experiment.name": args.pretraining_name,
               "pretrained_experiment.path": str(folders.results(parent))}  # fmt: skip
     text = folders.fill(text, values | translate.settings(args.set, "finetuning"))
-    translate.read(folders.load(text), "finetuning", str(parent / "config.yaml"))
+    exp = translate.read(folders.load(text), "finetuning", str(parent / "config.yaml"))
+    translate.check(exp, "finetuning", folders.place("finetuning", name))
     path = folders.create("finetuning", name, text)
     print(f"{path / 'config.yaml'} is written: edit it, then python train.py -n {name} -m finetuning")
 

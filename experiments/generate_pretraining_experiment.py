@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
         }
     values |= translate.settings(args.set, "pretraining")
     text = folders.fill(source.read_text(encoding="utf-8"), values)
-    translate.read(folders.load(text), "pretraining", str(source))
+    translate.check(translate.read(folders.load(text), "pretraining", str(source)), "pretraining", path)
     path = folders.create("pretraining", name, text)
     print(f"{path / 'config.yaml'} is written: edit it, then python train.py -n {name} -m pretraining")
 

@@ -104,34 +104,14 @@ def settings(pairs: list[str], kind: str) -> dict:
 # config.yaml -> options
 
 
-def below(key: str, value: str) -> str:
+def below(key: str, value: str) -> None:
     """A place for results stays in the experiment's folder."""
     if Path(value).is_absolute() or ".." in Path(value).parts:
         raise ValueError(f"{key} must lie below output_dir, got {value!r}")
-    return value
 
 
-def options(exp, kind: str, folder: Path, resuming: bool = False) -> dict:
-    """What the script's options get, {option: value}; model.* collected in one."""
-    out: dict = {"model": {}}
-    for key in config.specs(type(exp)):
-        name = ROWS.get(key, {}).get(kind, "-")
-        if name != "-":
-            value = config.get(exp, key)
-            value = VALUES[name].get(value, value) if name in VALUES else value
-            value = below(key, value) if name.endswith("_csv") else value
-            (out["model"] if name.startswith("model.") else out)[name.removeprefix("model.")] = value
-
-    attention = exp.architecture.attention
-    if attention.kind == "mha":  # the only kind with another name there
-        out["model"]["attention"] = "exact" if attention.mha.use_native_sdpa else "plain"
-    elif attention.kind == "favor" and attention.attn_dropout:
-        raise ValueError("architecture.attention.attn_dropout must be 0 with kind favor, which has no weights to drop")
-    else:
-        out["model"]["attention_args"] = config.to_dict(getattr(attention, attention.kind))
-    if kind == "finetuning" and exp.pretrained_experiment.checkpoint is None:
-        out["model"]["block_size"] = exp.tokenizer.max_length
-
+def check(exp, kind: str, folder: Path) -> None:
+    """What needs no file to be seen: a generator writes nothing that could not run."""
     e, wrapper = exp.experiment, exp.tokenizer.wrapper_path
     if wrapper not in (None, "", "data.vocab", "data/vocab.py"):
         raise ValueError(f"tokenizer.wrapper_path {wrapper!r}: code that a config names is not executed; leave it empty"
@@ -140,6 +120,31 @@ def options(exp, kind: str, folder: Path, resuming: bool = False) -> dict:
         if value not in (None, right):
             raise ValueError(f"experiment.{key} is {value!r}, but this is the {kind} experiment {folder.name!r}:"
                              " a copied or renamed folder needs its own name and output_dir")  # fmt: skip
+    below("logging.csv_train_metrics_path", exp.logging.csv_train_metrics_path)
+    below("logging.csv_eval_metrics_path", exp.logging.csv_eval_metrics_path)
+    if exp.architecture.attention.kind == "favor" and exp.architecture.attention.attn_dropout:
+        raise ValueError("architecture.attention.attn_dropout must be 0 with kind favor, which has no weights to drop")
+
+
+def options(exp, kind: str, folder: Path, resuming: bool = False) -> dict:
+    """What the script's options get, {option: value}; model.* collected in one."""
+    check(exp, kind, folder)
+    out: dict = {"model": {}}
+    for key in config.specs(type(exp)):
+        name = ROWS.get(key, {}).get(kind, "-")
+        if name != "-":
+            value = config.get(exp, key)
+            value = VALUES[name].get(value, value) if name in VALUES else value
+            (out["model"] if name.startswith("model.") else out)[name.removeprefix("model.")] = value
+
+    attention = exp.architecture.attention
+    if attention.kind == "mha":  # the only kind with another name there
+        out["model"]["attention"] = "exact" if attention.mha.use_native_sdpa else "plain"
+    else:
+        out["model"]["attention_args"] = config.to_dict(getattr(attention, attention.kind))
+    if kind == "finetuning" and exp.pretrained_experiment.checkpoint is None:
+        out["model"]["block_size"] = exp.tokenizer.max_length
+
     for key in ("tokenizer.vocab_dir", "data.train.dataset_path", "data.val.dataset_path"):
         if config.get(exp, key) is None and not (kind == "finetuning" and key == "tokenizer.vocab_dir"):
             raise ValueError(f"{key} is missing")
@@ -150,7 +155,7 @@ def options(exp, kind: str, folder: Path, resuming: bool = False) -> dict:
     }
     if kind == "pretraining":
         out["lr_schedule"] = "cosine"
-    out["save_path" if kind == "pretraining" else "out_dir"] = e.output_dir or str(folder)
+    out["save_path" if kind == "pretraining" else "out_dir"] = exp.experiment.output_dir or str(folder)
     if resuming:  # all that it began with is in its own checkpoint
         return out | {"init_from": "resume"}
     return out | (pretraining(exp, folder) if kind == "pretraining" else finetuning(exp))

@@ -179,6 +179,9 @@ def test_a_missing_parent_is_named_with_those_that_exist():
     ("training.epochs=many", "training.epochs must be a whole number, got 'many'"),
     ("training.epochs=0", "training.epochs must be > 0"),
     ("architecture.attention.kind=linear", "architecture.attention.kind must be one of mha, lsh, favor"),
+    ("experiment.name=other", "experiment.name is 'other', but this is the pretraining experiment 'one'"),
+    ("experiment.kind=finetuning", "experiment.kind is 'finetuning', but"),
+    ("logging.csv_eval_metrics_path=../x.csv", "csv_eval_metrics_path must lie below output_dir"),
 ])  # fmt: skip
 def test_wrong_settings_are_named_and_nothing_is_written(pair, message):
     with pytest.raises(ValueError, match=message):
@@ -579,7 +582,7 @@ WRONG = [
     ({"tokenizer__vocab_dir": "null"}, "tokenizer.vocab_dir is missing"),
     ({"data__val__dataset_path": "null"}, "data.val.dataset_path is missing"),
     ({"data__val__dataset_path": "nowhere.pt"}, "data set nowhere.pt does not exist"),
-    ({"experiment__name": "other"}, "experiment.name is 'other', but this is the pretraining experiment 'one'"),
+    ({"experiment__name": "other"}, "experiment.name is 'other', but this is the pretraining experiment"),
     ({"training__device": "gpu"}, "training.device cuda: this machine"),
     ({"training__resume__is_resume": "true"}, "needs resume_pretraining_name or checkpoint_path"),
     ({"training__resume__is_resume": "true", "training__resume__checkpoint_path": "x"}, "'x': no such file"),
@@ -591,12 +594,16 @@ WRONG = [
 def test_errors_are_in_the_spelling_of_the_config(data, values, message):
     if "gpu" in values.values() and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(ValueError, match=message):
-        folder = new_pre(data, "one", **values)
-        start("one")
-    if "no such key" not in message:
-        folder = Path("experiments/pretraining/one")
+    if "no such key" not in message:  # edited by hand
+        folder = new_pre(data, "one")
+        edits = {k.replace("__", "."): None if v == "null" else v == "true" or v for k, v in values.items()}
+        (folder / "config.yaml").write_text(folders.fill(text("pretraining", "one"), edits))
+        with pytest.raises(ValueError, match=message):
+            start("one")
         assert not [p for p in folder.iterdir() if p.name not in ("config.yaml", ".lock")]
+    with pytest.raises(ValueError, match=message):
+        new_pre(data, "two", **values)
+        start("two")
 
 
 def test_a_config_edited_by_hand_resumes_too_misspelt_key_and_all(data):
