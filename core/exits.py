@@ -65,14 +65,42 @@ def verdict(e: BaseException) -> tuple[int, str]:
     return BUG, f"{type(e).__name__}: {e}"
 
 
+@contextlib.contextmanager
+def unread(stream):
+    """What goes to a closed stream (`| head`), a full disk or a terminal that is gone goes nowhere from now on."""
+    try:
+        yield
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def say(word: str = "") -> None:
-    """A word on stderr, after all on stdout. What goes to a closed stream (`| head`, a terminal that is gone) goes
-    nowhere from now on."""
+    """A word on stderr, after all on stdout."""
     for stream, last in ((sys.stdout, ""), (sys.stderr, word)):
-        try:
+        with unread(stream):
             print(last, end="", file=stream, flush=True)
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class Lenient:
+    """A stream that may have lost its reader: Ctrl-C ends `| tee log` as well, and must not cost the run its save."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        with unread(self.stream):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with unread(self.stream):
+            self.stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+def lenient() -> None:
+    sys.stdout, sys.stderr = (s and (s if isinstance(s, Lenient) else Lenient(s)) for s in (sys.stdout, sys.stderr))
 
 
 def finish_saving() -> None:
@@ -92,6 +120,8 @@ def guard():
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
+        with contextlib.suppress(BrokenPipeError):
+            print(end="", flush=True)  # what a full disk does not take is an error
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else OK if e.code is None else BUG
     except BaseException as e:

@@ -157,12 +157,9 @@ class Run:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
-        said = f"{signal.Signals(number).name}: finishing this step, then saving\n"
-        for fd, word in ((1, ""), (2, said)):
-            try:
-                os.write(fd, word.encode())
-            except OSError:  # the terminal is gone: what is said on it must not end the run before it is saved
-                os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+        exits.lenient()
+        with contextlib.suppress(OSError):  # nobody reads, and print may stand in the middle of a line
+            os.write(2, f"{signal.Signals(number).name}: finishing this step, then saving\n".encode())
 
     def stopping(self) -> bool:
         """A signal came to any rank; all ranks agree on it at the same step."""

@@ -123,6 +123,33 @@ def test_a_folder_that_goes_while_the_run_writes_there_is_one_line(tmp_path, cap
     assert code_of(main, capsys) == (74, said)
 
 
+def test_a_stopped_run_whose_output_nobody_reads_any_more_saves_and_says_75(tmp_path, monkeypatch):
+    """Ctrl-C in `python train.py | tee log`: tee ends first."""
+    ends = [os.pipe(), os.pipe()]
+    for name, (reader, writer) in zip(("stdout", "stderr"), ends, strict=True):
+        os.close(reader)
+        monkeypatch.setattr(sys, name, os.fdopen(writer, "w"))
+    folder = run.claim(tmp_path / "a")
+    folder.begin(holds="aside", resume=False)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("step 3", flush=True)
+    folder.step = 4
+    with pytest.raises(SystemExit) as e, run.guard():
+        assert folder.stopping()
+        folder.finish(run.STOPPED)
+    assert e.value.code == 75 and run.read_status(tmp_path / "a")["state"] == "stopped"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's full disk")
+@pytest.mark.parametrize("args, full, code", [("", "1", 74), ("--nonsense 1", "2", 2)])
+def test_output_to_a_full_disk_keeps_the_exit_code(args, full, code, tmp_path):
+    (tmp_path / "a.txt").write_text("1 2 3\n")
+    command = f"{sys.executable} data/train_tokenizer.py --data_dir {tmp_path} --out_dir {tmp_path} {args}"
+    command += f" {full}> /dev/full"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code and "Traceback" not in done.stderr, done
+
+
 def test_two_runs_in_one_folder(tmp_path):
     first = run.claim(tmp_path / "r")
     with pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on"):
