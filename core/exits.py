@@ -65,6 +65,15 @@ def verdict(e: BaseException) -> tuple[int, str]:
     return BUG, f"{type(e).__name__}: {e}"
 
 
+def open_streams() -> None:
+    """A closed one (`2>&-`) leads nowhere; a letter that its encoding lacks is shown by number: neither ends a run."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+        with contextlib.suppress(AttributeError):  # a test's
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
 @contextlib.contextmanager
 def unread(stream):
     """What goes to a closed stream (`| head`), a full disk or a terminal that is gone goes nowhere from now on."""
@@ -115,9 +124,7 @@ def guard():
     """What a script runs in: exceptions become exit codes and one line; ranks leave together."""
     global held
     code, message = OK, ""
-    for stream in (sys.stdout, sys.stderr):  # ASCII shows é as \xe9: no end of the run
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    open_streams()
     try:
         yield
         with contextlib.suppress(BrokenPipeError):

@@ -159,7 +159,7 @@ class Run:
         self.signal = number
         exits.lenient()
         with contextlib.suppress(OSError):  # nobody reads, and print may stand in the middle of a line
-            os.write(2, f"{signal.Signals(number).name}: finishing this step, then saving\n".encode())
+            os.write(sys.stderr.fileno(), f"{signal.Signals(number).name}: finishing this step, then saving\n".encode())
 
     def stopping(self) -> bool:
         """A signal came to any rank; all ranks agree on it at the same step."""

@@ -50,7 +50,7 @@ class Table:
         self.path, self.columns = path, []
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            with open(path, newline="", errors="replace") as f:
+            with open(path, newline="", encoding="utf-8", errors="replace") as f:
                 if "step" not in next(csv.reader(f), ["step"]):
                     raise ValueError(f"{path} is a table of something else, without steps, and would be replaced: name"
                                      " another run folder")  # fmt: skip
@@ -60,7 +60,7 @@ class Table:
     def rewrite(self, rows: list[dict]) -> None:
         self.columns = list(dict.fromkeys(k for r in rows for k in r))
         temporary = self.path.with_name(self.path.name + ".tmp")
-        with open(temporary, "w", newline="") as f:
+        with open(temporary, "w", newline="", encoding="utf-8") as f:
             out = csv.DictWriter(f, self.columns)
             if rows:
                 out.writeheader()
@@ -71,7 +71,7 @@ class Table:
         if set(row) - set(self.columns):
             self.rewrite([*(read(self.path) if self.columns else []), row])
             return
-        with open(self.path, "a", newline="") as f:
+        with open(self.path, "a", newline="", encoding="utf-8") as f:
             csv.DictWriter(f, self.columns).writerow(row)
 
 
@@ -80,7 +80,7 @@ def read(path: Path) -> list[dict]:
     rows = []
     if not path.exists():
         return rows
-    with open(path, newline="", errors="replace") as f:
+    with open(path, newline="", encoding="utf-8", errors="replace") as f:
         table = csv.DictReader(f)
         for row in table:
             if None in row or None in row.values():

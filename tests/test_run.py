@@ -1,6 +1,7 @@
 """Run folders, exit codes, signals, ranks: what a run leaves behind, however it ends."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -148,6 +149,16 @@ def test_output_to_a_full_disk_keeps_the_exit_code(args, full, code, tmp_path):
     command += f" {full}> /dev/full"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code and "Traceback" not in done.stderr, done
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", None])
+def test_a_terminal_that_lacks_a_letter_or_is_closed_ends_nothing(encoding, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, encoding and io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with run.guard():
+        assert not sys.stderr.isatty()
+        print("\u65e5 \udcff", flush=True)
+    assert not encoding or sys.stdout.buffer.getvalue() == b"\\u65e5 \\udcff\n"
 
 
 def test_two_runs_in_one_folder(tmp_path):
