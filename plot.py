@@ -169,7 +169,10 @@ def terminal(curves: dict[str, list[tuple[int, float]]], metric: str, width: int
 
 
 def picture(curves: dict[str, list[tuple[int, float]]], metric: str, path: Path) -> None:
-    plt = pyplot()
+    try:
+        plt = pyplot()
+    except ImportError as e:
+        raise ValueError(f"the picture needs matplotlib ({e}): pip install matplotlib; --text draws without") from None
     fig, ax = plt.subplots(figsize=(8, 5), dpi=110)
     for (name, points), dashes in zip(curves.items(), itertools.cycle(("-", "--", "-.", ":"))):  # for grey print
         if points:

@@ -92,7 +92,10 @@ def download(name: str) -> Path:
     """The folder of a model on the Hugging Face hub: a cached one, else downloaded; ValueError without network."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) or ".." in name:
         raise ValueError(f"{name!r} is no run, no checkpoint, no folder with a config.json and no name on the hub")
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    try:
+        home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    except RuntimeError:
+        raise ValueError(f"{name!r} is no local folder; without HOME or HF_HOME nothing is downloaded") from None
     theirs = home / "hub" / f"models--{name.replace('/', '--')}"
     main = theirs / "refs" / "main"  # what transformers itself has downloaded
     found = theirs / "snapshots" / (main.read_text().strip() if main.is_file() else "none")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from core import disk
-from core.picture import pyplot
+from core.picture import extra, pyplot
 from core.scores import ranks
 
 
@@ -59,6 +59,7 @@ def measure(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], n
     return out, confusion
 
 
+@extra
 def draw_confusion(path: Path, confusion: np.ndarray, names: list[str], title: str) -> None:
     plt = pyplot()
     n = len(names)

@@ -1,5 +1,11 @@
 """Pictures as files: matplotlib without a window, loaded when one is drawn."""
 
+import functools
+import sys
+from pathlib import Path
+
+from core import exits
+
 
 def pyplot():
     import matplotlib
@@ -9,3 +15,18 @@ def pyplot():
     from matplotlib import pyplot as plt
 
     return plt
+
+
+def extra(draw):
+    """For draw(path, ...): a picture that cannot be drawn is one line, and ends no run; only a full disk does."""
+
+    @functools.wraps(draw)
+    def attempt(path: Path, *args) -> None:
+        try:
+            draw(path, *args)
+        except Exception as e:
+            if isinstance(e, OSError) and e.errno in exits.UNWRITABLE:
+                raise
+            print(f"{path}: no picture, {str(e).splitlines()[0] if str(e) else type(e).__name__}", file=sys.stderr)
+
+    return attempt

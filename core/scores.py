@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from core import disk
-from core.picture import pyplot
+from core.picture import extra, pyplot
 
 # -----------------------------------------------------------------------------
 # how good they are
@@ -43,6 +43,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     return pearson(ranks(x), ranks(y))
 
 
+@extra
 def draw(path: Path, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str) -> None:
     """One against the other, with the line where they are equal."""
     plt = pyplot()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from core.picture import pyplot
+from core.picture import extra, pyplot
 from core.progress import duration, progress  # noqa: F401 - torch-free tools take it from there
 
 csv.field_size_limit(1 << 30)  # a table of someone else's may be in the way
@@ -226,6 +226,7 @@ def show(name: str, value) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
+@extra
 def draw(path: Path, train: list[dict], evals: list[dict], resumes: list[int]) -> None:
     """Train and evaluation losses, the learning rate, and a mark where the run was resumed."""
     if not train and not evals:
@@ -288,10 +289,10 @@ def has_key(key: str | None) -> bool:
 def open_wandb(folder: Path, about: dict, options: dict, first_step: int):
     """A wandb run, or None with one line: no key, no network and no package are all no reason to stop."""
     key = about.pop("key", None)
-    if not has_key(key):
-        print("wandb is off: no key (`wandb login`, or WANDB_API_KEY); metrics go to CSV", file=sys.stderr)
-        return None
     try:
+        if not has_key(key):
+            print("wandb is off: no key (`wandb login`, or WANDB_API_KEY); metrics go to CSV", file=sys.stderr)
+            return None
         import wandb
 
         if key:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from core.generate import generate
-from core.picture import pyplot
+from core.picture import extra, pyplot
 from core.tracker import read
 from procedural_data import Spec, targets
 
@@ -74,6 +74,7 @@ def show_sample(spec: Spec, row: list[int], question: int, answer: list[int]) ->
     return f"  {words(row[:given])} -> {words(answer)}   {verdict}"
 
 
+@extra
 def draw_scores(folder: Path) -> None:
     """scores.png: accuracies over the steps, and the curriculum's length."""
     rows = read(folder / "eval.csv")

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import json
+import os
 import pickle
 import threading
 
@@ -481,3 +482,10 @@ def test_compiled_and_ddp_prefixes_do_not_reach_the_file(tmp_path):
     hf.save(tmp_path, "gpt2", vars(model.config), weights)
     _, _, again = hf.load(tmp_path)
     assert torch.equal(again["transformer.wte.weight"], model.transformer.wte.weight)
+
+
+def test_a_hub_name_without_a_home_is_one_line(monkeypatch):
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(ValueError, match="'gpt2' is no local folder; without HOME or HF_HOME nothing is downloaded"):
+        hub.download("gpt2")

@@ -114,6 +114,33 @@ def test_a_nan_in_the_files_does_not_stop_the_picture(tmp_path):
     assert (tmp_path / "loss.png").exists()
 
 
+@pytest.mark.parametrize("broken", [None, "raise OSError('no folder for its cache')"])
+def test_without_a_matplotlib_that_works_a_run_ends_well_and_plot_says_so(broken, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # import says ImportError
+    if broken:
+        monkeypatch.delitem(sys.modules, "matplotlib")
+        (tmp_path / "matplotlib.py").write_text(broken)
+        monkeypatch.syspath_prepend(tmp_path)
+    track = make(tmp_path)
+    track.eval(0, {"val loss": 2.0})
+    track.close()
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tmp_path / 'loss.png'}: no picture, ") and said.count("\n") == 1
+    command = [sys.executable, "-c", "import sys; sys.modules['matplotlib'] = None; import runpy;"
+               f" sys.argv[1:] = ['{tmp_path}']; runpy.run_path('plot.py', run_name='__main__')"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "matplotlib" in done.stderr and "Traceback" not in done.stderr, done
+
+
+def test_wandb_without_a_home_is_one_line(tmp_path, capsys, monkeypatch):
+    """A container's user who is in no /etc/passwd."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert make(tmp_path, wandb={"project": "x"}).wandb is None
+    assert capsys.readouterr().err == "wandb is off: Could not determine home directory.\n"
+
+
 def test_wandb_without_a_key_is_one_line(tmp_path, capsys, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
