@@ -13,6 +13,7 @@ import torch
 import torch.distributed as td
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ALONE = "For one process: `unset RANK WORLD_SIZE LOCAL_RANK`"
 _control = None  # gloo, whatever the gradients travel on: counts and wishes never wait for the GPU
 
 
@@ -28,20 +29,21 @@ class Dist:
 def init(device: str = "auto", backend: str | None = None, *, timeout: float = 120) -> Dist:
     """Joins torchrun's process group where there is one, and picks the device."""
     global _control
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    lacks = [n for n in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
-    if lacks and (rank, world) != (0, 1):  # left over in a shell
-        raise ValueError(f"the environment says rank {rank} of {world} without {' and '.join(lacks)}: torchrun sets"
-                         " all of them, and `unset RANK WORLD_SIZE` makes it one process")  # fmt: skip
+    rank, world, local = setting("RANK", 0), setting("WORLD_SIZE", 1), setting("LOCAL_RANK", 0)
+    unset = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if world > 1 and not os.environ.get(name)]
+    if unset or not 0 <= rank < world:
+        why = f"{unset[0]} is not set" if unset else "ranks count from 0"
+        raise ValueError(f"RANK={rank} and WORLD_SIZE={world} in the environment, and {why}: torchrun sets them all."
+                         f" {ALONE}")  # fmt: skip
     where = pick_device(device, local)
     if where.type == "cpu":
         keep_memory()
         keep_kernels()
     if world > 1 and not td.is_initialized():
+        setting("MASTER_PORT", 0)
         die_with_parent()
         if where.type == "cpu":  # torchrun says one thread each, whatever the machine has
-            torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", world))))
+            torch.set_num_threads(max(1, cores() // setting("LOCAL_WORLD_SIZE", world)))
         else:
             torch.cuda.set_device(where)
         backend = backend or ("nccl" if where.type == "cuda" else "gloo")
@@ -49,9 +51,23 @@ def init(device: str = "auto", backend: str | None = None, *, timeout: float = 1
             raise ValueError(f"--backend nccl needs CUDA devices, this run is on {where.type}: use gloo")
         limit = datetime.timedelta(seconds=min(timeout, 1e8))
         own = {"store": fresh_store(limit), "rank": rank, "world_size": world} if restarts() and local_only() else {}
-        td.init_process_group(backend, timeout=limit, **own)
+        try:
+            td.init_process_group(backend, timeout=limit, **own)
+        except td.DistError as e:
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise ValueError(f"RANK={rank} of WORLD_SIZE={world} in the environment did not find the others at {place}:"
+                             f" {str(e).splitlines()[0]} {ALONE}") from None  # fmt: skip
         _control = td.group.WORLD if backend == "gloo" else td.new_group(backend="gloo", timeout=limit)
     return Dist(rank, world, local, where, rank == 0)
+
+
+def setting(name: str, default: int) -> int:
+    """A number that torchrun leaves in the environment; something else may have, too."""
+    try:
+        return int(os.environ.get(name) or default)
+    except ValueError:
+        raise ValueError(f"{name} in the environment must be a number as torchrun sets it, got {os.environ[name]!r}."
+                         f" {ALONE}") from None  # fmt: skip
 
 
 def repeatable(device: torch.device, asked: bool, compiling: bool = False) -> None:
@@ -82,7 +98,7 @@ def keep_kernels() -> None:
 
 def restarts() -> int:
     """How often torchrun --max-restarts started the ranks again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return setting("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def local_only() -> bool:
@@ -105,7 +121,7 @@ def cores() -> int:
 def pick_device(device: str, local: int) -> torch.device:
     mps = torch.backends.mps.is_available()
     have = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * mps
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    several = setting("WORLD_SIZE", 1) > 1
     if device == "auto":
         device = "cpu" if several and have[-1] == "mps" else have[-1]
     asked, device = device, {"gpu": "cuda"}.get(device, device)
@@ -166,7 +182,7 @@ def gather(obj) -> list:
 
 def alone(option: str) -> None:
     """What writes one file is one process's work."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if setting("WORLD_SIZE", 1) > 1:
         raise ValueError(f"{option} runs in one process: start it with python, not with torchrun")
 
 

@@ -9,7 +9,6 @@ and `ok` are seen with --check alone.
 """
 
 import hashlib
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -57,7 +56,7 @@ def free_memory(device: torch.device) -> float:
         free = about["MemAvailable"] + about["SwapFree"]
     except (OSError, KeyError):
         free = float("inf")
-    return min(free, limit_of_container()) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(free, limit_of_container()) / dist.setting("LOCAL_WORLD_SIZE", 1)
 
 
 def already_there(folder: Path) -> int:
