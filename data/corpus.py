@@ -343,6 +343,8 @@ def prepare(inputs, out, tokenizer: str, *, column="", val_fraction=0.1, process
         seen = np.zeros(0x110000, dtype=bool)
         for _, codes in run(Alphabet(column), "reading the alphabet"):
             seen[codes] = True
+        if not seen.any():
+            raise ValueError(f"--input {' '.join(map(str, inputs))}: no text in it")
         about = {"kind": "char", "chars": [chr(c) for c in np.flatnonzero(seen)]}
     else:
         about = vocab.find(tokenizer)

@@ -201,9 +201,13 @@ def open_parquet(path: Path):
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)  # else a row group comes at once
+        file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)  # else a row group comes at once
+        names = file.schema_arrow.names
     except (pa.ArrowException, OSError) as e:
         raise ValueError(f"{path}: {' '.join(str(e).split())}") from None
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{path} has the column {twice[0]!r} {names.count(twice[0])} times: which one is meant?")
+    return file
 
 
 def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict]:

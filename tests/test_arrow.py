@@ -10,7 +10,7 @@ LISTS = [[0, 7, 8, 2], [0, 9, 2], [0, 6, 6, 6, 6, 2], [0, 15, 2]]
 
 
 def write(path, columns: dict, kind="stream", batch=2):
-    table = pa.table(columns)
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
     new = {"stream": pa.ipc.new_stream, "file": pa.ipc.new_file}[kind]
     with new(str(path), table.schema) as out:
         out.write_table(table, max_chunksize=batch)
@@ -124,6 +124,8 @@ def test_bad_columns_are_named_with_their_row(tmp_path):
     refused(write(tmp_path / "6.arrow", {"input_ids": [[1], [2], []]}), "row 2 is empty")
     refused(write(tmp_path / "7.arrow", {"input_ids": [[1], [2, 2]], "attention_mask": [[1], [1]]}), "row 1")
     refused(write(tmp_path / "8.arrow", {"input_ids": pa.array([], pa.list_(pa.int32()))}), "no rows")
+    twice = pa.Table.from_arrays([pa.array(LISTS)] * 2, names=["input_ids"] * 2)
+    refused(write(tmp_path / "9.arrow", twice), "the column 'input_ids' 2 times")
     refused(tmp_path / "none", "no such file")
     (tmp_path / "text.arrow").write_text("not arrow at all, but long enough")
     refused(tmp_path / "text.arrow", "not an Arrow file")

@@ -419,6 +419,10 @@ def test_bad_rows_of_parquet(tmp_path):
     pq.write_table(pa.table({"a": ["x"], "b": ["y"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="no column 'text'.*'a', 'b'"):
         corpus.prepare([tmp_path / "a.parquet"], tmp_path / "out", "byte", column="text")
+    for names, told in ((["text", "text"], "the column 'text' 2 times"), (["text", "b"], "a.parquet: no text in it")):
+        pq.write_table(pa.Table.from_arrays([pa.array([], pa.string())] * 2, names=names), tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=told):
+            corpus.prepare([tmp_path / "a.parquet"], tmp_path / "out", "char", column="text")
 
 
 def test_a_bom_and_half_a_surrogate_pair_are_taken(tmp_path):
