@@ -292,7 +292,7 @@ def work(piece: Piece):
 
 def spread(new_job: Callable, tasks: Iterator[Piece], processes: int) -> Iterator[tuple[Piece, object]]:
     """(piece, result) in the order of the pieces; at most a few pieces a process are in memory."""
-    if processes == 1:
+    if processes == 1 or not examples.processes_share():
         begin(new_job)
         yield from ((piece, good(work(piece))) for piece in tasks)
         return

@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -448,6 +449,16 @@ def follow_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def processes_share() -> bool:
+    """Whether there are the locks that worker processes need: a container may have no /dev/shm."""
+    try:
+        multiprocessing.Lock()
+    except (OSError, ImportError) as e:
+        print(f"note: one process works, as this machine has no locks for several (/dev/shm: {e})", file=sys.stderr)
+        return False
+    return True
+
+
 def encode(path: str | Path | list[Path], tokenizer: str | Path, max_size: int | None = None, column: str = "",
            workers: int | None = None) -> Iterator[Coded]:  # fmt: skip
     """The ids of all examples in their order, whatever the number of workers."""
@@ -462,7 +473,7 @@ def encode(path: str | Path | list[Path], tokenizer: str | Path, max_size: int |
             raise ValueError(result)
         return result
 
-    if workers == 1:
+    if workers == 1 or not processes_share():
         yield from (checked(one(task)) for task in tasks(path, column))
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process

@@ -1,8 +1,10 @@
 """data/vocab.py, data/corpus.py and the prepare scripts: what goes in comes out again, by any number of processes."""
 
+import concurrent.futures
 import csv
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import subprocess
@@ -423,6 +425,19 @@ def test_bad_rows_of_parquet(tmp_path):
         pq.write_table(pa.Table.from_arrays([pa.array([], pa.string())] * 2, names=names), tmp_path / "a.parquet")
         with pytest.raises(ValueError, match=told):
             corpus.prepare([tmp_path / "a.parquet"], tmp_path / "out", "char", column="text")
+
+
+def test_without_dev_shm_one_process_works(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.txt").write_text("1 2 3\n" * 300)
+
+    def lock():
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(multiprocessing, "Lock", lock)
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", lock)
+    corpus.prepare([tmp_path / "a.txt"], tmp_path / "out", "byte", processes=2)
+    assert bins.Dataset(tmp_path / "out").count["train"] == 1620
+    assert capsys.readouterr().err.startswith("note: one process works")
 
 
 def test_a_bom_and_half_a_surrogate_pair_are_taken(tmp_path):
