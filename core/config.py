@@ -237,7 +237,8 @@ def parser(cls: type, doc: str, config_flags: tuple[str, ...] = ("--config",)) -
     def formatter(prog):
         return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=width)
 
-    p = Parser(prog=name, description=doc.strip(), formatter_class=formatter, allow_abbrev=False, add_help=False,
+    p = Parser(prog=name, description=(doc or "").strip(),  # python -OO has none
+               formatter_class=formatter, allow_abbrev=False, add_help=False,
                usage=f"python {name} [FILE.yaml ...] [--option value ...]")  # fmt: skip
     plain = p.add_argument_group("options")
     plain.add_argument("--help", "-h", action="help", help="this text")

@@ -185,3 +185,8 @@ def test_a_folder_is_no_config_file(tmp_path):
     (tmp_path / "config.yaml").write_text("a: 1")
     with pytest.raises(ValueError, match="is a folder: its file is .*config.yaml"):
         read_yaml(tmp_path)
+
+
+def test_python_without_docstrings_parses_all_the_same():
+    """python -OO"""
+    assert config.parse(Options, [], doc=None) is not None
