@@ -92,6 +92,7 @@ class Run:
         self.lock.truncate(0)
         self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.lock.flush()
+        os.fsync(self.lock.fileno())  # other nodes look for it
 
     def begin(self, *, holds: str, resume: bool, checkpoints: tuple[str, ...] = ("*.pt",),
               written: list[str] | tuple = ()) -> None:  # fmt: skip
@@ -184,6 +185,21 @@ class Run:
                 f.write(json.dumps(about))
                 f.truncate()
 
+    def seen_by_all(self) -> None:
+        """Rank 0 alone writes the folder, and all ranks read from it: when they resume, or take the best weights."""
+        mine = self.path / ".lock"
+        holder = dist.gather(mine.read_text() if self.main else "")[0]
+
+        def refused() -> str:
+            for wait in (0, 0.2, 1, 5, 0):  # a network's file system may be late
+                if mine.is_file() and mine.read_text() == holder:
+                    return ""
+                time.sleep(wait)
+            return (f"{self.path} on {socket.gethostname()} is not the folder that rank 0 writes ({holder}): all nodes"
+                    " need it on a disk that they share")  # fmt: skip
+
+        dist.agree(refused)
+
     def look_back(self) -> None:
         """Whether this is a restart of what is here, and where what was here before that has gone."""
         if not dist.restarts():
@@ -239,6 +255,8 @@ def claim(path: str | Path, main: bool = True) -> Run:
     folder = Run(Path(path), main)
     folder.take_lock()
     exits.held = folder
+    if dist.together() and not dist.local_only():
+        folder.seen_by_all()
     folder.look_back()
     return folder
 

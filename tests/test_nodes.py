@@ -59,3 +59,14 @@ def test_two_nodes_of_two_ranks_draw_the_same_mixture(data, tmp_path):  # noqa: 
         picked.append([r["data"] for r in tracker.read(tmp_path / name / "train.csv")])
     assert picked[0] == picked[1] and set(picked[0]) == {"toy", "wide"}
     assert losses(MULTIDATASET, tmp_path / "one") == pytest.approx(losses(MULTIDATASET, tmp_path / "four"), abs=1e-5)
+
+
+def test_nodes_that_do_not_share_the_run_folder(data, tmp_path):  # noqa: F811
+    """It was a traceback of the second node's, or a resume that found nothing there."""
+    toy, meeting = data(TRAIN), port()
+    nodes = [node(n, meeting, [*TRAIN.flags(toy, tmp_path / str(n)), *TRAIN.steps(4)]) for n in (0, 1)]
+    said = [n.communicate(timeout=300)[0] for n in nodes]
+    for rank, text in enumerate(said):
+        assert f"[rank {rank}] error: {tmp_path / '1'} on " in text, text
+        assert "is not the folder that rank 0 writes (process " in text and "exitcode  : 2" in text
+    assert not (tmp_path / "1").exists() and run.read_status(tmp_path / "0")["code"] == 2
