@@ -227,6 +227,8 @@ def main(args: Options) -> None:
     B = stored["loop"]["batch"] if resuming else args.batch_size * args.gradient_accumulation_steps * d.world
     micro_steps, micro_batch = dist.split(B, args.batch_size, d.world)
     epoch_steps = -(-len(train) // B)
+    counts = {n: [len(splits[n]), len(splits[n].ids), zlib.crc32(splits[n].labels.tobytes())] for n in ("train", "val")}
+    run.same_data(stored["loop"] if resuming else {}, counts, "--train or --val", "texts, tokens, sum of the labels")
 
     def batch(step: int) -> np.ndarray:
         """The step's global batch, all ranks': an epoch's last may be smaller."""
@@ -284,13 +286,11 @@ def main(args: Options) -> None:
 
     first_step, last_step, best = 0, min(args.epochs * epoch_steps, args.max_steps or sys.maxsize), None
     warmup, every = round(args.warmup_ratio * last_step), args.eval_interval or epoch_steps
-    counts = {n: [len(splits[n]), len(splits[n].ids), zlib.crc32(splits[n].labels.tobytes())] for n in ("train", "val")}
     loop = {"eval": None, "resumes": [], "bad_steps": 0, "empty": 0, "scaler": None, "batch": B, "seconds": 0.0,
             "counts": counts}  # fmt: skip
     if resuming:
         first_step, best = stored["step"], stored["best"]
         loop.update(stored["loop"])
-        run.same_data(loop, counts, "--train or --val", "texts, tokens and a sum of the labels")
         loop["resumes"] = [*loop["resumes"], first_step]
         optim.load(optimizer, stored["optimizer"])
         if loop["scaler"]:

@@ -294,6 +294,7 @@ def main(args: Options) -> None:
     hide = Masking(mask_id, special, tokens.vocab_size, args.mask_p, args.mask_token_p, args.random_token_p)
     micro_steps, micro_batch = dist.split(B, args.per_device, d.world)
     train, counts = splits["train"], {name: [len(splits[name]), splits[name].tokens] for name in ("train", "eval")}
+    run.same_data(stored["loop"] if resuming else {}, counts, "--train or --eval", "sequences and tokens")
     epoch_steps = -(-len(train) // B)
 
     def batch(step: int) -> np.ndarray:
@@ -352,7 +353,6 @@ def main(args: Options) -> None:
         if elsewhere and not (theirs := checkpoint.best_of(elsewhere, stored, Path(place.best).name)):
             best = None  # a best without weights would keep all worse ones from being saved
         loop.update(stored["loop"])
-        run.same_data(loop, counts, "--train or --eval", "sequences and tokens")
         loop["resumes"] = [*loop["resumes"], first_step]
         optim.load(optimizer, stored["optimizer"])
         if loop["scaler"]:

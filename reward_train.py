@@ -323,6 +323,8 @@ def main(args: Options) -> None:
         if not len(split):
             raise ValueError(f"{file} has no two answers to one {name} question that differ in score: nothing to rank")
         split.check_ids(model.config.vocab_size, file)
+    counts = [[len(split), zlib.crc32(split.labels.tobytes())] for split in (train, val)]
+    run.same_data(stored["loop"] if resuming else {}, counts, f"data.data_dir {file}", "texts, sum of the scores")
     known = train.labels[np.isfinite(train.labels)]
     flat = len(known) and known.min() == known.max()
     with np.errstate(over="ignore"):  # told below
@@ -369,7 +371,6 @@ def main(args: Options) -> None:
     # resume
 
     first_step, best = 0, None
-    counts = [[len(split), zlib.crc32(split.labels.tobytes())] for split in (train, val)]
     loop = {"eval": None, "resumes": [], "bad_steps": 0, "scaler": None, "batch": B, "train": [0.0, 0], "rows": rows,
             "eval_steps": eval_steps, "counts": counts}  # fmt: skip
     if resuming:
@@ -378,7 +379,6 @@ def main(args: Options) -> None:
         theirs = None if inside and not back else checkpoint.best_of(path, stored, "best.pt")
         best = None if other or not (theirs or inside and not back) else stored["best"]
         loop.update(stored["loop"] | {"eval_steps": eval_steps})
-        run.same_data(loop, counts, f"data.data_dir {file}", "texts and a sum of their scores")
         loop["resumes"] = [*loop["resumes"], first_step]
         optim.load(optimizer, stored["optimizer"])
         if loop["scaler"]:

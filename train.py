@@ -94,6 +94,9 @@ def main(args: Options) -> None:
     T, B = args.block_size, args.batch_size * args.gradient_accumulation_steps  # B: the batch of all ranks together
     micro_steps, micro_batch = dist.split(B, args.batch_size, d.world)
 
+    counts = [[split.n for split in splits[part]] for part in ("train", "val")]
+    run.same_data(stored["loop"] if resuming else {}, counts, f"the data of {' '.join(names)}", "tokens")
+
     def to_device(arrays):
         x = torch.from_numpy(np.stack(arrays) if aligned else arrays[0])
         return send(x, d.device)
@@ -157,7 +160,6 @@ def main(args: Options) -> None:
     # resume
 
     first_step, last_step, best = 0, args.max_iters, None
-    counts = [[split.n for split in splits[part]] for part in ("train", "val")]
     loop = {"eval": None, "waited": 0, "resumes": [], "bad_steps": 0, "plateau": None, "scaler": None, "counts": counts,
             "windows": args.eval_iters * args.batch_size}  # fmt: skip
     if resuming:
@@ -166,7 +168,6 @@ def main(args: Options) -> None:
         best = None if back and not theirs else stored["best"]  # one without weights would keep worse ones out
         now = {"windows": loop["windows"]} if "eval_iters" in changes else {}  # as before where batches are cut anew
         loop.update(stored["loop"] | now)
-        run.same_data(loop, counts, f"the data of {' '.join(names)}", "tokens")
         loop["resumes"] = [*loop["resumes"], first_step]
         optim.load(optimizer, stored["optimizer"], own=(*args.optimizer_args, *stored["options"]["optimizer_args"]))
         optimizers.back_to_trained(optimizer)

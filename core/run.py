@@ -277,7 +277,12 @@ def not_beyond(first_step: int, last_step: int, option: str) -> None:
 
 
 def same_data(loop: dict, now: list | dict, option: str, what: str) -> None:
-    """A resume goes on with the data that the run began with, as far as these numbers tell; a checkpoint keeps them."""
+    """All ranks read the same data, and a resume what the run began with, as far as these numbers tell; a checkpoint
+    keeps them."""
+    first, *others = dist.gather(now)
+    for rank, theirs in enumerate(others, 1):
+        if theirs != first:
+            raise ValueError(f"{option} is not the same on each node: {what} {first} on rank 0, {theirs} on {rank}")
     if (then := loop.setdefault("counts", now)) != now:
         raise ValueError(f"{option} changed since this run began: {what} {then} then, {now} now")
 

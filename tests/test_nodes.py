@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from core import run
-from tests.loops import ROOT, TRAIN, port
+from tests.loops import ROOT, TRAIN, bins_data, port
 from tests.test_loops import data, losses, same, weights  # noqa: F401 - data is a fixture
 
 pytestmark = pytest.mark.full
@@ -59,6 +59,17 @@ def test_two_nodes_of_two_ranks_draw_the_same_mixture(data, tmp_path):  # noqa: 
         picked.append([r["data"] for r in tracker.read(tmp_path / name / "train.csv")])
     assert picked[0] == picked[1] and set(picked[0]) == {"toy", "wide"}
     assert losses(MULTIDATASET, tmp_path / "one") == pytest.approx(losses(MULTIDATASET, tmp_path / "four"), abs=1e-5)
+
+
+def test_nodes_with_other_data(data, tmp_path):  # noqa: F811
+    """Made on each node, from texts that differ: each rank would train on its own."""
+    toy, meeting = data(TRAIN), port()
+    other = tmp_path / "copy"
+    bins_data(other, n=5000)
+    flags = [*TRAIN.steps(4), *TRAIN.batch(4, 1, 2)]
+    nodes = [node(n, meeting, [*TRAIN.flags(d, tmp_path / "out"), *flags]) for n, d in ((0, toy), (1, other))]
+    for text in [n.communicate(timeout=300)[0] for n in nodes]:
+        assert "is not the same on each node: tokens [[" in text and "exitcode  : 2" in text, text
 
 
 def test_nodes_that_do_not_share_the_run_folder(data, tmp_path):  # noqa: F811
