@@ -87,7 +87,7 @@ def main(args: Options) -> None:
     splits = {part: [s.split(part, args.block_size) for s in sets] for part in ("train", "val")}
     for part in splits.values():
         for split in part:
-            split.check_ids()
+            split.check_ids(d.main)
         if aligned:
             train_args.check_streams(part, names)
     mix = train_args.mixture(args)  # of one, unless multidataset

@@ -23,6 +23,7 @@ import numpy as np
 
 from core import rng
 from core.files import read_json
+from core.progress import progress
 
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 NANOGPT_VOCAB = 50304  # GPT-2's 50257 rounded up, nanoGPT's choice where a folder says nothing
@@ -195,8 +196,11 @@ class Split:
                     f' say so in {self.dataset.folder}/meta.json, {{"vocab_size": ..., "dtype": "uint32"}}'
                 )
 
-    def check_ids(self) -> None:
-        """Finds an id that the vocabulary does not have; the verdict on a large file is remembered."""
+    def check_ids(self, show: bool = True) -> None:
+        """Finds an id that the vocabulary does not have; the verdict on a large file is remembered.
+
+        Read, not mapped: each page of a map that was touched would count as memory of the run.
+        """
         limit, dtype = self.dataset.vocab_size, DTYPES[self.dataset.dtype]
         if limit > np.iinfo(dtype).max:
             return
@@ -204,9 +208,12 @@ class Split:
         for path, ids in zip(self.paths, self.shards, strict=True):
             if seen.good(path):
                 continue
-            for begin in range(0, len(ids), BLOCK):
-                block = ids[begin : begin + BLOCK]
-                if block.max() >= limit:
+            with open(path, "rb") as f:
+                blocks, name = range(0, len(ids), BLOCK), f"{path}: looking once for ids that the vocabulary lacks"
+                for begin in progress(blocks, name) if show else blocks:
+                    block = np.fromfile(f, dtype, BLOCK)
+                    if block.max() < limit:
+                        continue
                     at = begin + int(np.argmax(block >= limit))
                     raise ValueError(f"{path}: id {ids[at]} at offset {at:,} (byte {at * dtype.itemsize:,}), vocab_size"
                                      f" is {limit:,}{self.dataset.limited}")  # fmt: skip

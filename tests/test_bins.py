@@ -378,3 +378,18 @@ def test_shards_are_not_mixed_with_a_new_set(tmp_path):
     shard(tmp_path, np.zeros(100), [50])
     with pytest.raises(ValueError, match="holds shards"):
         folder_of(tmp_path)
+
+
+def test_looking_for_ids_takes_no_memory(tmp_path):
+    """Mapped pages counted as the run's: 20 GiB of peak memory for a file of 40."""
+    folder_of(tmp_path / "d")
+    with open(tmp_path / "d" / "train.bin", "r+b") as f:
+        f.truncate(1 << 29)
+    meta = json.loads((tmp_path / "d" / "meta.json").read_text())
+    meta["count"]["train"] = 1 << 28
+    (tmp_path / "d" / "meta.json").write_text(json.dumps(meta))
+    code = ("import resource, sys; from data import bins; split = bins.Dataset(sys.argv[1]).split('train', 8)\n"
+            "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "before = peak(); split.check_ids(); print(peak() - before)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "d"], cwd=ROOT, capture_output=True, text=True)
+    assert int(done.stdout) < 100 * 1024, done
