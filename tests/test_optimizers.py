@@ -94,6 +94,19 @@ def test_library_optimizer_resumes_exactly(name, tmp_path):
     check_resume(name, tmp_path)
 
 
+@pytest.mark.parametrize("name", optimizers.TORCH)
+def test_a_weight_may_have_its_first_gradient_after_others(name):
+    """The embedding of a data set that had no turn yet: sgd's fused kernel failed at the turn that it had."""
+    model = Toy()
+    optimizer = build(name, model)
+    late = model.wte.weight
+    late.requires_grad = False
+    train(model, optimizer, 0, 2)
+    late.requires_grad, before = True, late.detach().clone()
+    train(model, optimizer, 2, 4)
+    assert late.isfinite().all() and not torch.equal(late, before)
+
+
 @pytest.mark.parametrize("name", ["schedulefreeadamw", "schedulefreesgd", "schedulefreeradam", "splus"])
 def test_an_average_is_evaluated_and_saved_and_training_goes_on_exactly(name, tmp_path):
     pytest.importorskip("pytorch_optimizer")

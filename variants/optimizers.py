@@ -68,7 +68,7 @@ EXCLUDED = {
 
 OPTIMIZERS = {**dict.fromkeys(TORCH, "torch"), **dict.fromkeys(LIBRARY.split(), "pytorch_optimizer")}
 MATRICES_ONLY = ("muon", "spectralsphere")  # the rest of the model goes to AdamW
-FUSED = ("adam", "adamw", "sgd", *MATRICES_ONLY)
+FUSED = ("adam", "adamw", *MATRICES_ONLY)  # sgd's kernel fails where a weight has its first gradient after others
 TWO_RATES = (*MATRICES_ONLY, "adago", "adamuon", "muonclip", "normuon")  # learning_rate is that of the AdamW part
 
 
