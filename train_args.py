@@ -19,7 +19,7 @@ from variants.activations import ACTIVATIONS
 from variants.attentions import ATTENTIONS
 from variants.mlps import MLPS
 from variants.norms import NORMS
-from variants.optimizers import OPTIMIZERS, ignored
+from variants.optimizers import OPTIMIZERS, TWO_RATES, ignored
 from variants.positions import POSITIONS
 from variants.softmaxes import SOFTMAXES
 
@@ -174,6 +174,7 @@ NEEDS = {
     "mlp_expansion_factor": "no --mlp_size",
     "use_rotary_embeddings use_abs_pos_embeddings": "no --position",
     "rope_base": "--use_rotary_embeddings, or --position=rotary|sinusoidal",
+    "learning_rate": f"no --dataset_sampling_learning_rate, or --optimizer={'|'.join(TWO_RATES)}",
     "sgd_momentum": "--optimizer=sgd",
     "beta1 beta2": "--optimizer other than sgd|adafactor|adagrad|adadelta|rmsprop|rprop|asgd",
     "weight_decay": "--optimizer other than rprop",
@@ -246,7 +247,8 @@ def notes(args: Options, streams: list[dict]) -> list[str]:
                    f" --max_iters, {args.max_iters}")  # fmt: skip
     if args.window_size and args.window_size >= args.block_size and "window_size" in args.given:
         out.append(f"--window_size {args.window_size} does nothing here: the context is --block_size {args.block_size}")
-    if args.never_save_checkpoint and (args.save_major_ckpt_interval or args.always_save_checkpoint):
+    others = args.save_major_ckpt_interval or args.always_save_checkpoint or args.only_save_checkpoint_at_end
+    if args.never_save_checkpoint and others:
         out.append("--never_save_checkpoint: the other options to save act on nothing")
     if args.only_save_checkpoint_at_end and args.always_save_checkpoint:
         out.append("--always_save_checkpoint does nothing here: --only_save_checkpoint_at_end saves once")

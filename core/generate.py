@@ -21,6 +21,8 @@ def context_start(length: int, block_size: int) -> int:
 
 def pick(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator) -> Tensor:
     """(B, V) logits -> (B, 1) tokens; temperature 0 takes the most likely."""
+    if not torch.isfinite(logits).all():
+        raise NotFinite("the model's logits are not finite: there is nothing to draw from")
     if temperature < 1e-6:  # logits divided by less would overflow
         return logits.argmax(-1, keepdim=True)
     logits = logits.float() / temperature
@@ -28,8 +30,6 @@ def pick(logits: Tensor, temperature: float, top_k: int | None, top_p: float | N
         kth = torch.topk(logits, top_k).values[:, [-1]]
         logits = logits.masked_fill(logits < kth, float("-inf"))
     probs = torch.softmax(logits, -1)
-    if probs.isnan().any():
-        raise NotFinite("the model's logits are not finite: there is nothing to draw from")
     if top_p is not None and top_p < 1:
         ordered, order = probs.sort(-1, descending=True)
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered > top_p, 0.0)

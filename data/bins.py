@@ -58,6 +58,7 @@ def read_pickle(path: Path) -> dict:
         raise ValueError(f"{path} must hold a dict, got {type(meta).__name__}")
     about = {"vocab_size": meta.get("vocab_size")}
     chars = meta.get("itos")
+    chars = dict(enumerate(chars)) if isinstance(chars, list) else chars  # as some forks keep it
     if isinstance(chars, dict) and sorted(chars, key=str) == sorted(range(len(chars)), key=str):
         chars = [chars[i] for i in range(len(chars))]
         if all(isinstance(c, str) and len(c) == 1 for c in chars):

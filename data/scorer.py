@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from core import checkpoint, config, dist, files
+from core.exits import NotFinite
 from core.progress import progress
 from core.scores import predict, write_csv
 from data import examples, pretrained, qa, vocab
@@ -105,6 +106,8 @@ class Scorer:
         texts = [self.template(question, answer) for question, answer in rows]
         with dist.autocast(self.device, self.dtype):
             scores = predict(self.model, texts, batch, self.device, self.use_cache and self.model.causal)
+        if not np.isfinite(scores).all():
+            raise NotFinite(f"the scores of {self.path} are not finite: it tells no answer from another")
         return scores * self.meta["std"] + self.meta["mean"]
 
     def __call__(self, question: str, answer: str) -> float:

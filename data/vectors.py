@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from core import checkpoint, config, dist
+from core.exits import NotFinite
 from core.progress import progress
 from data import examples
 from data.pretrained import check_fit, open_encoder
@@ -51,6 +52,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
                     else:
                         x = model.encode(ids, coded.lengths).float().split(coded.lengths.tolist())
                         x = torch.stack([tokens.mean(0) for tokens in x])
+                if not torch.isfinite(x).all():
+                    raise NotFinite(f"the vectors of {source} are not finite: it tells no text from another")
                 vectors[done : done + len(x)] = x.cpu().numpy()
                 done, cut, pads = done + len(x), cut + coded.cut, pads + coded.pads
                 tokens, lost = tokens + len(coded.ids), lost + coder.lost(coded.ids)

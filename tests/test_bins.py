@@ -122,9 +122,10 @@ def test_a_method_that_does_not_exist():
 # folders prepared by others
 
 
-def test_nanogpt_characters(tmp_path):
+@pytest.mark.parametrize("kept", [list, lambda chars: dict(enumerate(chars))])
+def test_nanogpt_characters(kept, tmp_path):
     chars = list("\n abc")
-    meta = {"vocab_size": 5, "itos": dict(enumerate(chars)), "stoi": {c: i for i, c in enumerate(chars)}}
+    meta = {"vocab_size": 5, "itos": kept(chars), "stoi": {c: i for i, c in enumerate(chars)}}
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
     np.arange(100, dtype=np.uint16).tofile(tmp_path / "train.bin")
     dataset = bins.Dataset(tmp_path)

@@ -50,7 +50,8 @@ SETTING = {
 }  # fmt: skip
 VALUES = {"activation_variant": "relu", "norm_variant_attn": "rmsnorm", "transfer": "attn", "pooling": "cls", "init_from_ckpt": "other.pt", "curriculum_mastery_threshold": "0.5"}
 # from scratch, finetune.py needs another data set; and a mixture some more
-OTHER_DATA = [("finetune", "transfer"), ("train", "dataset_sampling_probs_transition_method"), ("train", "dataset")]
+OTHER_DATA = [("finetune", "transfer"), ("train", "dataset_sampling_probs_transition_method"), ("train", "dataset"),
+              ("train", "learning_rate")]
 FIRST = {loop: option for loop, option in reversed(ROWS) if (loop, option) not in OTHER_DATA}
 RUNS = [pytest.param(*row, marks=[] if row in FIRST.items() else pytest.mark.full)
         for row in ROWS if row not in OTHER_DATA]  # fmt: skip
@@ -113,6 +114,14 @@ def test_what_other_modes_of_train_py_do_not_read_is_named():
         said = [importlib.import_module("train_args").notes(config.parse(options_of(TRAIN), argv), [])
                 for argv in ([*two, flag], two, [flag, "--max_sample_tokens=2"])]  # fmt: skip
         assert [any(n.startswith(f"{flag[:-2]} does nothing") for n in notes) for notes in said] == [True, False, False]
+
+
+def test_a_rate_beside_those_of_the_data_sets_is_named_unless_it_scales_muons():
+    two = ["--training_mode=multidataset", "--dataset_list", "a", "b", "--learning_rate=1"]
+    rates, muon = ["--dataset_sampling_learning_rate", "1", "2"], "--optimizer=muon"
+    said = [any(n.startswith("--learning_rate does nothing") for n in lines(TRAIN, argv))
+            for argv in ([*two, *rates], two, [*two, *rates, muon])]  # fmt: skip
+    assert said == [True, False, False]
 
 
 def test_a_switch_that_is_set_off_says_the_user_knows():

@@ -495,6 +495,19 @@ def test_a_runs_config_says_what_the_model_is_and_runs_again(run, tmp_path):
     assert a["model_config"] == b["model_config"] and all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
 
 
+def test_a_diverged_encoder_gives_no_vectors(run, tmp_path):
+    """Its weights are finite, what it makes of a text is not."""
+    run("--max_steps=1")
+    state = checkpoint.load(checkpoint.find(tmp_path / "run"))
+    state["model"] = {k: w * 1e30 for k, w in state["model"].items()}
+    checkpoint.save(tmp_path / "bad.pt", state)
+    (tmp_path / "t.txt").write_text("12 3\n")
+    argv = [f"--init_from={tmp_path / 'bad.pt'}", f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 'v.npy'}"]
+    with pytest.raises(NotFinite, match="bad.pt are not finite"):
+        pretrain.main(config.parse(pretrain.Options, argv, doc=""))
+    assert not list(tmp_path.glob("*.npy"))
+
+
 def test_a_runs_config_embeds_with_the_runs_own_weights(run, tmp_path):
     """It names what the run began from, too."""
     run("--max_steps=1", out="old")

@@ -1010,6 +1010,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(flags, said, toy, tmp_path, mo
     assert not (tmp_path / "r").exists()
 
 
+def test_a_diverged_model_gives_no_score(toy, tmp_path):
+    """Its weights are finite, what it makes of a text is not."""
+    train(toy, tmp_path / "r")
+    state = checkpoint.load(tmp_path / "r" / "ckpt.pt")
+    state["model"] = {k: w * 1e30 for k, w in state["model"].items()}
+    checkpoint.save(tmp_path / "bad.pt", state)
+    with pytest.raises(run.NotFinite, match="bad.pt are not finite"):
+        reward_train.load(tmp_path / "bad.pt", "cpu")("Why?", "So.")
+
+
 def test_scoring_with_what_is_no_reward_model_is_refused(toy, tmp_path):
     torch.manual_seed(0)
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=64, vocab_size=256))

@@ -193,18 +193,19 @@ def test_sample_only(data, tmp_path, capsys):
     assert re.search(r"^ab[a-k]{4} ?\n---$", capsys.readouterr().out.strip(), re.M)
 
 
-def test_a_run_that_diverged_draws_no_sample_and_goes_on(data, tmp_path, capsys):
+@pytest.mark.parametrize("how", [0, 0.8])
+def test_a_run_that_diverged_draws_no_sample_and_goes_on(how, data, tmp_path, capsys):
     run("--sample_each_eval", "--optimizer=sgd", "--sample_start_tokens=a", dataset=data / "toy", out_dir=tmp_path,
         **BASE | {"learning_rate": 1e30, "grad_clip": 0, "max_sample_tokens": 4, "max_iters": 4, "eval_interval": 2})  # fmt: skip
     assert capsys.readouterr().out.count("---") == 1  # at step 0
     with pytest.raises(NotFinite, match="logits are not finite"):
-        run("--init_from=resume", "--sample_only", out_dir=tmp_path, small=False)
+        run("--init_from=resume", "--sample_only", f"--temperature={how}", out_dir=tmp_path, small=False)
 
 
 def test_what_is_probably_not_meant_is_said(data, tmp_path, capsys):
     shape = dict(BASE, max_iters=4, eval_interval=1, learning_rate=0, min_lr=0, patience=2)
     run(dataset=data / "toy", out_dir=tmp_path, lr_decay_iters=3, never_save_checkpoint=True,
-        save_major_ckpt_interval=2, **shape)  # fmt: skip
+        only_save_checkpoint_at_end=True, **shape)  # fmt: skip
     said = capsys.readouterr().out
     for line in ("note: --lr_decay_iters 3 is not used", "note: --never_save_checkpoint: the other options to save",
                  "stopped at step 2: no better val loss in 2 evaluations"):  # fmt: skip
