@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from core.exits import NotFinite
 from core.generate import generate
 from core.picture import extra, pyplot
 from core.tracker import read
@@ -34,7 +35,10 @@ def judge(model, spec: Spec, row: np.ndarray, question: int) -> tuple[torch.Tens
         sums[4], sums[5] = odds.gather(2, guess[..., None]).sum(), odds.amax(-1).sum()
     given = prompt(spec, question)
     start = torch.from_numpy(row[:, :given].astype(np.int64)).to(device)
-    written = generate(model, start, row.shape[1] - given, temperature=0)[:, given:].tolist()
+    try:
+        written = generate(model, start, row.shape[1] - given, temperature=0)[:, given:].tolist()
+    except NotFinite:  # a diverged model writes nothing
+        written = [[] for _ in row]
     answers = [a[: (a + [spec.pad]).index(spec.pad)] for a in written]
     right = sum(check(spec, r.tolist(), question, a) for r, a in zip(row, answers, strict=True))
     model.train(was_training)
