@@ -1,11 +1,12 @@
 """Which parameters train, which decay, and which kernels step them."""
 
+import copy
 import re
 
 import torch
 from torch import nn
 
-from core import transfer
+from core import disk, transfer
 
 
 def groups(model: nn.Module, weight_decay: float, *, matrices: bool = False, **options) -> list[dict]:
@@ -55,6 +56,30 @@ def pair(betas: list[float], name: str) -> tuple[float, float]:
     if len(betas) != 2:
         raise ValueError(f"{name} must be two numbers, got {' '.join(map(str, betas)) or 'none'}")
     return betas[0], betas[1]
+
+
+def moments(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the state that its steps keep: what is there, else what a step without numbers (on meta) leaves."""
+    if optimizer.state:
+        return disk.size_of(list(optimizer.state.values()))
+    total = 0
+    for _, part in getattr(optimizer, "parts", [("", optimizer)]):  # WithAdamW has two
+        params = [p for group in part.param_groups for p in group["params"]]
+        shapes = {id(p): torch.empty_like(p, device="meta") for p in params}
+        trial = copy.deepcopy(part, dict(shapes))
+        for group in trial.param_groups:
+            group.update({kernel: False for kernel in ("fused", "foreach") if kernel in group})
+        for p in shapes.values():  # one by one: the first that asks for a number ends a step, after it made its state
+            p.grad = torch.empty_like(p)
+            try:
+                trial.step()
+                failed = False
+            except Exception:  # each in its own way
+                failed = True
+            made = trial.state.get(p, {})
+            total += disk.size_of(made) if made or not failed else 2 * disk.size_of(p)  # as Adam's
+            p.grad = None
+    return total
 
 
 def fused(device: torch.device) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from core import disk, dist
+from core import disk, dist, optim
 
 # bytes saved for the backward pass, a token and layer: measured over GPT and RoBERTa, float32 and bfloat16, T 64 to
 # 1,024 (55 to 98 a unit of width with MLPs of four times the width). tests/test_faults.py measures again
@@ -80,7 +80,7 @@ def look(folder: Path, device: torch.device, dtype: torch.dtype, model, optimize
                    + ": nothing is left to train" * done))  # fmt: skip
     weights = disk.size_of(list(model.state_dict().values()))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) * 4
-    moments = max(2 * trained, disk.size_of(list(optimizer.state.values())))
+    moments = optim.moments(optimizer)
     moments += trained * hasattr(optimizer, "eval")  # saved at an average: the weights that train are there as well
     checks.append(room(folder, weights + moments, files, already_there(folder) if resuming else 0))
     shape = model.config

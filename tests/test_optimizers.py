@@ -86,6 +86,18 @@ def test_torch_optimizer_resumes_exactly(name, tmp_path):
     check_resume(name, tmp_path)
 
 
+@pytest.mark.parametrize("name", optimizers.TORCH)
+def test_the_state_of_an_optimizer_is_counted_before_its_first_step(name):
+    """--check and the start refuse what will not fit: sgd, chosen to save memory, was counted as AdamW."""
+    model = Toy()
+    optimizer = build(name, model)
+    counted = optim.moments(optimizer)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    assert counted == optim.moments(optimizer) > 0
+
+
 @pytest.mark.parametrize(
     "name", ["lion", "lamb", "adan", "soap", "shampoo", "normuon", "scion", "spectralsphere", "prodigy"]
 )
