@@ -20,6 +20,7 @@ from core import disk, dist, optim
 # bytes saved for the backward pass, a token and layer: measured over GPT and RoBERTa, float32 and bfloat16, T 64 to
 # 1,024 (55 to 98 a unit of width with MLPs of four times the width). tests/test_faults.py measures again
 WIDTH, HIDDEN, SCORE = 43, 4, 7  # ... a unit of the width, of what the MLP makes of it, and a score that is kept
+SQUARE = 20  # ... and one that torch's own attention keeps with dropout: 12, and what passes by; half is never needed
 HALF = 20, 2  # ... the first two on a GPU in 16 bits, counted from what the code keeps (README's table)
 LOGITS = 3 * (64 << 20)  # the loss takes the vocabulary in chunks of 64 MiB (model.py), three of them alive at once
 
@@ -100,7 +101,7 @@ def activations(c, tokens: int, device: torch.device, dtype: torch.dtype) -> flo
         plain = c.attn_logit_softcapping or c.softmax_variant_attn != "softmax"
         slow = device.type == "cpu" and c.dropout and dtype == torch.float32  # torch's own has no dropout there
         seen = min(c.block_size, (c.window_size or c.block_size) + 128)
-        block += SCORE * bool(plain or slow) * c.n_head * seen
+        block += (SCORE if plain else SQUARE if slow else 0) * c.n_head * seen
     if getattr(c, "use_gradient_checkpointing", False):  # each block's input, and all of one
         return tokens * (4 * c.n_embd * c.n_layer + block)
     return tokens * block * c.n_layer

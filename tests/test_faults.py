@@ -738,7 +738,7 @@ def test_the_estimate_of_a_micro_step_is_right_within_a_factor_of_two(options, d
     estimate = preflight.activations(model.config, B * T, torch.device("cpu"), dtype)
     if model.config.use_gradient_checkpointing:  # what one block needs comes on top, on the way back
         estimate = 4 * 4 * B * T * 256
-    assert 0.5 < needed / estimate < 2
+    assert 0.5 < needed / estimate < (1 if "dropout" in options else 2)  # what passes by comes on top of the scores
     plain = GPTConfig(block_size=T, n_layer=4, n_embd=256, n_head=4)
     base = preflight.activations(plain, B * T, torch.device("cpu"), dtype)
     assert options in ({}, {"mlp_size": 256}) or (estimate < base) == model.config.use_gradient_checkpointing
