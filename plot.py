@@ -107,10 +107,15 @@ def table(runs: list[Run], metric: str) -> list[list[str]]:
     for found, r in sorted(scored, key=lambda s: sign * s[0][1] if s[0] else math.inf):
         shown = [show(r.settings.get(n, "")) for n in differ]
         steps = max((row["step"] for row in [*r.eval, *r.train]), default=0)
-        value = [f"{found[1]:.4f}", str(found[0])] if found else ["", ""]
-        score = [f"{r.results[t]:.4f}" if isinstance(r.results.get(t), float) else "" for t in tests]
+        value = [number(found[1]), str(found[0])] if found else ["", ""]
+        score = [number(r.results[t]) if isinstance(r.results.get(t), float) else "" for t in tests]
         rows.append([str(r.path), *shown, *value, *score, str(steps), duration(r.seconds)])
     return rows
+
+
+def number(x: float) -> str:
+    """Four decimals where they say something: a mastered task's loss is 3e-05, a run that blew up has 40 digits."""
+    return f"{x:.4f}" if x == 0 or 1e-3 <= abs(x) < 1e6 else f"{x:.3e}"
 
 
 def show(value) -> str:
@@ -163,7 +168,7 @@ def terminal(curves: dict[str, list[tuple[int, float]]], metric: str, width: int
                 share = (c - column(xa)) / max(1, column(xb) - column(xa))
                 r = round((y1 - (ya + share * (yb - ya))) / (y1 - y0 or 1) * (height - 1))
                 grid[r][c] = letter if grid[r][c] in (" ", letter) else "*"
-    out = [f"{y1 - (y1 - y0) * r / (height - 1):>10.4f} |{''.join(row).rstrip()}" for r, row in enumerate(grid)]
+    out = [f"{number(y1 - (y1 - y0) * r / (height - 1)):>10} |{''.join(row).rstrip()}" for r, row in enumerate(grid)]
     out += [" " * 11 + "+" + "-" * width, f"{x0:>12}{f'step {x1}':>{width}}"]
     return [metric, *out, *(f"  {chr(ord('a') + i % 26)}  {name}" for i, name in enumerate(curves))]
 

@@ -76,6 +76,13 @@ def test_a_wide_table_is_turned_and_runs_of_several_scripts_show_what_they_share
         show(*folders, out="x.txt")
 
 
+def test_small_and_huge_values_are_told_apart(tmp_path, capsys):
+    a, b = make_run(tmp_path / "a", 1e-3, [0.5, 3.25e-5]), make_run(tmp_path / "b", 1e-2, [1.5e40, 2.5e-5])
+    show(a, b, text=True)
+    out = capsys.readouterr().out
+    assert "3.250e-05" in out and "2.500e-05" in out and " 1.500e+40 |" in out and "0" * 9 not in out
+
+
 def test_the_terminal_chart_falls_from_left_to_right():
     chart = plot.terminal({"one": [(0, 2.0), (50, 1.0), (100, 0.0)], "two": [(0, 0.0), (100, 0.0)]}, "val_loss", 60, 5)
     top, bottom = chart[1], chart[5]
