@@ -32,6 +32,8 @@ class Options:
 
 
 PAD, SOURCE = "<|pad|>", "the checkpoint"
+OTHERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+          "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json")  # fmt: skip
 SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 
@@ -65,6 +67,8 @@ def write_tokenizer(folder: Path, about: dict | None, block_size: int, more: dic
                     causal: bool = False) -> str:  # fmt: skip
     """Writes the files, with `more` special tokens; says in a few words what was written."""
     found = tokenizer_json(about) if about else None
+    for name in OTHERS:  # of the model that was in the folder: they would be read with this one
+        (folder / name).unlink(missing_ok=True)
     if found is None:
         return "none: the data set describes none" if not about else f"none: {about['name']} has no file here"
     found["added_tokens"] = [*(found.get("added_tokens") or []),

@@ -109,3 +109,6 @@ def test_a_folder_with_files_is_not_overwritten_unless_asked(tmp_path):
     assert (tmp_path / "hf" / "config.json").read_text() == "mine"
     export("--init_from", tmp_path / "run", "--out", tmp_path / "hf", "--overwrite")
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "gpt2"
+    train(tmp_path / "bare", None)  # a model without a tokenizer is not left with that of the one before
+    export("--init_from", tmp_path / "bare", "--out", tmp_path / "hf", "--overwrite")
+    assert sorted(p.name for p in (tmp_path / "hf").iterdir()) == ["config.json", "model.safetensors"]
