@@ -13,16 +13,19 @@ fi
 cd "$(dirname "${BASH_SOURCE[0]}")"
 if [ -z "$PY" ]; then
     PY=.venv/bin/python
-    if ! [ -x .venv/bin/pip ]; then # the last that venv makes: one that was broken off is made again
+    fresh=
+    .venv/bin/python -c '' 2>/dev/null || fresh=--clear # none is there, or its Python has gone since
+    if [ -n "$fresh" ] || ! [ -x .venv/bin/pip ]; then # pip comes last: one that was broken off is made again
         found=
         for p in python3.13 python3.12 python3.11 python3 python; do
             if "$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$p; break; fi
         done
         [ -n "$found" ] || { echo "error: Python 3.11 or newer is needed (set PYTHON=/path/to/python)" >&2; exit 2; }
-        "$found" -m venv .venv
+        "$found" -m venv $fresh .venv
     fi
 fi
-"$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $PY is older than Python 3.11" >&2; exit 2; }
+"$PY" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+    { echo "error: $PY does not run, or is older than Python 3.11" >&2; exit 2; }
 # a stamp saves pip's two seconds when nothing changed
 stamp=$("$PY" -c 'import sys; print(sys.prefix)')/.installed-$(cat requirements.txt "$1" | cksum | cut -d' ' -f1)
 if ! [ -e "$stamp" ]; then

@@ -72,3 +72,20 @@ def test_what_is_named_exists(page):
         assert (page.parent / name).exists(), f"{page.name} links to {name}, which does not exist"
     for name in re.findall(r"\bconfigs/[\w/]+\.yaml", text):
         assert any(f.endswith(name) for f in files), f"{page.name} names {name}, which does not exist"
+
+
+def test_an_environment_whose_python_has_gone_is_made_again(tmp_path):
+    shutil.copy(ROOT / "setup.sh", tmp_path)
+    bin_ = tmp_path / ".venv" / "bin"
+    bin_.mkdir(parents=True)
+    (bin_ / "python").symlink_to("/nowhere/python3.11")
+    (bin_ / "pip").write_text("#!/bin/sh\n")
+    (tmp_path / "python3.13").write_text('#!/bin/sh\n[ "$1" = -c ] || echo "$@" > made\n')  # a Python that notes its calls
+    for file in (bin_ / "pip", tmp_path / "python3.13"):
+        file.chmod(0o755)
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "VIRTUAL_ENV", "CONDA_PREFIX")}
+    env["PATH"] = f"{tmp_path}:{env['PATH']}"
+    for more in ({}, {"VIRTUAL_ENV": str(tmp_path / "gone")}):
+        done = subprocess.run(["bash", "setup.sh", "x"], cwd=tmp_path, env=env | more, capture_output=True, text=True)
+        assert done.returncode == 2 and "does not run, or is older" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "made").read_text() == "-m venv --clear .venv\n"
