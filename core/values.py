@@ -7,6 +7,7 @@
 import difflib
 import json
 import math
+import os
 import re
 import types
 import typing
@@ -74,7 +75,7 @@ def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
     if value is None:
         raise wrong("given, not null")
     if origin is list and inner == (Path,):  # names of files may hold spaces and commas
-        return [Path(v) for v in (value if isinstance(value, list | tuple) else [value])]
+        return [Path(at_home(str(v))) for v in (value if isinstance(value, list | tuple) else [value])]
     if hint is list or origin is list:
         if not isinstance(value, list | tuple):
             value = str(value).strip("[]() ").replace(",", " ").split()
@@ -111,13 +112,18 @@ def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
     elif hint is str:
         if isinstance(value, bool):
             value = str(value).lower()
-        value = str(value)
+        value = at_home(str(value))
     if choices is not None:
         allowed = list(choices() if callable(choices) else choices)
         if value not in allowed:
             shown = ", ".join(map(str, allowed)) if len(allowed) <= 40 else f"{len(allowed)} names (--list shows them)"
             raise ValueError(f"{name} must be one of {shown}; got {value!r}{nearest(str(value), allowed)}")
     return value
+
+
+def at_home(text: str) -> str:
+    """~/runs by its whole name: a shell leaves --out_dir=~/runs as it is, YAML any, and a folder ~ would be made."""
+    return os.path.expanduser(text) if text.startswith("~/") else text
 
 
 def scalar(text: str, name: str = "the value") -> Any:

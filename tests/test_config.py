@@ -1,6 +1,7 @@
 """Options: every spelling of a command line, YAML's traps, and one line for what is wrong."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -164,6 +165,19 @@ def test_a_resumed_run_saves_how_it_began():
         resumed = config.parse(Start, ["--init_from=resume", "--steps=5"])
         resumed, _ = config.resume(resumed, stored, free=("init_from",), own=own)
         assert resumed.init_from == "resume" and config.to_dict(resumed) == {"init_from": saved, "steps": 5}
+
+
+def test_home_is_found_in_flags_lists_and_files(tmp_path, monkeypatch):
+    """A folder called ~ was made."""
+    import train_args
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("out_dir: ~/runs\n")
+    argv = [str(tmp_path / "c.yaml"), "--dataset_list", "~/a", "b~/c", "--dataset=~b"]
+    found = config.parse(train_args.Options, argv)
+    assert found.out_dir == str(tmp_path / "runs")
+    assert found.dataset_list == [str(tmp_path / "a"), "b~/c"] and found.dataset == "~b"
+    assert coerce(["~/x"], list[Path], "--input") == [tmp_path / "x"]
 
 
 def test_a_beta_of_one_is_refused_before_torch_sees_it():
