@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from core import config
-from core.values import Loader, dump, nearest, read_yaml
+from core.values import Loader, at_home, dump, nearest, read_yaml
 
 TEMPLATES = Path(__file__).parent / "config_templates"
 
@@ -36,7 +36,7 @@ def find(kind: str, name: str) -> Path:
 def results(path: Path) -> Path:
     """Where an experiment's results lie: its output_dir, else its own folder."""
     about = read_yaml(path / "config.yaml").get("experiment") if (path / "config.yaml").is_file() else None
-    found = Path(str(isinstance(about, dict) and about.get("output_dir") or path))
+    found = Path(at_home(str(isinstance(about, dict) and about.get("output_dir") or path)))
     if found.resolve() != path.resolve() and (found / "config.yaml").is_file():  # as a copied folder's says
         raise ValueError(f"{path / 'config.yaml'}: experiment.output_dir {found} is another experiment's folder")
     return found

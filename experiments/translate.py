@@ -167,6 +167,9 @@ def finetuning(exp) -> dict:
         return {"init_from": "scratch"}
     if not (p.path or p.name):
         raise ValueError("pretrained_experiment.name is missing (checkpoint null: no pretraining)")
+    if p.path and Path(p.path).is_file():
+        raise ValueError(f"pretrained_experiment.path is an experiment's folder, {p.path} is a file: name that in"
+                         " pretrained_experiment.checkpoint, below the folder")  # fmt: skip
     parent = Path(p.path) if p.path else folders.results(folders.find("pretraining", p.name))
     parents, last = dict.fromkeys((parent, folders.results(parent))), "checkpoints/model.ckpt"
     places = [place / p.checkpoint for place in parents]

@@ -473,6 +473,9 @@ def test_finetuning_does_not_begin_with_another_experiment_than_it_names(data):
     values = {"pretrained_experiment.path": "copied", "pretrained_experiment.checkpoint": "best-model.ckpt"}
     (folder / "config.yaml").write_text(folders.fill(text("finetuning", "three"), values))
     start("three", "finetuning")
+    new_fin(data, "four", "one", pretrained_experiment__path="copied/best-model.ckpt")
+    with pytest.raises(ValueError, match="path is an experiment's folder, copied/best-model.ckpt is a file: name that"):
+        start("four", "finetuning")
 
 
 def test_strict_weights_or_what_differs_is_said(data, capsys):
@@ -512,11 +515,12 @@ def test_a_finished_run_is_not_resumed_in_full_and_a_second_run_is_refused(data)
     assert checkpoint.load(Path("experiments/pretraining/more/checkpoints/model.ckpt"))["step"] == 15
 
 
-@pytest.mark.parametrize("place", ["results/one", pytest.param("absolute", marks=pytest.mark.full)])
-def test_an_experiment_with_its_own_output_dir_is_gone_on_from(data, tmp_path, place):
+@pytest.mark.parametrize("place", ["results/one", pytest.param("~/one", marks=pytest.mark.full)])
+def test_an_experiment_with_its_own_output_dir_is_gone_on_from(data, tmp_path, monkeypatch, place):
     """The generators write where its results are; by name they are found, too, and from a path to its folder."""
-    place = tmp_path / "elsewhere" if place == "absolute" else place
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
     new_pre(data, "one", experiment__output_dir=place)
+    place = place.replace("~", str(tmp_path / "elsewhere"))
     start("one")
     pre("-p", "more", "-rp", "one", *sets(training__epochs=3))
     by_name = {"is_resume": True, "resume_pretraining_name": "one", "checkpoint_path": None}
