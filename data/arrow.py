@@ -60,9 +60,7 @@ def open_table(path: Path) -> pa.Table:
         table.validate(full=True)  # the only thing that notices broken offsets
     except (pa.ArrowException, OSError, ValueError) as e:
         raise ValueError(f"{path} is damaged: {str(e).splitlines()[0]}") from None
-    names = table.column_names
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{path} has the column {twice[0]!r} {names.count(twice[0])} times: which one is meant?")
+    examples.each_once(table.column_names, path)
     return table
 
 

@@ -197,6 +197,12 @@ def csv_texts(path: Path, column: str) -> Iterator[str]:
     yield from (row[place] if row else "" for row in rows)
 
 
+def each_once(columns: list[str], path: Path) -> None:
+    name, n = collections.Counter(columns).most_common(1)[0] if columns else ("", 1)
+    if n > 1:
+        raise ValueError(f"{path} has the column {name!r} {n} times: which one is meant?")
+
+
 def open_parquet(path: Path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -206,8 +212,7 @@ def open_parquet(path: Path):
         names = file.schema_arrow.names
     except (pa.ArrowException, OSError) as e:
         raise ValueError(f"{path}: {' '.join(str(e).split())}") from None
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{path} has the column {twice[0]!r} {names.count(twice[0])} times: which one is meant?")
+    each_once(names, path)
     return file
 
 
