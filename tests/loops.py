@@ -3,9 +3,11 @@
 A new loop joins by a row in LOOPS; tests/test_loops.py does the rest.
 """
 
+import contextlib
 import importlib
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,7 +86,12 @@ def stopped_at(monkeypatch, step: int, call: int) -> None:
 
 
 def port() -> int:
-    return random.SystemRandom().randrange(20000, 60000)
+    """A free one, below those that the system gives to connections (32768 and up): ranks open many."""
+    while True:
+        number = random.SystemRandom().randrange(20000, 32000)
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("", number))
+            return number
 
 
 # -----------------------------------------------------------------------------
