@@ -15,6 +15,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import shlex
 import shutil
 from pathlib import Path
@@ -139,6 +140,20 @@ def open_dataset(name: str, root: str | Path = "data") -> Dataset:
 # reading
 
 
+def allow_open(paths: list[Path]) -> None:
+    """Each shard stays open, and a shell may allow 1,024 files: so many more are asked for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if len(paths) < 64 or soft == resource.RLIM_INFINITY:
+        return
+    want = soft + len(paths)
+    if hard != resource.RLIM_INFINITY and want > hard:
+        if len(paths) > hard - 64:
+            raise ValueError(f"{paths[0].parent} holds {len(paths):,} shards, and {hard:,} files may be open here"
+                             " (ulimit -Hn): join some of them, as cat does")  # fmt: skip
+        want = hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (want, hard))
+
+
 class Split:
     """A stream of .n ids in one or more files, and the windows of block_size + 1 ids that lie in it."""
 
@@ -146,6 +161,7 @@ class Split:
         self.dataset, self.name, self.block_size = dataset, name, block_size
         dtype = DTYPES[dataset.dtype]
         self.paths, self.shards = dataset.files(name), []
+        allow_open(self.paths)
         for path in self.paths:
             size = path.stat().st_size
             if size == 0:

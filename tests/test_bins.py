@@ -394,3 +394,14 @@ def test_looking_for_ids_takes_no_memory(tmp_path):
             "before = peak(); split.check_ids(); print(peak() - before)")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "d"], cwd=ROOT, capture_output=True, text=True)
     assert int(done.stdout) < 100 * 1024, done
+
+
+@pytest.mark.parametrize("limits, says", [((80, 400), "120 200"), ((80, 100), "holds 120 shards, and 100 files may be")])
+def test_more_shards_than_files_may_be_open(tmp_path, limits, says):
+    """1,024 in most shells, and a tenth of a trillion tokens are 1,030 shards: it was a traceback."""
+    shard(tmp_path, np.arange(1200), range(10, 1200, 10))
+    code = ("import resource, sys; from data import bins; l = resource.RLIMIT_NOFILE; resource.setrlimit(l, {})\n"
+            "print(len(bins.Dataset(sys.argv[1]).split('train', 4).shards), resource.getrlimit(l)[0])")  # fmt: skip
+    argv = [sys.executable, "-c", code.format(limits), tmp_path]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert says in done.stdout + done.stderr, done
