@@ -85,9 +85,12 @@ def main(args: Options) -> None:
     elif source and (whole or {"embed", "head"} & set(args.transfer)):
         train_args.check_tokenizers(about, source["meta"], where, ", or --transfer attn mlp norm")
     splits = {part: [s.split(part, args.block_size) for s in sets] for part in ("train", "val")}
+    here = dist.setting("LOCAL_WORLD_SIZE", 1)  # the ranks of a node share the reading of its files
     for part in splits.values():
         for split in part:
-            split.check_ids(d.main)
+            dist.agree(split.check_ids, d.local_rank, here)
+            if d.local_rank == 0:
+                split.remember()
         if aligned:
             train_args.check_streams(part, names)
     mix = train_args.mixture(args)  # of one, unless multidataset

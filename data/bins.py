@@ -30,7 +30,7 @@ DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 NANOGPT_VOCAB = 50304  # GPT-2's 50257 rounded up, nanoGPT's choice where a folder says nothing
 METHODS = ("random", "sequential", "without_replacement")
 BLOCK = 1 << 22  # ids a scan looks at once
-REMEMBER = 1 << 28  # bytes: larger files are scanned once, not at every start
+REMEMBER = 1 << 28  # bytes: what is larger is scanned once, not at every start
 
 
 def dtype_for(vocab_size: int) -> str:
@@ -213,8 +213,8 @@ class Split:
                     f' say so in {self.dataset.folder}/meta.json, {{"vocab_size": ..., "dtype": "uint32"}}'
                 )
 
-    def check_ids(self, show: bool = True) -> None:
-        """Finds an id that the vocabulary does not have; the verdict on a large file is remembered.
+    def check_ids(self, part: int = 0, parts: int = 1) -> None:
+        """Finds an id that the vocabulary does not have, in one of so many parts of the data.
 
         Read, not mapped: each page of a map that was touched would count as memory of the run.
         """
@@ -222,19 +222,20 @@ class Split:
         if limit > np.iinfo(dtype).max:
             return
         seen = Verdicts(self.dataset.folder / ".checked.json", limit)
-        for path, ids in zip(self.paths, self.shards, strict=True):
-            if seen.good(path):
-                continue
-            with open(path, "rb") as f:
-                blocks, name = range(0, len(ids), BLOCK), f"{path}: looking once for ids that the vocabulary lacks"
-                for begin in progress(blocks, name) if show else blocks:
-                    block = np.fromfile(f, dtype, BLOCK)
-                    if block.max() < limit:
-                        continue
-                    at = begin + int(np.argmax(block >= limit))
-                    raise ValueError(f"{path}: id {ids[at]} at offset {at:,} (byte {at * dtype.itemsize:,}), vocab_size"
-                                     f" is {limit:,}{self.dataset.limited}")  # fmt: skip
-            seen.add(path)
+        todo = [(path, ids, begin) for path, ids in zip(self.paths, self.shards, strict=True) if not seen.good(path)
+                for begin in range(0, len(ids), BLOCK)][part::parts]  # fmt: skip
+        name = f"{self.dataset.folder}: looking once for ids that the vocabulary lacks"
+        for path, ids, begin in todo if part else progress(todo, name):
+            block = np.fromfile(path, dtype, BLOCK, offset=begin * dtype.itemsize)
+            if block.max() >= limit:
+                at = begin + int(np.argmax(block >= limit))
+                raise ValueError(f"{path}: id {ids[at]} at offset {at:,} (byte {at * dtype.itemsize:,}), vocab_size"
+                                 f" is {limit:,}{self.dataset.limited}")  # fmt: skip
+
+    def remember(self) -> None:
+        """All parts were found good: large data is not read again."""
+        if sum(ids.nbytes for ids in self.shards) >= REMEMBER:
+            Verdicts(self.dataset.folder / ".checked.json", self.dataset.vocab_size).add(self.paths)
 
 
 class Verdicts:
@@ -254,10 +255,10 @@ class Verdicts:
     def good(self, path: Path) -> bool:
         return self.known.get(path.name) == self.mark(path)
 
-    def add(self, path: Path) -> None:
-        if path.stat().st_size < REMEMBER:
+    def add(self, paths: list[Path]) -> None:
+        if all(map(self.good, paths)):
             return
-        self.known[path.name] = self.mark(path)
+        self.known |= {path.name: self.mark(path) for path in paths}
         temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
         try:
             temporary.write_text(json.dumps(self.known))

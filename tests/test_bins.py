@@ -286,14 +286,19 @@ def test_an_id_beyond_the_vocabulary(tmp_path, monkeypatch):
     bins.Dataset(tmp_path).split("train", 16).check_ids()
     ids[400 + 333] = 95
     shard(tmp_path, ids, [400])
+    train = bins.Dataset(tmp_path).split("train", 16)
     with pytest.raises(ValueError, match=r"train_1.bin: id 95 at offset 333 \(byte 666\), vocab_size is 90"):
-        bins.Dataset(tmp_path).split("train", 16).check_ids()
+        train.check_ids()
+    train.check_ids(1, 2)  # of two ranks the first reads this block
+    with pytest.raises(ValueError, match="id 95 at offset 333"):
+        train.check_ids(0, 2)
 
 
 def test_large_files_are_scanned_once(tmp_path, monkeypatch):
     monkeypatch.setattr(bins, "REMEMBER", 0)
     train = folder_of(tmp_path).split("train", 16)
     train.check_ids()
+    train.remember()
     about = (tmp_path / "train.bin").stat()
     with open(tmp_path / "train.bin", "r+b") as f:
         f.write(b"\xff\xff")
