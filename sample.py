@@ -159,21 +159,21 @@ def main(args: Options) -> None:
     dtype, _ = dist.precision(args.dtype, d.device)
     model = build_gpt(config.build(GPTConfig, state["model_config"], path))
     checkpoint.put(model, state["model"], path)
-    model.to(d.device).to(dtype).eval()
+    model.to(d.device).eval()
 
     if args.perplexity:
         file = Path(args.perplexity)
         text = read(file, f"--perplexity {file}")
         if len(tokens) > 1:
             raise ValueError(f"--perplexity {file}: this model reads {len(tokens)} aligned streams, not one text")
-        model.float()
-        with dist.autocast(d.device, dtype):
+        with dist.autocast(d.device, dtype):  # as train.py's evaluation: norms and embeddings are not rounded
             loss, n = perplexity(model, encoded(tokens[0], text, f"--perplexity {file}"), d.device, **which)
         bits = loss * n / math.log(2) / max(1, len(text.encode()))
         surprise = math.exp(min(loss, 700))  # more overflows
         print(f"{file}: loss {loss:.4f}, perplexity {surprise:.3f}, {bits:.4f} bits a byte, {n:,} tokens")
         return
 
+    model.to(dtype)
     start = torch.tensor(beginnings(args.start, tokens), device=d.device)  # (S, T)
     x = start[:, None].repeat(1, args.num_samples, 1)  # (S, B, T)
     options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed,

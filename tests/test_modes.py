@@ -320,6 +320,11 @@ def test_sample_in_16_bit_writes_with_any_position(position, data, tmp_path, cap
     os.close(into)
     assert len(text(capsys, "--init_from", tmp_path, f"--start=FILE:/dev/fd/{out}").strip()) == 8  # <(command)
     os.close(out)
+    stored, seen = checkpoint.load(checkpoint.find(tmp_path))["model"], []
+    with monkeypatch.context() as m:  # measured as train.py evaluates: by the weights themselves, not rounded ones
+        m.setattr("sample.perplexity", lambda model, *a: seen.append(model.state_dict()) or (1.0, 1))
+        text(capsys, "--init_from", tmp_path, "--perplexity", tmp_path / "bom.txt", "--dtype=bfloat16")
+    assert all(torch.equal(w, stored[name]) for name, w in seen[0].items())
     with monkeypatch.context() as m:  # of a model that diverged
         m.setattr("sample.perplexity", lambda *a: (1e4, 1))
         assert "loss 10000.0000, perplexity 1014" in text(capsys, "--init_from", tmp_path, "--perplexity", tmp_path / "bom.txt")
