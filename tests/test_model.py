@@ -95,6 +95,15 @@ def test_the_loss_in_chunks_is_cross_entropy(softcap, with_bias, monkeypatch):
         assert torch.allclose(a, e, atol=1e-5)
 
 
+def test_float16_sums_the_gradient_of_many_tokens():
+    """Before any loss scale: a sum over all of them would be more than the largest float16, 65504."""
+    x, y = torch.full((1 << 17, 2), 2.0, requires_grad=True), torch.zeros(1 << 17, dtype=torch.long)
+    w = torch.zeros(4, 2, requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        loss_sum(x, w, None, y).backward()
+    assert w.grad[0].tolist() == pytest.approx([-0.75 * 2 * (1 << 17)] * 2, rel=1e-3)
+
+
 def test_a_batch_without_targets_loses_nothing():
     model = gpt()
     loss = model(ids(), torch.full((3, 16), -100))

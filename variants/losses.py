@@ -6,6 +6,7 @@ from torch import Tensor
 
 IGNORE = -100
 CHUNK = 1 << 24  # logits at once: 64 MiB in float32
+ROWS = 1 << 11  # at once in float16: a gradient over many more may exceed 65504, and no loss scale would help
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -24,6 +25,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         db = torch.zeros_like(b, dtype=torch.float32) if grads and b is not None else None
         total = x.new_zeros((), dtype=torch.float32)
         rows = max(1, CHUNK // w.shape[0])
+        rows = min(rows, ROWS) if dtype == torch.float16 else rows
         for i in range(0, x.shape[0], rows):
             part, y = x16[i : i + rows], targets[i : i + rows]
             z = F.linear(part, w16, None if b is None else b.to(dtype))  # (rows, V)
