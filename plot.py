@@ -22,7 +22,7 @@ from core.values import nearest, read_yaml
 PLACES = (("eval.csv", "train.csv"), ("metrics/eval/metrics.csv", "metrics/train/metrics.csv"))
 WIDTH = 80  # of the table, or the terminal if that is narrower; a wider one is turned
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
-HIDDEN = ("out_dir", "output_dir", "run_name", "save_path", "name", "dirpath", "init_from", "ckpt_path")  # no settings
+HIDDEN = ("out", "out_dir", "output_dir", "run_name", "save_path", "name", "dirpath", "init_from", "ckpt_path")
 
 
 @dataclass
@@ -73,7 +73,8 @@ def open_run(path: Path) -> Run | None:
 
     for evals, trains in PLACES:
         if (path / evals).is_file() or (path / trains).is_file():
-            file = next((path / n for n in ("config.yaml", "config.resolved.yaml") if (path / n).is_file()), None)
+            # what ran: an experiment's config.yaml may have been edited since, or lack keys
+            file = next((path / n for n in ("config.resolved.yaml", "config.yaml") if (path / n).is_file()), None)
             settings = flat(read_yaml(file)) if file else {}
             results = read_json(path / "results.json") if (path / "results.json").is_file() else {}
             return Run(path, settings, read(path / trains), read(path / evals), results)
@@ -92,7 +93,8 @@ def best(run: Run, metric: str) -> tuple[int, float] | None:
 
 def table(runs: list[Run], metric: str) -> list[list[str]]:
     """Rows of text, the best run first."""
-    names = list(dict.fromkeys(k for r in runs for k in r.settings if k.split(".")[-1] not in HIDDEN))
+    shown = (k for r in runs for k in r.settings if k.split(".")[-1] not in HIDDEN and not k.startswith("files."))
+    names = list(dict.fromkeys(shown))
     if common := [n for n in names if all(n in r.settings for r in runs)]:  # of several scripts: what all of them have
         names = common
     values = {n: [r.settings.get(n) for r in runs] for n in names}
