@@ -4,6 +4,7 @@ import contextlib
 import errno
 import linecache
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -34,6 +35,12 @@ def ranks():
     return td if td and td.is_available() and td.is_initialized() else None
 
 
+def starved(e: BaseException) -> bool:
+    """Whether memory ran out: torch has a class for it on GPUs only, and not for all that runs out there."""
+    words = isinstance(e, RuntimeError) and re.search("out of memory|can't allocate memory|_ALLOC_FAILED", str(e))
+    return isinstance(e, MemoryError) or isinstance(e, OSError) and e.errno == errno.ENOMEM or bool(words)
+
+
 def verdict(e: BaseException) -> tuple[int, str]:
     """The exit code of an exception and its one line."""
     if isinstance(e, KeyboardInterrupt):
@@ -56,6 +63,10 @@ def verdict(e: BaseException) -> tuple[int, str]:
         return BAD_INPUT, f"{e.filename} is a folder, and a file is wanted there"
     if isinstance(e, ValueError) and ours(e):
         return BAD_INPUT, str(e)
+    if starved(e):
+        what = str(e).strip().split("\n")[0].rpartition("DefaultCPUAllocator: ")[2].removesuffix(".")
+        return BAD_INPUT, (f"out of memory{': ' * bool(what)}{what}; a smaller batch takes less, and is the same"
+                           " training with as much more accumulation")  # fmt: skip
     if ranks() and isinstance(e, RuntimeError) and "imed out" in str(e):
         return BUG, f"rank {ranks().get_rank()} waited in vain for another rank: {str(e).splitlines()[0]}"
     if ranks() and isinstance(e, RuntimeError) and ("reset by peer" in str(e) or "closed by peer" in str(e)):

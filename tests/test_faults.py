@@ -2,6 +2,7 @@
 the exit code, the one line, and what is left on disk. The rows that a part alone can hold are in that part's tests.
 """
 
+import errno
 import fcntl
 import json
 import math
@@ -960,3 +961,18 @@ def test_the_table_names_tests_that_exist():
         for file, name in (t.split("::") for t in tests.split(", ")):
             assert re.search(rf"^def {name}\(", (here / file).read_text(), re.M), f"{file} has no {name}"
     assert numbers == set(range(1, 42))
+
+
+@pytest.mark.parametrize("cause", ["torch", "gpu", "python", "system"])
+def test_memory_that_runs_out_is_one_line_that_says_what_takes_less(cause, capfd):
+    with pytest.raises(SystemExit) as e, run.guard():
+        if cause == "torch":
+            torch.empty(2**50)
+        if cause == "gpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee documentation")
+        if cause == "python":
+            bytearray(2**62)
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+    err = capfd.readouterr().err
+    assert e.value.code == 2 and err.startswith("error: out of memory") and "a smaller batch" in err
+    assert err.count("\n") == 1
