@@ -369,10 +369,11 @@ def position(args: Options) -> str:
 def adopt(args: Options, source: dict, where: str) -> None:
     """The shape of the weights to start from becomes this run's, but for what the user gave."""
     config, given = dict(source["config"]), set(args.given)
+    gpt = config.pop("backbone", source["kind"]) == "gpt"  # a reward model is read as what it stands on
     if given & {"use_rotary_embeddings", "use_abs_pos_embeddings"}:
         given.add("position")
     ours = position(args) if "position" in given else "learned"
-    if source["kind"] != "gpt":  # an encoder: only the sizes mean the same
+    if not gpt:  # an encoder: only the sizes mean the same
         config = {k: config[k] for k in ("n_layer", "n_head", "n_embd", "mlp_size") if k in config}
     elif config["block_size"] < args.block_size and "learned" in ours and "learned" in config.get("position", ours):
         if "block_size" in given and {"all", "embed"} & set(args.transfer):
@@ -382,7 +383,7 @@ def adopt(args: Options, source: dict, where: str) -> None:
     for f in fields(GPTConfig):
         if f.name in ("block_size", "dropout", "use_gradient_checkpointing", "vocab_size", "vocab_sizes"):
             continue
-        theirs = config.get(f.name, f.default if source["kind"] == "gpt" else None)
+        theirs = config.get(f.name, f.default if gpt else None)
         if f.name in given:
             ours = position(args) if f.name == "position" else getattr(args, f.name)
             heads = f.name == "n_head" and any(part.startswith("attn") for part in args.transfer)  # its cut
@@ -390,7 +391,7 @@ def adopt(args: Options, source: dict, where: str) -> None:
                 how = "name the parts to take with" if args.transfer == ["all"] else "leave attn out of"
                 raise ValueError(f"--{f.name} is {theirs!r} in {where}, not {ours!r}: leave it out, or"
                                  f" {how} --transfer")  # fmt: skip
-        elif f.name in config or source["kind"] == "gpt":
+        elif f.name in config or gpt:
             setattr(args, f.name, theirs)
 
 

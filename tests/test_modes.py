@@ -506,6 +506,18 @@ def test_from_a_gpt2_folder(data, tmp_path):
     assert (resolved["n_layer"], resolved["n_head"], resolved["activation_variant"]) == (2, 4, "gelu_tanh")
 
 
+def test_a_reward_models_blocks_compute_here_what_they_did_there(data, tmp_path):
+    """Not its sizes alone: its positions, activation and MLP, too."""
+    own = {"position": "rotary", "activation_variant": "squared_relu", "mlp_variant": "swiglu", "use_qk_norm": True}
+    run(dataset=data / "toy", out_dir=tmp_path / "a", n_layer=1, n_head=2, n_embd=8, block_size=8, **own, **START)
+    state = checkpoint.load(tmp_path / "a" / "ckpt.pt")
+    state |= {"kind": "reward", "model_config": {"backbone": "gpt", **state["model_config"]}}
+    checkpoint.save(tmp_path / "reward.pt", state)
+    run(dataset=data / "toy", init_from=tmp_path / "reward.pt", transfer="attn,mlp,norm", out_dir=tmp_path / "b", **START)
+    config = load(tmp_path / "b" / "ckpt.pt").config
+    assert {name: getattr(config, name) for name in own} == own
+
+
 def test_from_gpt2_learns_and_resumes_exactly(data, tmp_path):
     gpt2_folder(tmp_path / "gpt2")
     options = START | {"dataset": data / "toy", "init_from": tmp_path / "gpt2", "block_size": 8, "learning_rate": 1e-2}
