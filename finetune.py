@@ -258,7 +258,7 @@ def main(args: Options) -> None:
                                  " out, or name the parts to take with --transfer")  # fmt: skip
         if weights.get("classifier.out_proj.weight", torch.empty(C)).shape[0] != C:
             weights = {k: w for k, w in weights.items() if not k.startswith("classifier.")}  # a head for other labels
-        for part, done, count in transfer.into(model, weights, args.transfer, args.init_from):
+        for part, done, count in transfer.into(model, weights, args.transfer, args.init_from, there.get("n_head")):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     waking = stand_still(model, args)
     model.to(d.device)

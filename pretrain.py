@@ -284,7 +284,8 @@ def main(args: Options) -> None:
     if resuming:
         cfg = config.build(RobertaConfig, source, path)
     else:
-        cfg = model_config(args, {"pad_id": pad, **source}, tokens.vocab_size, longest)
+        theirs = source if "all" in args.transfer else {}  # parts of it fit a model of one's own
+        cfg = model_config(args, {"pad_id": pad, **theirs}, tokens.vocab_size, longest)
         for name in (n for n in SHAPE if n not in args.given):  # config.yaml says what the model is, and runs again
             setattr(args, name, getattr(cfg, SHAPE[name]))
     for split in splits.values():
@@ -320,7 +321,7 @@ def main(args: Options) -> None:
     elif weights:
         where = "the last checkpoint" if args.reset else args.init_from
         check_fit(model, weights, where, args.transfer, args.strict)
-        for part, done, count in transfer.into(model, weights, args.transfer, where):
+        for part, done, count in transfer.into(model, weights, args.transfer, where, source.get("n_head")):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)

@@ -137,7 +137,8 @@ def main(args: Options) -> None:
     if resuming:
         checkpoint.put(model, stored["model"], path)
     elif source:
-        for part, done, count in transfer.into(model, source["model"], args.transfer, where, whole):
+        heads = source["config"].get("n_head")
+        for part, done, count in transfer.into(model, source["model"], args.transfer, where, heads, whole):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)

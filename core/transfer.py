@@ -19,11 +19,13 @@ def group_of(name: str) -> str:
     return "head"
 
 
-def into(model, weights: dict, parts: list[str], source: str, whole: bool = False, fresh: bool = True) -> list:
+def into(model, weights: dict, parts: list[str], source: str, heads: int | None = None, whole: bool = False,
+         fresh: bool = True) -> list:  # fmt: skip
     """Copies the named parts (attn, mlp:0-3, ... or all); returns rows (part, taken | initialised, parameters).
 
     A longer table of positions is cropped. Where the model is fresh, its embeddings under blocks that were taken get
     the scale of the source's.
+    `heads` of the source: the matrices of attention have one shape for any number, and are cut by it.
     `whole`: nothing may be missing in it, or left over.
     """
     wanted: dict[str, list[tuple[int, float]]] = {}  # attn:0 attn:4-5 are three layers of a part
@@ -38,6 +40,10 @@ def into(model, weights: dict, parts: list[str], source: str, whole: bool = Fals
         limits = (int(low), int(high or low)) if layers else (0, float("inf"))
         for group in GROUPS if name == "all" else [name]:
             wanted.setdefault(group, []).append(limits)
+    ours = next((m.n_head for m in model.modules() if hasattr(m, "n_head")), heads)
+    if "attn" in wanted and heads not in (None, ours):
+        raise ValueError(f"{source} has {heads} heads, the model here {ours}: make them equal, or leave attn out of"
+                         " --transfer")  # fmt: skip
     table, seen, tied = {}, set(), False
     for name, target in model.state_dict().items():
         if target.data_ptr() in seen:  # a head tied to the embedding goes with it

@@ -55,7 +55,7 @@ def label_names(config: dict, n: int) -> list[str]:
 
 def open_weights(source: str, tokenizer: str, transfer: list[str], run: str = "") -> tuple[dict, dict, dict | None]:
     """(config, weights, tokenizer's description) to pretrain from: of what --init_from names, or of `run`, the folder
-    whose last checkpoint --reset takes. The config is empty where only parts are to be taken."""
+    whose last checkpoint --reset takes."""
     if run:
         state, path = checkpoint.newest(run)
         found = {"config": state["model_config"], "model": state["model"], "meta": state["meta"], "kind": "roberta"}
@@ -73,7 +73,7 @@ def open_weights(source: str, tokenizer: str, transfer: list[str], run: str = ""
     if found["kind"] not in ("roberta", "classifier") and whole:
         raise ValueError(f"--init_from {path} is a {found['kind']!r} model: name parts, --transfer attn mlp")
     shape = {k: v for k, v in found["config"].items() if k in RobertaConfig.__dataclass_fields__}
-    return shape if whole else {}, found["model"], about
+    return shape, found["model"], about
 
 
 def check_fit(model, weights: dict, source: str, transfer: list[str], strict: bool = True) -> None:

@@ -172,11 +172,8 @@ def main(args: Options) -> None:
     elif args.init_from != "scratch":
         args.init_from = folder.gone_to(args.init_from)
         found, whole = hf.source(args.init_from), args.transfer == ["all"]
-        weights, heads = found["model"], found["config"].get("n_head", cfg.n_head)
-        if heads != cfg.n_head and any(part.startswith(("attn", "all")) for part in args.transfer):  # its cut
-            raise ValueError(f"--gpt2_size {args.gpt2_size} has {cfg.n_head} heads, {args.init_from} has {heads}: make"
-                             " them equal, or leave attn out of --transfer")  # fmt: skip
-        for part, done, count in transfer.into(model, weights, args.transfer, args.init_from, whole):
+        weights, heads = found["model"], found["config"].get("n_head")
+        for part, done, count in transfer.into(model, weights, args.transfer, args.init_from, heads, whole):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)

@@ -400,6 +400,8 @@ def test_our_checkpoints_start_other_runs(run, tmp_path):
     part = checkpoint.load(tmp_path / "part" / "final" / "ckpt.pt")["model"]
     assert torch.equal(part["transformer.h.0.attn.c_attn.weight"], old["transformer.h.0.attn.c_attn.weight"])
     assert not torch.equal(part["transformer.wte.weight"], old["transformer.wte.weight"])
+    with pytest.raises(ValueError, match="heads, the model here 1: make them equal, or leave attn out"):
+        run(f"--init_from={tmp_path / 'run'}", "--transfer", "attn", "--attention_heads=1", out="cut")
 
 
 def test_another_tokenizer_is_refused_with_both_hashes(run, data, tmp_path):

@@ -694,6 +694,11 @@ def test_init_from_takes_parts_of_another_checkpoint(toy, tmp_path, capsys):
         expected = a if ".mlp." in name else source
         assert torch.allclose(b[name], expected[name], atol=1e-6), name
     assert "taken" in capsys.readouterr().out
+    state = checkpoint.load(tmp_path / "a" / "ckpt.pt")
+    state["model_config"]["n_head"] *= 2  # the same shapes, cut in another way
+    checkpoint.save(tmp_path / "cut.pt", state)
+    refuse("make them equal, or leave attn out", toy, tmp_path / "c", f"--init_from={tmp_path / 'cut.pt'}",
+           "--transfer", "attn", "mlp")  # fmt: skip
 
 
 # -----------------------------------------------------------------------------

@@ -33,6 +33,15 @@ def test_transfer_takes_what_is_asked_and_says_so():
     assert sum(n for _, _, n in table) == sum(p.numel() for p in b.parameters())
 
 
+@pytest.mark.parametrize("part", ["attn", "attention:0", "all"])
+def test_attention_is_not_cut_into_another_number_of_heads(part):
+    """Its matrices have the same shape for any."""
+    a, b = two_models()
+    with pytest.raises(ValueError, match="a has 4 heads, the model here 2: make them equal, or leave attn out"):
+        transfer.into(b, a.state_dict(), [part], "a", heads=4)
+    transfer.into(b, a.state_dict(), ["mlp"], "a", heads=4)
+
+
 def test_a_learnt_position_of_ones_own_goes_with_the_embeddings():
     """As variants/positions.py says, a kind is a class and a table line: its weights are pos_NAME's."""
     assert transfer.group_of("transformer.pos_mine.weight") == transfer.group_of("transformer.wpe.weight")
