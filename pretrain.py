@@ -323,6 +323,8 @@ def main(args: Options) -> None:
         check_fit(model, weights, where, args.transfer, args.strict)
         for part, done, count in transfer.into(model, weights, args.transfer, where, source.get("n_head")):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
+        for note in transfer.otherwise(model, source, args.transfer, where):
+            say(f"note: {note}")
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)
     autocast = dist.autocast(d.device, dtype)

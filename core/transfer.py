@@ -4,6 +4,17 @@ import torch
 
 GROUPS = ("embed", "attn", "mlp", "norm", "head")
 OTHER_NAMES = {"ffn": "mlp", "ln": "norm", "embedding": "embed", "embeddings": "embed", "attention": "attn"}
+UNTOLD = ("position", "activation", "activation_variant", "norm_variant_attn", "use_pre_ln", "use_post_ln",
+          "use_peri_ln", "use_parallel_mlp")  # fmt: skip
+
+
+def otherwise(model, theirs: dict, parts: list[str], source: str) -> list[str]:
+    """What no weight tells of, where the models differ: blocks of one compute something else in the other."""
+    ours = next((vars(m.config) for m in model.modules() if hasattr(m, "config")), {})
+    if not any(OTHER_NAMES.get(name, name) in ("attn", "mlp", "all") for name in (p.split(":")[0] for p in parts)):
+        return []
+    differ = [n for n in UNTOLD if n in ours and theirs.get(n, ours[n]) != ours[n]]
+    return [f"{n} is {theirs[n]!r} in {source} and {ours[n]!r} here: the parts compute something else" for n in differ]
 
 
 def group_of(name: str) -> str:

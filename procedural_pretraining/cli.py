@@ -175,6 +175,8 @@ def main(args: Options) -> None:
         weights, heads = found["model"], found["config"].get("n_head")
         for part, done, count in transfer.into(model, weights, args.transfer, args.init_from, heads, whole):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
+        for note in transfer.otherwise(model, found["config"], args.transfer, args.init_from):
+            say(f"note: {note}")
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)
     autocast = dist.autocast(d.device, dtype)

@@ -395,8 +395,9 @@ def test_our_checkpoints_start_other_runs(run, tmp_path):
     run(f"--init_from={tmp_path / 'run'}", "--max_steps=1", "--lr=0", "--decay=0", out="all", shape=False)
     old, new = (checkpoint.load(tmp_path / p)["model"] for p in ("run/best.pt", "all/final/ckpt.pt"))
     assert all(torch.equal(old[k], new[k]) for k in old)
-    run(f"--init_from={tmp_path / 'run'}", "--transfer", "attn", "mlp", "--max_steps=1", "--lr=0", "--decay=0",
-        "--pos_embed=rope", out="part")  # fmt: skip
+    said = run(f"--init_from={tmp_path / 'run'}", "--transfer", "attn", "mlp", "--max_steps=1", "--lr=0", "--decay=0",
+               "--pos_embed=rope", out="part")  # fmt: skip
+    assert "note: position is 'absolute' in" in said
     part = checkpoint.load(tmp_path / "part" / "final" / "ckpt.pt")["model"]
     assert torch.equal(part["transformer.h.0.attn.c_attn.weight"], old["transformer.h.0.attn.c_attn.weight"])
     assert not torch.equal(part["transformer.wte.weight"], old["transformer.wte.weight"])

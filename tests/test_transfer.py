@@ -33,6 +33,15 @@ def test_transfer_takes_what_is_asked_and_says_so():
     assert sum(n for _, _, n in table) == sum(p.numel() for p in b.parameters())
 
 
+@pytest.mark.parametrize("parts, notes", [(["attn"], 1), (["embed", "ffn:0"], 1), (["all"], 1), (["embed", "ln"], 0)])
+def test_what_no_weight_tells_of_is_said_where_it_differs(parts, notes):
+    _, model = two_models()
+    theirs = {**vars(model.config), "position": "rotary", "vocab_size": 5, "dropout": 0.5, "activation": "of an encoder"}
+    said = transfer.otherwise(model, theirs, parts, "a")
+    assert said == ["position is 'rotary' in a and 'learned' here: the parts compute something else"][:notes]
+    assert not transfer.otherwise(model, vars(model.config), parts, "a")
+
+
 @pytest.mark.parametrize("part", ["attn", "attention:0", "all"])
 def test_attention_is_not_cut_into_another_number_of_heads(part):
     """Its matrices have the same shape for any."""
