@@ -96,6 +96,8 @@ def settings(pairs: list[str], kind: str) -> dict:
             raise ValueError(f"--set takes section.key=value, got {pair!r}")
         if key not in known:
             raise ValueError(f"--set {key}: no such key{nearest(key, known)}")
+        if key in out:
+            raise ValueError(f"--set {key} twice: {out[key]!r} and {value!r}")
         out[key] = coerce(value, known[key].type, f"--set {key}", known[key].meta.get("choices"))
     return out
 

@@ -81,6 +81,12 @@ def test_set_takes_text_as_it_is(path):
     assert written["data"]["train"]["dataset_path"] is None and written["training"]["use_amp"] is False
 
 
+def test_a_key_is_set_once():
+    with pytest.raises(ValueError, match="--set training.epochs twice: 5 and '6'"):
+        pre("-p", "one", *sets(training__epochs=5), *sets(training__epochs=6))
+    assert not Path("experiments").exists()
+
+
 def test_a_new_pretraining_experiment_is_the_template_with_its_names():
     wanted = ("training.epochs=7", "training.learning_rate=1e-3", "tokenizer.vocab_dir=tok")
     pre("-p", "one", *(word for pair in wanted for word in ("--set", pair)))
