@@ -53,6 +53,9 @@ class Files:
                 raise ValueError(f"--files.{option} must be the name of a file, got {name!r}")
             if same[0] != option:
                 raise ValueError(f"--files.{option} and --files.{same[0]} are both {name!r}")
+            if inside := [o for o, other in named.items() if Path(name) in Path(other).parents]:
+                other = f"--files.{inside[0]} {named[inside[0]]!r}"
+                raise ValueError(f"--files.{option} {name!r}: {other} needs a folder there")
             if str(Path(name)) in ("status.json", "results.json", "loss.png", "confusion.png"):
                 raise ValueError(f"--files.{option} {name}: a run writes something else there")
 

@@ -494,6 +494,8 @@ def wrong(data, tmp_path, case):
         "another shape": (["--model", "n_layer=1"], "has, and this model has not, transformer.h.1"),
         "other positions": (["--model", "position=rope"], "has, and this model has not, transformer.wpe"),
         "heads cut otherwise": (["--model", "n_head=1"], "n_head is 2 in .* and cannot become 1"),
+        "a file that is a folder": (["--files.best=a/best.pt", "--files.eval_csv=a"],
+                                    "--files.eval_csv 'a': --files.best 'a/best.pt' needs a folder there"),
         "a file of the run's": (["--files.train_csv=results.json"], "results.json: a run writes something else there"),
         "unknown field": (["--model", "n_layers=1"], "did you mean 'n_layer'"),
         "not there": (["--init_from=nowhere/x.pt"], "nowhere"),
@@ -509,7 +511,7 @@ def wrong(data, tmp_path, case):
 CASES = ["no labels", "label out of range", "other names", "other tokenizer", "id out of range", "other pad",
          "malicious", "a folder", "a checkpoint", "an empty file", "no freeze", "for predict", "too few labels", "too many labels", "no val", "no source", "weights", "a weight",
          "no file name", "one file name", "layers", "another shape",
-         "other positions", "heads cut otherwise", "a file of the run's", "unknown field", "not there", "nothing to resume"]  # fmt: skip
+         "other positions", "heads cut otherwise", "a file that is a folder", "a file of the run's", "unknown field", "not there", "nothing to resume"]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
