@@ -183,7 +183,7 @@ def main(args: Options) -> None:
                              f" and cannot become {now}")  # fmt: skip
         say(f"resuming {path} at step {stored['step']}")
         for name, (old, new) in changes.items():
-            say(f"  {name}: {old} -> {new}")
+            say(f"  {config.said(args, name).removeprefix('--')}: {old} -> {new}")
     elif place.second == "refuse" and not folder.restarted:
         run.refuse(folder.path, (place.ckpt, place.best))
     if args.freeze_epochs and not args.freeze:
@@ -204,7 +204,8 @@ def main(args: Options) -> None:
     there, cfg = cfg, config.build(RobertaConfig, {**cfg, **args.model}, where)
     longest = min(args.max_length or cfg.block_size, cfg.block_size)
     if longest < (args.max_length or 0):
-        say(f"--max_length {args.max_length} is more than the encoder's {longest} positions: texts are cut at these")
+        say(f"{config.said(args, 'max_length')} {args.max_length} is more than the encoder's {longest} positions: texts"
+            " are cut at these")  # fmt: skip
     splits, hash_ = {}, vocab.load(tokenizer).hash
     end = examples.token_id(examples.load_tokenizer(tokenizer), "end")
     for name, file in (("train", args.train), ("val", args.val), ("test", args.test)):
@@ -251,11 +252,7 @@ def main(args: Options) -> None:
     if resuming:
         checkpoint.put(model, weights, path)
     elif weights:
-        check_fit(model, weights, args.init_from, args.transfer)
-        for name in ("n_head", "position", "activation") if "all" in args.transfer else ():  # no weight tells of them
-            if (before := there.get(name, getattr(cfg, name))) != (now := getattr(cfg, name)):
-                raise ValueError(f"{name} is {before!r} in {args.init_from} and cannot become {now!r}: leave it"
-                                 " out, or name the parts to take with --transfer")  # fmt: skip
+        check_fit(model, weights, there, args.init_from, args.transfer)
         if weights.get("classifier.out_proj.weight", torch.empty(C)).shape[0] != C:
             weights = {k: w for k, w in weights.items() if not k.startswith("classifier.")}  # a head for other labels
         for part, done, count in transfer.into(model, weights, args.transfer, args.init_from, there.get("n_head")):

@@ -252,7 +252,7 @@ def main(args: Options) -> None:
         unused = f": {folder.path} holds a run, so --ckpt_path is not used" if own and args.ckpt_path else ""
         say(f"resuming {path} at step {stored['step']}{unused}")
         for name, (old, new) in changes.items():
-            say(f"  {name}: {old} -> {new}")
+            say(f"  {config.said(args, name).removeprefix('--')}: {old} -> {new}")
     else:
         B = args.per_device * args.grad_acc * d.world
     for line in config.idle(args, NEEDS):
@@ -320,7 +320,7 @@ def main(args: Options) -> None:
         checkpoint.put(model, weights, path)
     elif weights:
         where = "the last checkpoint" if args.reset else args.init_from
-        check_fit(model, weights, where, args.transfer, args.strict)
+        check_fit(model, weights, source, where, args.transfer, args.strict)
         for part, done, count in transfer.into(model, weights, args.transfer, where, source.get("n_head")):
             say(f"  {part:<6}{done:<12}{count:>13,} parameters")
         for note in transfer.otherwise(model, source, args.transfer, where):

@@ -130,6 +130,11 @@ def holds(options: Any, condition: str) -> bool:
     return among if how == "=" else bool(value) and not among
 
 
+def said(options: Any, name: str) -> str:
+    """An option as its user wrote it: an experiment's is a key of its config.yaml."""
+    return getattr(options, "keys", {}).get(name, f"--{name}")
+
+
 def idle(options: Any, needs: dict[str, str]) -> list[str]:
     """A line for each option that the user set and that acts on nothing here.
 
@@ -142,7 +147,8 @@ def idle(options: Any, needs: dict[str, str]) -> list[str]:
         off = {c[2:] for c in conditions if c[2:] in known and get(options, c[2:]) is known[c[2:]].default is False}
         if off & options.given or any(holds(options, c) for c in conditions):
             continue
-        out += [f"--{name} does nothing here: it needs {text.replace('|', ' or ')}" for name in names.split()
+        text = re.sub(r"--([\w.]+)", lambda m: said(options, m[1]), text).replace("|", " or ")
+        out += [f"{said(options, name)} does nothing here: it needs {text}" for name in names.split()
                 if name in options.given and get(options, name) != known[name].default]  # fmt: skip
     return out
 
@@ -396,6 +402,9 @@ def resume(options: Any, stored: dict, *, fixed: tuple[str, ...] = (), free: tup
             put(merged, name, old)
             continue
         if name in fixed or known[name].group in fixed or name.split(".")[0] in fixed:
+            while isinstance(old, dict) and isinstance(new, dict):  # --model: what of it differs
+                key = next(k for k in [*new, *old] if new.get(k, ...) != old.get(k, ...))
+                name, old, new = f"{name} {key}", old.get(key), new.get(key)
             raise ValueError(f"--{name} is {old!r} in the run to resume and cannot become {new!r}: start a new run")
         changes[name] = (old, new)
     merged.given = options.given

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from core import checkpoint, disk, files, hf, hub
+from core import checkpoint, config, disk, files, hf, hub
 from data import examples, qa, vocab
 from model import RobertaConfig
 
@@ -44,12 +44,12 @@ def open_encoder(source: str, tokenizer: str = "") -> Encoder:
     return Encoder(cfg, weights, examples.describe(tokenizer) if tokenizer else qa.tokenizer(folder), head)
 
 
-def label_names(config: dict, n: int) -> list[str]:
+def label_names(about: dict, n: int) -> list[str]:
     """A classifier's, by number; transformers writes none where there are two without names. None where a text has not
     one label: one number is a score, and of several each may be one, or a label that is there or not."""
-    if n < 2 or config.get("problem_type") not in (None, "single_label_classification"):
+    if n < 2 or about.get("problem_type") not in (None, "single_label_classification"):
         return []
-    table = {str(i): name for i, name in (config.get("id2label") or {}).items()}
+    table = {str(i): name for i, name in (about.get("id2label") or {}).items()}
     return [str(table.get(str(i), f"LABEL_{i}")) for i in range(n)]
 
 
@@ -76,8 +76,21 @@ def open_weights(source: str, tokenizer: str, transfer: list[str], run: str = ""
     return shape, found["model"], about
 
 
-def check_fit(model, weights: dict, source: str, transfer: list[str], strict: bool = True) -> None:
-    """Where all is to be taken, the encoder has the same weights there and here; not strict: what differs is said."""
+def shape(cfg: RobertaConfig) -> dict:
+    """What makes an encoder another one; of n_head, position and activation no weight may tell."""
+    same = {"attn_size": cfg.attn_size or cfg.n_embd, "attention": cfg.attention.replace("plain", "exact")}
+    names = "n_layer", "n_embd", "mlp_size", "n_head", "attn_size", "attn_bias", "attention", "position", "activation"
+    return {name: same.get(name, getattr(cfg, name)) for name in names}
+
+
+def check_fit(model, weights: dict, there: dict, source: str, transfer: list[str], strict: bool = True) -> None:
+    """Where all is to be taken, the encoder is the same there and here; not strict: what differs is said."""
+    if strict and "all" in transfer:
+        before = shape(config.build(RobertaConfig, there, source))
+        for name, now in shape(model.config).items():
+            if now != before[name]:
+                raise ValueError(f"--model {name} is {before[name]!r} in {source} and cannot become {now!r}: leave it"
+                                 " out, or name the parts to take with --transfer")  # fmt: skip
     ours = {n for n in model.state_dict() if n.startswith("transformer.")}
     theirs = {n for n in weights if n.startswith("transformer.")}
     for names, what in ((sorted(ours - theirs), "lacks"), (sorted(theirs - ours), "has, and this model has not,")):

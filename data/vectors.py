@@ -24,7 +24,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     """A .npy file, float32, with a row for each row of a table, or each line that is not blank, in the file's order."""
     cfg, weights, about, _ = open_encoder(source, tokenizer)
     model = RobertaMLM(config.build(RobertaConfig, cfg, source))
-    check_fit(model, weights, source, ["all"])
+    check_fit(model, weights, cfg, source, ["all"])
     checkpoint.put(model, {k: weights.get(k, v) for k, v in model.state_dict().items()}, source)  # the head is not used
     model.to(device).eval()
     autocast = dist.autocast(device, dist.precision(dtype, device)[0])

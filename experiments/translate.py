@@ -1,15 +1,17 @@
 """Experiments in the terms of pretrain.py and finetune.py: one table, and no loop of its own."""
 
 import importlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from core import config
 from core.values import coerce, nearest, read_yaml
 from experiments import folders
-from experiments.sections import KINDS
+from experiments.sections import KINDS, LSH, Favor
 
 SCRIPTS = {"pretraining": "pretrain", "finetuning": "finetune"}
 
@@ -80,6 +82,17 @@ VALUES = {  # of an option, what is said otherwise there
     "pos_embed": {"learned": "absolute"},
     "model.position": {"learned": "absolute"},
 }
+
+KIND, RESUME = "--architecture.attention.kind", "--training.resume."
+NEEDS = {  # what acts only beside other keys. =True: a switch that is off in each template is not off by choice
+    "training.resume.resume_pretraining_name training.resume.checkpoint_path"
+    " training.resume.load_only_model_state": RESUME + "is_resume=True",
+    "training.resume.strict": RESUME + "load_only_model_state=True",
+    "architecture.rope.rope_base architecture.rope.rope_scale": "--architecture.pos_encoding=rope",
+    "architecture.attention.mha.use_native_sdpa": KIND + "=mha",
+    **{" ".join(f"architecture.attention.{kind}.{f.name}" for f in fields(cls)): f"{KIND}={kind}"
+       for kind, cls in (("lsh", LSH), ("favor", Favor))},
+}  # fmt: skip
 
 
 def read(data: dict, kind: str, source: str):
@@ -157,6 +170,8 @@ def options(exp, kind: str, folder: Path, resuming: bool = False) -> dict:
     }
     if kind == "pretraining":
         out["lr_schedule"] = "cosine"
+        if not exp.training.resume.load_only_model_state:  # a note of its own says so
+            del out["strict"]
     out["save_path" if kind == "pretraining" else "out_dir"] = exp.experiment.output_dir or str(folder)
     if resuming:  # all that it began with is in its own checkpoint
         return out | {"init_from": "resume"}
@@ -177,9 +192,10 @@ def finetuning(exp) -> dict:
     places = [place / p.checkpoint for place in parents]
     found = next((p for p in places if p.is_file()), None)
     if not found:  # a run has a last state and no best one where no evaluation was a number
-        what = (f"pretrained_experiment.checkpoint={last} does" if any((place / last).is_file() for place in parents)
-                else f"run python train.py -n {p.name or parent.name} -m pretraining first")  # fmt: skip
-        raise ValueError(f"pretrained_experiment: {' and '.join(map(str, places))} does not exist; {what}")
+        what = f"run python train.py -n {p.name or parent.name} -m pretraining first"
+        if any((place / last).is_file() for place in parents):
+            what = f"pretrained_experiment.checkpoint={last} is there"
+        raise ValueError(f"pretrained_experiment.checkpoint: no file {' or '.join(map(str, places))}; {what}")
     if other := folders.foreign("pretraining", p.name, found):
         raise ValueError(f"pretrained_experiment.name is {p.name!r}, but {found} is of {other!r}: change path"
                          " or checkpoint; path null takes the named one's")  # fmt: skip
@@ -211,17 +227,33 @@ def pretraining(exp, folder: Path) -> dict:
 # running
 
 
+def keys(kind: str) -> dict[str, str]:
+    """{option: key of config.yaml}"""
+    found = {names[k]: key for k in (*SCRIPTS, kind) for key, names in ROWS.items()}
+    args = {f"model attention_args {f.name}": f"architecture.attention.{of}.{f.name}"
+            for of, cls in (("lsh", LSH), ("favor", Favor)) for f in fields(cls)}  # fmt: skip
+    files = {"files.ckpt": "the last state", "files.best": "the best state", "files.config": "the resolved config"}
+    found |= {name.replace(".", " "): key for name, key in found.items() if name.startswith("model.")}
+    return found | args | files | {"ckpt_path": "training.resume.checkpoint_path"}
+
+
 @contextmanager
-def spelling(kind: str) -> Iterator[None]:
-    """Errors name keys of config.yaml, not the options they became."""
-    keys = {names[k].removeprefix("model."): key for k in (*SCRIPTS, kind) for key, names in ROWS.items()}
-    keys["ckpt_path"] = "training.resume.checkpoint_path"
+def spelling(kind: str, source: Path) -> Iterator[None]:
+    """Errors name keys of config.yaml and their values, not the options they became; and the file."""
+    known = keys(kind)
+    known |= {name.removeprefix("model."): key for name, key in known.items()}
     try:
         yield
     except ValueError as e:
-        text = re.sub(r"--([a-z_.]+)", lambda m: keys.get(m[1].removeprefix("model."), m[0]), str(e))
-        text = re.sub(r"leave '\w+' out of --transfer, or |, or name the parts to take with --transfer", "", text)
-        e.args = (re.sub(r"(?<![.\w])[a-z]+_[a-z_]+\b", lambda m: keys.get(m[0], m[0]), text),)
+        text = re.sub(r"--(model (?:attention_args )?[a-z_]+|[a-z_.]+)", lambda m: known.get(m[1], m[0]), str(e))
+        text = re.sub(r"(?<![./\w-])[a-z]+_[a-z_]+(?![/\w-]|\.\w)", lambda m: known.get(m[0], m[0]), text)
+        text = re.sub(r"leave '\w+' out of --transfer, or ", "", text)
+        text = re.sub(r" is (\S+) (in .+ and cannot become .+): leave it out.*", r" is \1 \2: write \1", text)
+        for word, theirs in (("'absolute'", "'learned'"), ("'exact'", "'mha'"), ("device cuda", "device gpu")):
+            text = text.replace(word, theirs)
+        if str(source) not in text and any(key in text for key in config.specs(KINDS[kind])):
+            text = f"{source}: {text}"
+        e.args = (text,)
         raise
 
 
@@ -240,12 +272,20 @@ def main(argv: list[str]) -> None:
         raise ValueError("--overwrite replaces the run that --init_from=resume goes on with: leave one of them out")
     kind, folder = args.mode, folders.find(args.mode, args.name)
     source = folder / "config.yaml"
-    exp = read(read_yaml(source), kind, str(source))
-    values = options(exp, kind, folder, resuming=bool(args.init_from))
-    folders.results(folder)  # refuses another experiment's
-    values["files.second"] = "overwrite" if args.overwrite else "refuse"
-    script = importlib.import_module(SCRIPTS[kind])
-    with spelling(kind):
+    exp, known = read(read_yaml(source), kind, str(source)), config.specs(KINDS[kind])
+    with spelling(kind, source):
+        values = options(exp, kind, folder, resuming=bool(args.init_from))
+        paths = ["tokenizer.vocab_dir"] * (not args.init_from) + [k for k in known if k.endswith(".dataset_path")]
+        for key, path in ((key, config.get(exp, key)) for key in paths):
+            if path and not Path(path).exists():
+                raise ValueError(f"{key} {path} does not exist")
+        folders.results(folder)  # refuses another experiment's
+        values["files.second"] = "overwrite" if args.overwrite else "refuse"
+        script = importlib.import_module(SCRIPTS[kind])
         chosen = config.from_dict(script.Options, values, str(source))
-        chosen.given = {n for n in config.specs(script.Options) if n in values}
+        chosen.given, chosen.keys = {n for n in config.specs(script.Options) if n in values}, keys(kind)
+        if os.environ.get("RANK", "0") == "0":
+            exp.given = set(known)
+            for line in config.idle(exp, {k: text for k, text in NEEDS.items() if k.split()[0] in known}):
+                print(f"note: {line.replace('--', '')}")
         script.main(chosen)

@@ -489,7 +489,7 @@ def test_strict_weights_or_what_differs_is_said(data, capsys):
     start("old")
     resume = {"training__resume__load_only_model_state": "true", "architecture__pos_encoding": "sinusoidal"}
     pre("-p", "new", "-rp", "old", *sets(**resume))
-    with pytest.raises(ValueError, match="architecture.pos_encoding is 'absolute' in the weights to start from"):
+    with pytest.raises(ValueError, match="architecture.pos_encoding is 'learned' in the weights to start from"):
         start("new")
     pre("-p", "deep", "-rp", "old", *sets(**resume, training__resume__strict="false", architecture__num_layers=3,
                                           training__learning_rate=0))  # fmt: skip
@@ -588,12 +588,12 @@ WRONG = [
     ({**FAVOR, "architecture__attention__attn_dropout": 0.1}, "architecture.attention.attn_dropout must be 0"),
     ({"tokenizer__wrapper_path": "evil.py"}, "wrapper_path 'evil.py': .* tokenizer.vocab_dir"),
     ({"logging__csv_eval_metrics_path": "../x.csv"}, "csv_eval_metrics_path must lie below output_dir"),
-    ({"tokenizer__vocab_dir": "nowhere"}, "nowhere"),
+    ({"tokenizer__vocab_dir": "nowhere"}, "tokenizer.vocab_dir nowhere does not exist"),
     ({"tokenizer__vocab_dir": "null"}, "tokenizer.vocab_dir is missing"),
     ({"data__val__dataset_path": "null"}, "data.val.dataset_path is missing"),
-    ({"data__val__dataset_path": "nowhere.pt"}, "data set nowhere.pt does not exist"),
+    ({"data__val__dataset_path": "nowhere.pt"}, "config.yaml: data.val.dataset_path nowhere.pt does not exist"),
     ({"experiment__name": "other"}, "experiment.name is 'other', but this is the pretraining experiment"),
-    ({"training__device": "gpu"}, "training.device cuda: this machine"),
+    ({"training__device": "gpu"}, "config.yaml: training.device gpu: this machine"),
     ({"training__resume__is_resume": "true"}, "needs resume_pretraining_name or checkpoint_path"),
     ({"training__resume__is_resume": "true", "training__resume__checkpoint_path": "x"}, "'x': no such file"),
     ({"training__resume__resume_pretrainig_name": "x"}, "no such key"),
@@ -648,13 +648,13 @@ def test_a_malicious_checkpoint_or_data_set_executes_nothing(data):
 
 def test_without_pretraining_the_same_architecture_starts_from_random_weights(data):
     new_pre(data, "base", architecture__num_layers=1)
-    with pytest.raises(ValueError, match="does not exist; run python train.py -n base -m pretraining first"):
+    with pytest.raises(ValueError, match="no file .*best-model.ckpt; run python train.py -n base -m pretraining first"):
         new_fin(data, "early", "base")
         start("early", "finetuning")
     last = Path("experiments/pretraining/base/checkpoints/model.ckpt")
     last.parent.mkdir()
     last.touch()  # all evaluations were NaN: there is no best
-    with pytest.raises(ValueError, match="does not exist; pretrained_experiment.checkpoint=checkpoints/model.ckpt does"):
+    with pytest.raises(ValueError, match="no file .*; pretrained_experiment.checkpoint=checkpoints/model.ckpt is there"):
         start("early", "finetuning")
     folder = new_fin(data, "scratch", "base", pretrained_experiment__checkpoint="null")
     start("scratch", "finetuning")
@@ -680,12 +680,43 @@ def test_a_copied_folder_leaves_the_one_it_was_copied_from_alone(data):
 def test_errors_offer_no_option_that_an_experiment_lacks(data):
     new_pre(data, "base", training__epochs=1)
     start("base")
-    for key, value, says in (("embedding_dim", 8, "wte.weight .* here; make the shapes equal"),
-                             ("attention__num_heads", 1, "num_heads is 2 in .* and cannot become 1: leave it out")):  # fmt: skip
+    for key, value, says in (("embedding_dim", 8, "embedding_dim is 16 in .* and cannot become 8: write 16"),
+                             ("pos_encoding", "learned", "is 'rope' in .* cannot become 'learned': write 'rope'"),
+                             ("attention__kind", "lsh", "kind is 'mha' in .* cannot become 'lsh': write 'mha'"),
+                             ("attention__num_heads", 1, "num_heads is 2 in .* and cannot become 1: write 2")):  # fmt: skip
         new_fin(data, key, "base", **{f"architecture__{key}": value})
         with pytest.raises(ValueError, match=says) as e:
             start(key, "finetuning")
         assert "--" not in str(e.value)
+
+
+def test_notes_and_what_changed_are_in_keys_of_the_config(data, capsys):
+    folder = new_pre(data, "old", training__resume__checkpoint_path="x", training__resume__strict="false",
+                     architecture__attention__lsh__num_hashes=2)  # fmt: skip
+    start("old")
+    said = capsys.readouterr().out
+    for key, needs in (("training.resume.checkpoint_path", "training.resume.is_resume=True"),
+                       ("training.resume.strict", "training.resume.load_only_model_state=True"),
+                       ("architecture.attention.lsh.num_hashes", "architecture.attention.kind=lsh")):  # fmt: skip
+        assert f"note: {key} does nothing here: it needs {needs}" in said
+    new_fin(data, "fin", "old", training__freeze="true", training__freeze_n_layers=1, tokenizer__max_length=64)
+    start("fin", "finetuning")
+    said += capsys.readouterr().out
+    assert "training.freeze_n_layers does nothing here: it needs no training.freeze, or training.freeze_epochs" in said
+    assert "tokenizer.max_length 64 is more than the encoder's 16 positions" in said
+    config_file, edit = folder / "config.yaml", {"training.epochs": 3, "training.learning_rate": 1e-3}
+    config_file.write_text(folders.fill(config_file.read_text(), edit))
+    start("old", "pretraining", "--init_from=resume")
+    said += capsys.readouterr().out
+    assert "  training.learning_rate: 0.01 -> 0.001" in said and "--" not in said.replace("--init_from=exp", "").replace(
+        "--start=", "").replace("--predict FILE", "")  # fmt: skip
+    for key, old, new in (("architecture.attention.kind", "'mha'", "'lsh'"),
+                          ("architecture.attention.projection_bias", "True", "False")):  # fmt: skip
+        config_file.write_text(folders.fill(config_file.read_text(), {key: yaml.safe_load(new)}))
+        says = f"{config_file}: {key} is {old} in the run to resume and cannot become {new}"
+        with pytest.raises(ValueError, match=says):
+            start("old", "pretraining", "--init_from=resume")
+        config_file.write_text(folders.fill(config_file.read_text(), {key: yaml.safe_load(old)}))
 
 
 def test_switches_of_logging_act(data):
