@@ -138,7 +138,7 @@ def main(args: Options) -> None:
     # data
 
     spec = procedural_data.Spec(args.task, args.seq_length, args.vocab_size, args.k, args.p_open, args.max_depth)
-    path_of_lengths = lengths(args)
+    path_of_lengths = lengths(args, [n for _, n in stored["loop"]["history"]] if resuming else [])
     specs = {n: replace(spec, length=n) for n in [*path_of_lengths, *args.eval_lengths]}  # refuses bad ones
     for n in (path_of_lengths[0], *args.eval_lengths):
         procedural_data.cut(specs[n])

@@ -46,13 +46,14 @@ def settle(args) -> None:
                 setattr(args, name, value)
 
 
-def lengths(args) -> list[int]:
-    """What the run goes through: the curriculum's lengths, or one."""
+def lengths(args, been: tuple[int, ...] | list[int] = ()) -> list[int]:
+    """What the run goes through: the curriculum's lengths, or one. A resume has `been` at some, and goes on there."""
     if not args.use_curriculum:
         return [args.seq_length]
     if args.curriculum_start > args.seq_length:
         raise ValueError(f"curriculum_start {args.curriculum_start} is above seq_length {args.seq_length}")
-    return [*range(args.curriculum_start, args.seq_length, args.curriculum_step_size), args.seq_length]
+    now = been[-1] if been else args.curriculum_start
+    return [*been[:-1], *range(now, args.seq_length, args.curriculum_step_size), args.seq_length]
 
 
 def model_config(args, block_size: int, vocab_size: int) -> GPTConfig:

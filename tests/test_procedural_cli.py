@@ -214,6 +214,13 @@ def test_the_curriculum_grows_at_mastery_and_only_then(tmp_path):
     assert [r["length"] for r in tracker.read(tmp_path / "slow" / "eval.csv")] == [2, 2, 2, 5, 5]
 
 
+def test_a_curriculum_with_another_step_goes_on_from_the_length_it_was_at(tmp_path):
+    go(tmp_path, *GROW, "--max_steps=2", "--curriculum_mastery_threshold=0", "--curriculum_step_size=1")
+    assert checkpoint.load(tmp_path / "ckpt.pt")["loop"]["length"] == 4  # from 2 by threes comes 5
+    go(tmp_path, *GROW, "--resume", "--max_steps=6", "--curriculum_mastery_threshold=0")
+    assert [r["length"] for r in tracker.read(tmp_path / "eval.csv")] == [2, 4, 7]
+
+
 @pytest.mark.full
 def test_a_killed_curriculum_resumes_exactly(tmp_path, monkeypatch):
     """Lengths, losses, weights and patience; a checkpoint that forgot the length must end elsewhere."""
