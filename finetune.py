@@ -203,6 +203,8 @@ def main(args: Options) -> None:
     where = "--model" if args.model else path if resuming else args.init_from
     there, cfg = cfg, config.build(RobertaConfig, {**cfg, **args.model}, where)
     longest = min(args.max_length or cfg.block_size, cfg.block_size)
+    if longest < 3:
+        raise ValueError(f"--max_length must be at least 3, for a token between <s> and </s>, got {longest}")
     if longest < (args.max_length or 0):
         say(f"{config.said(args, 'max_length')} {args.max_length} is more than the encoder's {longest} positions: texts"
             " are cut at these")  # fmt: skip

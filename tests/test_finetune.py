@@ -490,6 +490,7 @@ def wrong(data, tmp_path, case):
         "no file name": (["--files.best="], "--files.best must be the name of a file, got ''"),
         "one file name": (["--files.ckpt=best.pt"], "--files.best and --files.ckpt are both 'best.pt'"),
         "a weight": (["--class_weights=1 nan 2"], "a number >= 0 for each of 3 labels"),
+        "no room for a text": (["--max_length=2"], "--max_length must be at least 3"),
         "layers": (["--freeze_n_layers=3"], "--freeze_n_layers is 3, the encoder has 2 layers"),
         "another shape": (["--model", "n_layer=1"], "n_layer is 2 in .* and cannot become 1"),
         "other positions": (["--model", "position=rope"], "position is 'absolute' in .* and cannot become 'rope'"),
@@ -510,7 +511,7 @@ def wrong(data, tmp_path, case):
 
 CASES = ["no labels", "label out of range", "other names", "other tokenizer", "id out of range", "other pad",
          "malicious", "a folder", "a checkpoint", "an empty file", "no freeze", "for predict", "too few labels", "too many labels", "no val", "no source", "weights", "a weight",
-         "no file name", "one file name", "layers", "another shape",
+         "no file name", "one file name", "no room for a text", "layers", "another shape",
          "other positions", "heads cut otherwise", "a file that is a folder", "a file of the run's", "unknown field", "not there", "nothing to resume"]  # fmt: skip
 
 
