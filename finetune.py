@@ -257,10 +257,8 @@ def main(args: Options) -> None:
         check_fit(model, weights, there, args.init_from, args.transfer)
         if weights.get("classifier.out_proj.weight", torch.empty(C)).shape[0] != C:
             weights = {k: w for k, w in weights.items() if not k.startswith("classifier.")}  # a head for other labels
-        for part, done, count in transfer.into(model, weights, args.transfer, args.init_from, there.get("n_head")):
-            say(f"  {part:<6}{done:<12}{count:>13,} parameters")
-        for note in transfer.otherwise(model, there, args.transfer, args.init_from):
-            say(f"note: {note}")
+        for line in transfer.into(model, weights, args.transfer, args.init_from, there):
+            say(line)
     waking = stand_still(model, args)
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)

@@ -321,10 +321,8 @@ def main(args: Options) -> None:
     elif weights:
         where = "the last checkpoint" if args.reset else args.init_from
         check_fit(model, weights, source, where, args.transfer, args.strict)
-        for part, done, count in transfer.into(model, weights, args.transfer, where, source.get("n_head")):
-            say(f"  {part:<6}{done:<12}{count:>13,} parameters")
-        for note in transfer.otherwise(model, source, args.transfer, where):
-            say(f"note: {note}")
+        for line in transfer.into(model, weights, args.transfer, where, source):
+            say(line)
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)
     autocast = dist.autocast(d.device, dtype)

@@ -281,11 +281,9 @@ def main(args: Options) -> None:
             if ours != theirs:
                 raise ValueError(f"the tokenizer of model_name {args.model_name} is {ours}, {args.init_from} was"
                                  f" trained with {theirs}: --transfer attn mlp norm takes the rest")  # fmt: skip
-        heads = source["model_config"].get("n_head")
-        for part, done, count in transfer.into(model, weights, args.transfer, args.init_from, heads, fresh=False):
-            say(f"  {part:<6}{done:<12}{count:>13,} parameters")
-        for note in transfer.otherwise(model, source["model_config"], args.transfer, args.init_from):
-            say(f"note: {note}")
+        there = source["model_config"]
+        for line in transfer.into(model, weights, args.transfer, args.init_from, there, fresh=False):
+            say(line)
     frozen = {"emb": p.freeze_emb, "ln": p.freeze_ln, "attn": p.freeze_attn, "ff": p.freeze_ff, "other": p.freeze_other}
     frozen = [part for part, yes in frozen.items() if yes and p.do_freeze is not False]
     if not frozen and (p.do_freeze or p.layers_not_to_freeze):

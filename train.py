@@ -137,11 +137,8 @@ def main(args: Options) -> None:
     if resuming:
         checkpoint.put(model, stored["model"], path)
     elif source:
-        heads = source["config"].get("n_head")
-        for part, done, count in transfer.into(model, source["model"], args.transfer, where, heads, whole):
-            say(f"  {part:<6}{done:<12}{count:>13,} parameters")
-        for note in transfer.otherwise(model, source["config"], args.transfer, where):
-            say(f"note: {note}")
+        for line in transfer.into(model, source["model"], args.transfer, where, source["config"], whole):
+            say(line)
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)
     autocast = dist.autocast(d.device, dtype)

@@ -8,15 +8,6 @@ UNTOLD = ("position", "activation", "activation_variant", "norm_variant_attn", "
           "use_peri_ln", "use_parallel_mlp")  # fmt: skip
 
 
-def otherwise(model, theirs: dict, parts: list[str], source: str) -> list[str]:
-    """What no weight tells of, where the models differ: blocks of one compute something else in the other."""
-    ours = next((vars(m.config) for m in model.modules() if hasattr(m, "config")), {})
-    if not any(OTHER_NAMES.get(name, name) in ("attn", "mlp", "all") for name in (p.split(":")[0] for p in parts)):
-        return []
-    differ = [n for n in UNTOLD if n in ours and theirs.get(n, ours[n]) != ours[n]]
-    return [f"{n} is {theirs[n]!r} in {source} and {ours[n]!r} here: the parts compute something else" for n in differ]
-
-
 def group_of(name: str) -> str:
     """Which part of a transformer a weight belongs to, by its name."""
     parts = name.split(".")
@@ -30,13 +21,14 @@ def group_of(name: str) -> str:
     return "head"
 
 
-def into(model, weights: dict, parts: list[str], source: str, heads: int | None = None, whole: bool = False,
-         fresh: bool = True) -> list:  # fmt: skip
-    """Copies the named parts (attn, mlp:0-3, ... or all); returns rows (part, taken | initialised, parameters).
+def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whole: bool = False,
+         fresh: bool = True) -> list[str]:  # fmt: skip
+    """Copies the named parts (attn, mlp:0-3, ... or all); returns lines of what was taken, and notes.
 
     A longer table of positions is cropped. Where the model is fresh, its embeddings under blocks that were taken get
     the scale of the source's.
-    `heads` of the source: the matrices of attention have one shape for any number, and are cut by it.
+    `theirs`, the source's config, tells what no weight does: heads, which cut matrices of one shape, and what blocks
+    compute otherwise than ours.
     `whole`: nothing may be missing in it, or left over.
     """
     wanted: dict[str, list[tuple[int, float]]] = {}  # attn:0 attn:4-5 are three layers of a part
@@ -51,10 +43,11 @@ def into(model, weights: dict, parts: list[str], source: str, heads: int | None 
         limits = (int(low), int(high or low)) if layers else (0, float("inf"))
         for group in GROUPS if name == "all" else [name]:
             wanted.setdefault(group, []).append(limits)
-    ours = next((m.n_head for m in model.modules() if hasattr(m, "n_head")), heads)
-    if "attn" in wanted and heads not in (None, ours):
-        raise ValueError(f"{source} has {heads} heads, the model here {ours}: make them equal, or leave attn out of"
-                         " --transfer")  # fmt: skip
+    ours = next((vars(m.config) for m in model.modules() if hasattr(m, "config")), {})
+    differ = [n for n in ("n_head", *UNTOLD) if n in ours and theirs.get(n, ours[n]) != ours[n]]
+    if "attn" in wanted and "n_head" in differ:
+        raise ValueError(f"{source} has {theirs['n_head']} heads, the model here {ours['n_head']}: make them equal, or"
+                         " leave attn out of --transfer")  # fmt: skip
     table, seen, tied = {}, set(), False
     for name, target in model.state_dict().items():
         if target.data_ptr() in seen:  # a head tied to the embedding goes with it
@@ -74,21 +67,25 @@ def into(model, weights: dict, parts: list[str], source: str, heads: int | None 
                 target.copy_(weights[name])
         key = (group, "taken" if take else "initialised")
         table[key] = table.get(key, 0) + target.numel()
-    theirs, came = weights.get("transformer.wte.weight"), {group for group, done in table if done == "taken"}
-    if fresh and theirs is not None and "embed" not in came and {"attn", "mlp"} & came:
+    wte, came = weights.get("transformer.wte.weight"), {group for group, done in table if done == "taken"}
+    if fresh and wte is not None and "embed" not in came and {"attn", "mlp"} & came:
         # blocks were trained with embeddings of some scale; what they add would drown much smaller ones
         for name, target in model.state_dict().items():
             if "wte" in name:
-                target.mul_(theirs.std() / target.std())
+                target.mul_(wte.std() / target.std())
     lacks = [n for n in model.state_dict() if n not in weights] if whole else []
     extra = [n for n in weights if n not in model.state_dict()] if whole else []
     if lacks or extra:
         what = f"lacks {lacks[0]}" if lacks else f"holds {extra[0]}, for which this model has no place"
+        both = [g for g in GROUPS if any(group_of(n) == g for n in model.state_dict() if n in weights)]
         raise ValueError(f"{source} {what} ({len(lacks + extra)} such names): give its own model options, or --transfer"
-                         f" with the parts to take")  # fmt: skip
+                         f" {' '.join(both) or 'with the parts to take'}")  # fmt: skip
     if not any(done == "taken" for _, done in table):
         if tied and "head" in wanted:
             raise ValueError(f"{source}: --transfer head takes nothing, as the head here is the embedding (weight"
                              " tying): --transfer embed")  # fmt: skip
         raise ValueError(f"{source}: none of --transfer {' '.join(parts)} is in it under our names")
-    return [(group, done, count) for (group, done), count in sorted(table.items())]
+    lines = [f"  {group:<6}{done:<12}{count:>13,} parameters" for (group, done), count in sorted(table.items())]
+    blocks = {"attn", "mlp"} & came
+    return lines + [f"note: {n} is {theirs[n]!r} in {source} and {ours[n]!r} here: the parts compute something else"
+                    for n in differ if blocks and n in UNTOLD]  # fmt: skip

@@ -172,11 +172,8 @@ def main(args: Options) -> None:
     elif args.init_from != "scratch":
         args.init_from = folder.gone_to(args.init_from)
         found, whole = hf.source(args.init_from), args.transfer == ["all"]
-        weights, heads = found["model"], found["config"].get("n_head")
-        for part, done, count in transfer.into(model, weights, args.transfer, args.init_from, heads, whole):
-            say(f"  {part:<6}{done:<12}{count:>13,} parameters")
-        for note in transfer.otherwise(model, found["config"], args.transfer, args.init_from):
-            say(f"note: {note}")
+        for line in transfer.into(model, found["model"], args.transfer, args.init_from, found["config"], whole):
+            say(line)
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)
     autocast = dist.autocast(d.device, dtype)
@@ -218,7 +215,7 @@ def main(args: Options) -> None:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
         loop["length"] = [n for since, n in loop["history"] if since <= first_step][-1]
     finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
-    stored = weights = found = None  # a copy of the model that nobody needs any more
+    stored = found = None  # a copy of the model that nobody needs any more
 
     # -----------------------------------------------------------------------------
     # evaluation, saving

@@ -19,7 +19,7 @@ def test_transfer_takes_what_is_asked_and_says_so():
     with torch.no_grad():
         for p in a.parameters():  # norms start at 1 in both
             p.add_(0.5).mul_(3)
-    table = transfer.into(b, a.state_dict(), ["attn", "ffn:1-2", "ln"], "a")
+    said = transfer.into(b, a.state_dict(), ["attn", "ffn:1-2", "ln"], "a", vars(a.config))
     got, want = b.state_dict(), a.state_dict()
     scale = want["transformer.wte.weight"].std() / before["transformer.wte.weight"].std()
     for name in ("transformer.wte.weight", "lm_head.weight"):  # tied; fresh, at the scale that a's blocks know
@@ -28,18 +28,20 @@ def test_transfer_takes_what_is_asked_and_says_so():
         group, layer = transfer.group_of(name), int(name.split(".")[2]) if ".h." in name else 0
         taken = group in ("attn", "norm") or (group == "mlp" and layer >= 1)
         assert torch.equal(got[name], (want if taken else before)[name]), name
-    assert {(g, d) for g, d, _ in table} == {("attn", "taken"), ("norm", "taken"), ("mlp", "taken"),
+    rows = [line.split() for line in said]
+    assert {(g, d) for g, d, *_ in rows} == {("attn", "taken"), ("norm", "taken"), ("mlp", "taken"),
                                              ("mlp", "initialised"), ("embed", "initialised")}  # fmt: skip
-    assert sum(n for _, _, n in table) == sum(p.numel() for p in b.parameters())
+    assert sum(int(n.replace(",", "")) for _, _, n, _ in rows) == sum(p.numel() for p in b.parameters())
 
 
 @pytest.mark.parametrize("parts, notes", [(["attn"], 1), (["embed", "ffn:0"], 1), (["all"], 1), (["embed", "ln"], 0)])
 def test_what_no_weight_tells_of_is_said_where_it_differs(parts, notes):
-    _, model = two_models()
-    theirs = {**vars(model.config), "position": "rotary", "vocab_size": 5, "dropout": 0.5, "activation": "of an encoder"}
-    said = transfer.otherwise(model, theirs, parts, "a")
-    assert said == ["position is 'rotary' in a and 'learned' here: the parts compute something else"][:notes]
-    assert not transfer.otherwise(model, vars(model.config), parts, "a")
+    a, b = two_models()
+    weights = {name: w for name, w in a.state_dict().items() if "wte" not in name and "lm_head" not in name}
+    theirs = {**vars(b.config), "position": "rotary", "vocab_size": 5, "dropout": 0.5, "activation": "of an encoder"}
+    said = [line for line in transfer.into(b, weights, parts, "a", theirs) if "parameters" not in line]
+    assert said == ["note: position is 'rotary' in a and 'learned' here: the parts compute something else"][:notes]
+    assert not any("note" in line for line in transfer.into(b, weights, parts, "a", vars(b.config)))
 
 
 @pytest.mark.parametrize("part", ["attn", "attention:0", "all"])
@@ -47,8 +49,8 @@ def test_attention_is_not_cut_into_another_number_of_heads(part):
     """Its matrices have the same shape for any."""
     a, b = two_models()
     with pytest.raises(ValueError, match="a has 4 heads, the model here 2: make them equal, or leave attn out"):
-        transfer.into(b, a.state_dict(), [part], "a", heads=4)
-    transfer.into(b, a.state_dict(), ["mlp"], "a", heads=4)
+        transfer.into(b, a.state_dict(), [part], "a", {"n_head": 4})
+    transfer.into(b, a.state_dict(), ["mlp"], "a", {"n_head": 4})
 
 
 def test_a_learnt_position_of_ones_own_goes_with_the_embeddings():
@@ -59,7 +61,7 @@ def test_a_learnt_position_of_ones_own_goes_with_the_embeddings():
 @pytest.mark.parametrize("parts, taken", [(["attn:0", "attn:2"], [0, 2]), (["attn:1-2", "attn:0"], [0, 1, 2])])
 def test_transfer_takes_each_of_the_layers_that_are_named_one_by_one(parts, taken):
     a, b = two_models()
-    transfer.into(b, a.state_dict(), parts, "a")
+    transfer.into(b, a.state_dict(), parts, "a", vars(a.config))
     names = [f"transformer.h.{i}.attn.c_attn.weight" for i in range(3)]
     assert [i for i in range(3) if torch.equal(a.state_dict()[names[i]], b.state_dict()[names[i]])] == taken
 
@@ -71,4 +73,4 @@ def test_transfer_takes_each_of_the_layers_that_are_named_one_by_one(parts, take
 def test_transfer_names_what_does_not_fit(parts, says):
     a, b = two_models()
     with pytest.raises(ValueError, match=says):
-        transfer.into(b, a.state_dict(), parts, "a")
+        transfer.into(b, a.state_dict(), parts, "a", vars(a.config))
