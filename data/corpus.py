@@ -51,8 +51,8 @@ class Piece:
 
 
 def files(inputs: Iterable[str | Path], outs: list[Path]) -> list[Path]:
-    """Files in the order given; those of a folder in the order of a hash of their names, so that its end is like its
-    beginning. What an earlier run wrote to `outs` is not input."""
+    """Files in the order given; those of a folder or a pattern in the order of a hash of their names, so that their end
+    is like their beginning. What an earlier run wrote to `outs` is not input."""
     found: dict[Path, Path] = {}
     names = ("train.bin", "val.bin", "meta.json", "meta.pkl", "prepare.py")
     folders = {out.resolve() for out in outs}
@@ -67,7 +67,7 @@ def files(inputs: Iterable[str | Path], outs: list[Path]) -> list[Path]:
         if path.is_dir():
             new = shuffled(path)
         else:
-            new = [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(str(item), recursive=True))]
+            new = [path] if path.is_file() else hashed([Path(p) for p in glob.glob(str(item), recursive=True)])
         new = [p for p in new if p.is_file() and not own(p)]
         if not new:
             raise ValueError(f"--input {item}: no such file, or a folder without files")
@@ -80,7 +80,13 @@ def shuffled(folder: Path, suffix: str = "") -> list[Path]:
     """Its files that are not hidden, nor in a hidden folder, in the order of a hash of their names."""
     names = [p.relative_to(folder) for p in folder.rglob("*" + suffix) if p.is_file()]
     names = [name for name in names if not any(part.startswith((".", "__pycache__")) for part in name.parts)]
-    return [folder / name for name in sorted(names, key=lambda name: hashlib.sha256(name.as_posix().encode()).digest())]
+    return hashed([folder / name for name in names], folder)
+
+
+def hashed(paths: list[Path], folder: str | Path = "") -> list[Path]:
+    """In the order of a hash of their names in the folder, or below what they have in common: the same everywhere."""
+    folder = folder or (os.path.commonpath([p.parent for p in paths]) if paths else "")
+    return sorted(paths, key=lambda p: hashlib.sha256(p.relative_to(folder).as_posix().encode()).digest())
 
 
 def pieces(paths: list[Path], val_fraction: float, column: str) -> Iterator[Piece]:

@@ -314,6 +314,7 @@ def test_files_follow_each_other(tmp_path, small_pieces):
         assert sorted(found) == sorted(f"text of {name}" for name in names) and found != sorted(found)
     twice = [tmp_path / "in", tmp_path / "in" / "deep" / ".." / "3.txt", str(tmp_path / "in" / "*.txt")]
     assert len(corpus.files(twice, [tmp_path / "out"])) == 12  # else one could be train and val
+    assert corpus.files([tmp_path / "in" / "**" / "*.txt"], []) == corpus.files([tmp_path / "in"], [])  # a pattern
     corpus.prepare([tmp_path / "byte" / ".." / "in"], tmp_path / "in", "byte")
     (tmp_path / "in" / "val.bin.tmp-999999999").write_bytes(b"half")
     corpus.prepare([tmp_path / "in"], tmp_path / "in", "byte")  # what it wrote itself is not input

@@ -7,8 +7,8 @@
 Plain files, .jsonl, .csv and .parquet, files or folders or patterns ('src/**/*.py'), of any size. The tokenizer is
 char, byte, gpt2 (or another of tiktoken's names), or a file: tokenizer.json (data/train_tokenizer.py trains one), or
 GPT-2's vocab.bpe (merges.txt) where there is no network; or the folder of a data set, for its tokenizer: so weights
-that were trained on it go on with other text. The last part of the input is validation. Folders give their files in a
-fixed random order.
+that were trained on it go on with other text. The last part of the input is validation. Folders and patterns
+give their files in a fixed random order.
 """
 
 import sys
