@@ -158,6 +158,8 @@ def plugged_in(device: str = "cuda:0"):
             facts = {}
         for name, value in facts.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, lambda *a, _value=value, **k: _value))
+        # a build for CUDA would ask the driver, which is not there
+        stack.enter_context(mock.patch.object(torch.accelerator, "current_accelerator", lambda *a, **k: None))
         stack.enter_context(mock.patch.object(torch, "tensor", tensor))
         stack.enter_context(mock.patch.object(torch, "Generator", Generator))
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", pin))

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def listing() -> str:
     lines = []
     for name in PRESENT:
         for spec in options(name).values():
-            kind = str(spec.type).replace("typing.", "").replace("<class '", "").replace("'>", "")
+            kind = re.sub(r"typing\.|<class '|'>|_local\.", "", str(spec.type))  # pathlib._local in Python 3.13
             lines.append(f"{name} --{spec.name} {kind} = {spec.default!r}")
     return "\n".join(lines) + "\n"
 
