@@ -26,7 +26,7 @@ def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whol
     """Copies the named parts (attn, mlp:0-3, ... or all); returns lines of what was taken, and notes.
 
     A longer table of positions is cropped. Where the model is fresh, its embeddings under blocks that were taken get
-    the scale of the source's.
+    the scale of the source's; where it is not, what is not taken is kept, and the lines say so.
     `theirs`, the source's config, tells what no weight does: heads, which cut matrices of one shape, and what blocks
     compute otherwise than ours.
     `whole`: nothing may be missing in it, or left over.
@@ -65,7 +65,7 @@ def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whol
         if take:
             with torch.no_grad():
                 target.copy_(weights[name])
-        key = (group, "taken" if take else "initialised")
+        key = (group, "taken" if take else "initialised" if fresh else "kept")
         table[key] = table.get(key, 0) + target.numel()
     wte, came = weights.get("transformer.wte.weight"), {group for group, done in table if done == "taken"}
     if fresh and wte is not None and "embed" not in came and {"attn", "mlp"} & came:

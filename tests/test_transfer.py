@@ -34,6 +34,14 @@ def test_transfer_takes_what_is_asked_and_says_so():
     assert sum(int(n.replace(",", "")) for _, _, n, _ in rows) == sum(p.numel() for p in b.parameters())
 
 
+def test_what_a_model_keeps_of_its_own_is_not_called_initialised():
+    a, b = two_models()  # reward_train.py: model_name's weights, under some of another's
+    before = b.transformer.wte.weight.clone()
+    said = transfer.into(b, a.state_dict(), ["attn"], "a", vars(a.config), fresh=False)
+    assert torch.equal(b.transformer.wte.weight, before)
+    assert [line.split()[:2] for line in said] == [["attn", "taken"], ["embed", "kept"], ["mlp", "kept"], ["norm", "kept"]]
+
+
 @pytest.mark.parametrize("parts, notes", [(["attn"], 1), (["embed", "ffn:0"], 1), (["all"], 1), (["embed", "ln"], 0)])
 def test_what_no_weight_tells_of_is_said_where_it_differs(parts, notes):
     a, b = two_models()
