@@ -139,7 +139,13 @@ def main(args: Options) -> None:
 
     spec = procedural_data.Spec(args.task, args.seq_length, args.vocab_size, args.k, args.p_open, args.max_depth)
     path_of_lengths = lengths(args, [n for _, n in stored["loop"]["history"]] if resuming else [])
-    specs = {n: replace(spec, length=n) for n in [*path_of_lengths, *args.eval_lengths]}  # refuses bad ones
+    specs = {}
+    steps = f"--curriculum_start {args.curriculum_start}, --curriculum_step_size {args.curriculum_step_size}"
+    for n, name in [*((n, steps) for n in path_of_lengths), *((n, "--eval_lengths") for n in args.eval_lengths)]:
+        try:
+            specs[n] = replace(spec, length=n)
+        except ValueError as e:
+            raise ValueError(f"{name}: {e}") from None
     for n in (path_of_lengths[0], *args.eval_lengths):
         procedural_data.cut(specs[n])
     longest = max(args.seq_length, *args.eval_lengths, 0)

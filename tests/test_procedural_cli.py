@@ -112,7 +112,8 @@ def test_older_configs_are_accepted(tmp_path, capsys):
 
 @pytest.mark.parametrize("argv, message", [
     (["--task=dyck", "--seq_length=5"], "even"),
-    (["--task=dyck", "--use_curriculum", "--curriculum_start=3"], "even"),
+    (["--task=dyck", "--use_curriculum", "--curriculum_start=3"], "--curriculum_start 3, .*even"),
+    (["--position=rotary", "--eval_lengths", "8", "0"], "--eval_lengths: "),
     (["--task=dyck", "--use_curriculum", "--curriculum_step_size=1"], "even"),
     (["--task=dyck", "--k=1", "--seq_length=2"], "single question"),
     (["--use_curriculum", "--curriculum_start=9"], "curriculum_start"),
