@@ -180,7 +180,12 @@ def load(path: str | Path) -> dict:
         _bad.add(path)
         with open(path, "rb") as f:
             alien = f.read(2) not in (b"PK", b"")
-        what = "not a file that torch wrote" if alien else "damaged or incomplete (its SHA-256 does not match)"
+            f.seek(max(0, path.stat().st_size - 22))
+            whole = f.read(4) == b"PK\5\6"  # a zip's end is the file's: nothing that we write
+        why = "its SHA-256 does not match"
+        if whole:
+            why = "or of another program: no SHA-256 ends it; train.py --init_from takes nanoGPT's weights, too"
+        what = "not a file that torch wrote" if alien else f"damaged or incomplete ({why})"
         raise ValueError(f"checkpoint {path} is {what}")
     state = load_data(path)
     if not isinstance(state, dict) or set(state) != set(KEYS):

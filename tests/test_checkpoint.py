@@ -191,6 +191,13 @@ def test_a_damaged_checkpoint_is_never_used(tmp_path, damage, capsys):
     assert load(previous(path))["step"] in (1, 2)
 
 
+def test_a_checkpoint_of_another_program_is_told_from_a_damaged_one(tmp_path):
+    """nanoGPT's ckpt.pt, given to sample.py or resumed: nothing of it is broken."""
+    torch.save({"model": {"weight": torch.zeros(3)}, "model_args": {"n_layer": 1}, "iter_num": 9}, tmp_path / "ckpt.pt")
+    with pytest.raises(ValueError, match="or of another program: no SHA-256 ends it; train.py --init_from takes"):
+        load(tmp_path / "ckpt.pt")
+
+
 def test_nothing_to_resume_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no checkpoint"):
         newest(tmp_path)
