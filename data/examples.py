@@ -73,7 +73,7 @@ def pick(names: list[str], column: str, path: Path) -> str:
     """The column that holds the text."""
     if not names:
         raise ValueError(f"{path} is empty: a first line with the names of the columns is wanted")
-    if column in names:
+    if column and column in names:  # pandas writes its index under no name
         return column
     if not column and "text" in names:
         return "text"

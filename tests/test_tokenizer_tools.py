@@ -174,6 +174,15 @@ def test_workers_and_file_kinds_change_nothing(tmp_path, by_digit):
     assert len(hashes) == 1
 
 
+def test_a_column_without_a_name_is_not_taken_for_the_text(tmp_path):
+    """pandas writes its index as the first column of a CSV, under no name."""
+    (tmp_path / "a.csv").write_text(",text,label\n0,one two,a\n1,three,b\n")
+    (tmp_path / "a.jsonl").write_text('{"": 5, "text": "one two"}\n{"text": "three"}\n')
+    pq.write_table(pa.table({"": [0, 1], "text": ["one two", "three"]}), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.jsonl", "a.parquet"):
+        assert [*examples.read(tmp_path / name)] == [["one two", "three"]]
+
+
 def test_equal_examples_are_on_one_side(tmp_path, by_digit, capsys):
     lines = digits(tmp_path / "a.txt", [8] * 300)
     (tmp_path / "a.txt").write_text("\n".join(random.Random(0).choices(lines, k=2000)))
