@@ -257,6 +257,9 @@ def main(args: Options) -> None:
         check_fit(model, weights, there, args.init_from, args.transfer)
         if weights.get("classifier.out_proj.weight", torch.empty(C)).shape[0] != C:
             weights = {k: w for k, w in weights.items() if not k.startswith("classifier.")}  # a head for other labels
+        elif names != (were := head.get("names", [])) and sorted(names) == sorted(were):  # the same, numbered otherwise
+            order = [were.index(name) for name in names]
+            weights |= {k: w[order] for k, w in weights.items() if k.startswith("classifier.out_proj.")}
         for line in transfer.into(model, weights, args.transfer, args.init_from, there):
             say(line)
     waking = stand_still(model, args)

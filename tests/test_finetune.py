@@ -422,6 +422,20 @@ def test_a_published_classifier_predicts_and_trains_on(theirs, data, tmp_path):
         assert torch.equal(state["model"]["classifier.out_proj.weight"], model.classifier.out_proj.weight)
 
 
+def test_a_classifier_whose_labels_have_other_numbers_keeps_their_meaning(theirs, data, tmp_path):
+    model, folder = theirs
+    shutil.copytree(folder, tmp_path / "hf")
+    about = json.loads((folder / "config.json").read_text())
+    about["id2label"] = {"0": WORDS[2], "1": WORDS[0], "2": WORDS[1]}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(about))
+    (tmp_path / "hf" / "tokenizer.json").write_text(checkpoint.load(data / "encoder.pt")["meta"]["tokenizer"]["json"])
+    state = tune(data, tmp_path / "a", f"--init_from={tmp_path / 'hf'}", "--pooler_type=roberta", "--learning_rate=0")
+    assert state["meta"]["head"]["names"] == WORDS
+    for part in ("weight", "bias"):
+        ours, was = state["model"][f"classifier.out_proj.{part}"], getattr(model.classifier.out_proj, part)
+        assert torch.equal(ours, was[[1, 2, 0]])
+
+
 @pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
 def test_a_head_that_gives_no_single_label_is_no_classifier(problem, theirs, data, tmp_path):
     """Shares that sum to 1 would be other numbers than the model's."""
