@@ -46,7 +46,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
                          f"{nearest(label_column, first)}")  # fmt: skip
     records.texts([first], column, texts, 0, bool(text_column))
     others = [c for c, value in first.items()
-              if c not in (column, label_column) and not isinstance(value, list | dict | bytes)]  # fmt: skip
+              if c not in (column, label_column or None) and not isinstance(value, list | dict | bytes)]  # fmt: skip
 
     @torch.no_grad()
     def label(numbered: list[tuple[int, dict]]) -> list[list]:

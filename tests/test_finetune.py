@@ -287,13 +287,13 @@ def test_predictions_are_the_models_a_row_a_text(data, tmp_path):
     state = tune(data, tmp_path / "run")
     tokenizer = vocab.load(state["meta"]["tokenizer"]).tokenizer
     texts = ["0 1 2 7", "8", "1 2 3 4 5 6 9", "", "9" * 40]  # the last is longer than the encoder reads
-    (tmp_path / "new.csv").write_text("id,text,label\n" + "".join(f"{i},{t},?\n" for i, t in enumerate(texts)))
+    (tmp_path / "new.csv").write_text(",text,label\n" + "".join(f"{i},{t},?\n" for i, t in enumerate(texts)))
     predict(init_from=str(tmp_path / "run"), predict=str(tmp_path / "new.csv"), out=str(tmp_path / "out.csv"))
     with open(tmp_path / "out.csv", newline="") as f:
         rows = list(csv.DictReader(f))
-    columns = ["text", "label", "p_seven", "p_eight", "p_nine", "id", "label (input)"]  # what else the rows hold: last
+    columns = ["text", "label", "p_seven", "p_eight", "p_nine", "", "label (input)"]  # what else the rows hold: last
     assert [r["text"] for r in rows] == texts and list(rows[0]) == columns
-    assert [r["id"] for r in rows] == list("01234") and {r["label (input)"] for r in rows} == {"?"}
+    assert [r[""] for r in rows] == list("01234") and {r["label (input)"] for r in rows} == {"?"}
     model = rebuilt(checkpoint.load(tmp_path / "run" / "best.pt"))
     for text, row in zip(texts, rows, strict=True):
         ids = tokenizer.encode(text).ids
