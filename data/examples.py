@@ -287,7 +287,8 @@ def read(path: str | Path, column: str = "", rows: bool = False) -> Iterator[lis
 # ids
 
 
-NAMES = {"start": ("<s>", "[CLS]"), "pad": ("<pad>", "[PAD]"), "end": ("</s>", "[SEP]"), "mask": ("<mask>", "[MASK]")}
+NAMES = {"start": ("<s>", "[CLS]"), "pad": ("<pad>", "[PAD]"), "end": ("</s>", "[SEP]"), "mask": ("<mask>", "[MASK]"),
+         "unk": ("<unk>", "[UNK]")}  # fmt: skip
 
 
 def token_id(tokenizer, what: str) -> int:

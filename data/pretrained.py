@@ -105,7 +105,7 @@ def special_tokens(about: dict) -> tuple[dict[str, str], dict[str, int]]:
     """An encoder's special tokens in transformers' terms: words for tokenizer_config.json, ids for config.json."""
     tokenizer = examples.load_tokenizer(about)
     names = {"bos_token": "start", "eos_token": "end", "cls_token": "start", "sep_token": "end", "pad_token": "pad",
-             "mask_token": "mask"}  # fmt: skip
+             "mask_token": "mask", "unk_token": "unk"}  # fmt: skip
     found = {k: next(filter(tokenizer.get_vocab().__contains__, examples.NAMES[v]), None) for k, v in names.items()}
     words = {k: word for k, word in found.items() if word}
     return words, {f"{k}_id": tokenizer.token_to_id(words[k]) for k in ("bos_token", "eos_token") if k in words}

@@ -382,6 +382,7 @@ def test_the_export_equals_ours_in_transformers(run, tmp_path):
     ours = RobertaMLM(RobertaConfig(**state["model_config"])).eval()
     ours.load_state_dict(state["model"])
     tokenizer = transformers.AutoTokenizer.from_pretrained(final)
+    assert sorted(tokenizer.all_special_ids) == [0, 1, 2, 3, 4] and tokenizer.convert_tokens_to_ids("x") == 3  # <unk>
     texts = ["3141592653", "27", "<mask>718"]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     logits = theirs(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
