@@ -216,6 +216,10 @@ def main(args: Options) -> None:
     if not args.text and not Path(args.out).parent.is_dir():
         raise ValueError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
     curves = {str(r.path): r.curve(metric) for r in runs}
+    for r in runs:
+        if any(curves.values()) and not curves[str(r.path)]:
+            others = ", ".join(m for m in r.metrics() if m != metric) or "nothing else"
+            print(f"not in the chart: {r.path} has no finite {metric}, but {others} (--metric)", file=sys.stderr)
     rows = table(runs, metric)
     width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
     print("\n".join(lines(rows) if len(lines(rows)[0]) <= width else upright(rows, width)))

@@ -134,6 +134,15 @@ def test_folders_without_a_run_are_passed_over(runs, tmp_path, capsys):
         show(runs[0], metric="val_acuracy")
 
 
+def test_a_run_without_the_metric_of_the_chart_is_named(runs, tmp_path, capsys):
+    other = make_run(tmp_path / "other", 0.1, [3.0, 2.0])
+    (other / "eval.csv").write_text("step,eval_loss\n0,3.0\n10,2.0\n")  # pretrain.py's
+    show(*runs, other, text=True)
+    out, err = capsys.readouterr()
+    assert err == f"not in the chart: {other} has no finite val_loss, but eval_loss (--metric)\n"
+    assert f"  c  {other}" not in out
+
+
 def test_names_of_folders_hold_spaces_and_commas(tmp_path, capsys):
     folders = [make_run(tmp_path / name, 0.1, [2.0, 1.0]) for name in ("my runs/a, b", "c")]
     plot.main(config.parse(plot.Options, ["--runs", *map(str, folders), "--text"]))
