@@ -90,6 +90,8 @@ def fetch(address: str, path: Path) -> bool:
 
 def download(name: str) -> Path:
     """The folder of a model on the Hugging Face hub: a cached one, else downloaded; ValueError without network."""
+    if (maker := Path(name).parent / "prepare.py").is_file():  # as beside data/qa_toy/gpt2
+        raise ValueError(f"{name!r} does not exist: `python {maker}` makes what belongs there")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) or ".." in name:
         raise ValueError(f"{name!r} is no run, no checkpoint, no folder with a config.json and no name on the hub")
     try:

@@ -424,6 +424,11 @@ def test_without_network_a_name_is_one_line(monkeypatch, tmp_path):
             hf.load(name)
 
 
+def test_what_a_prepare_py_makes_is_not_looked_for_on_the_hub():
+    with pytest.raises(ValueError, match="does not exist: `python data/text/prepare.py` makes what belongs there"):
+        hub.download("data/text/gpt2")
+
+
 def test_download_and_cache(monkeypatch, tmp_path):
     """A server that stands for the hub; the second time it is not asked."""
     site = tmp_path / "site" / "someone" / "tiny" / "resolve" / "main"
