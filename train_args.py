@@ -245,6 +245,8 @@ def notes(args: Options, streams: list[dict]) -> list[str]:
     if args.lr_decay_match_max_iters and args.lr_decay_iters not in (default, args.max_iters):
         out.append(f"--lr_decay_iters {args.lr_decay_iters} is not used, as --lr_decay_match_max_iters makes it"
                    f" --max_iters, {args.max_iters}")  # fmt: skip
+    if low := [s["lr"] for s in schedule(args) if s["kind"] != "none" and s["lr"] <= args.min_lr]:
+        out.append(f"the rate stays at {low[0]:g} after warmup: --min_lr {args.min_lr:g} is no less")
     if args.window_size and args.window_size >= args.block_size and "window_size" in args.given:
         out.append(f"--window_size {args.window_size} does nothing here: the context is --block_size {args.block_size}")
     others = args.save_major_ckpt_interval or args.always_save_checkpoint or args.only_save_checkpoint_at_end

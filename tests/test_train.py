@@ -301,6 +301,11 @@ def test_sampling_in_16_bit_with_attention_that_is_not_fused(data, tmp_path, cap
     assert re.search(r"^ab[a-k]{6} ?\n---$", capsys.readouterr().out, re.M)
 
 
+def test_a_lowest_rate_above_the_rate_is_said(data, tmp_path, capsys):
+    run(dataset=data / "toy", out_dir=tmp_path, **BASE | {"learning_rate": 1e-5, "lr_scheduler": "cosine", "max_iters": 1})
+    assert "note: the rate stays at 1e-05 after warmup: --min_lr 0.0001 is no less" in capsys.readouterr().out
+
+
 def test_a_window_as_long_as_the_context_does_nothing_and_an_mlp_has_units(data, plain, tmp_path, capsys):
     run(dataset=data / "toy", out_dir=tmp_path, window_size=8, **BASE)
     assert "note: --window_size 8 does nothing here: the context is --block_size 8" in capsys.readouterr().out
