@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from core import exits
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -27,7 +29,7 @@ def replace(path: Path, write, also: tuple[Path, ...] = ()) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with open(temporary, "wb") as f:
+        with exits.writing(path), open(temporary, "wb") as f:
             write(f)
             f.flush()
             os.fsync(f.fileno())

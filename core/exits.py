@@ -56,7 +56,8 @@ def verdict(e: BaseException) -> tuple[int, str]:
     if isinstance(e, PermissionError) and os.path.exists(e.filename or "") and not os.access(e.filename, os.R_OK):
         return BAD_INPUT, f"{e.filename} cannot be read: {e.strerror}"
     if isinstance(e, OSError) and e.errno in UNWRITABLE:
-        return CANNOT_WRITE, f"{e.strerror}: {e.filename}" if e.filename else str(e.strerror)
+        where = e.filename or held and e.strerror == os.strerror(e.errno) and held.path
+        return CANNOT_WRITE, f"{e.strerror}: {where}" if where else str(e.strerror)
     if isinstance(e, FileExistsError | NotADirectoryError) and e.filename:
         return BAD_INPUT, f"{e.filename}: a folder is wanted there, and a file is in the way"
     if isinstance(e, IsADirectoryError) and e.filename:
@@ -74,6 +75,17 @@ def verdict(e: BaseException) -> tuple[int, str]:
     if type(e).__name__ == "BrokenProcessPool":
         return BUG, "a worker process was killed (for want of memory? fewer of them take less): nothing was written"
     return BUG, f"{type(e).__name__}: {e}"
+
+
+@contextlib.contextmanager
+def writing(path: Path):
+    """The error of a full disk names no file where it comes from an open one: it gets this name."""
+    try:
+        yield
+    except OSError as e:
+        if e.filename is None and e.errno and e.strerror == os.strerror(e.errno):
+            e.filename = str(path)
+        raise
 
 
 def open_streams() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import disk
+from core import disk, exits
 from core.picture import extra, pyplot
 
 # -----------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def write_csv(out: Path, header: list[str], rows: Iterable, make: Callable, abou
             done, size = before["done"], before["bytes"]
             print(f"going on in {part} after {done:,} rows")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with open(part, "r+" if size else "w", newline="", encoding="utf-8") as f:
+    with exits.writing(part), open(part, "r+" if size else "w", newline="", encoding="utf-8") as f:
         f.truncate(size)
         f.seek(size)
         table = csv.writer(f)

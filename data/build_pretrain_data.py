@@ -174,4 +174,6 @@ def main(args: Options, apart: bool = True) -> None:
 
 if __name__ == "__main__":
     with exits.guard():
-        main(config.parse(Options, doc=__doc__))
+        args = config.parse(Options, doc=__doc__)
+        with exits.writing(Path(args.out_dir)):
+            main(args)

@@ -30,6 +30,15 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert not list(tmp_path.glob(".*tmp*"))
 
 
+def test_a_full_disk_names_the_file(tmp_path):
+    def broken(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="x.png"):
+        disk.replace(tmp_path / "x.png", broken)
+    assert not list(tmp_path.iterdir())
+
+
 def test_prefixes_of_compile_and_ddp_are_not_saved():
     assert set(checkpoint.strip({"_orig_mod.a.b": 1, "module.c": 2, "module._orig_mod.d": 3})) == {"a.b", "c", "d"}
 

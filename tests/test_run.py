@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_room_for_how_the_run_ended(tmp_path, capsys, monkeyp
         monkeypatch.setattr(type(path), "write_text", disk_full)
         disk_full()
 
-    assert code_of(main, capsys) == (74, "error: No space left on device\n")
+    assert code_of(main, capsys) == (74, f"error: No space left on device: {path}\n"), "an open file's names nothing"
     status = run.read_status(path)
     assert (status["state"], status["code"]) == ("failed", 74) and not list(path.glob("*.tmp"))
 
