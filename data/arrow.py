@@ -71,8 +71,16 @@ def made_with(table: pa.Table) -> str | None:
 
 
 def numbers(values: pa.Array) -> np.ndarray:
-    """Without a copy, except for booleans, which Arrow packs into bits."""
-    return values.to_numpy(zero_copy_only=not pa.types.is_boolean(values.type))
+    """Without a copy, except for booleans, which Arrow packs into bits.
+
+    Arrow's own to_numpy loads pandas where it is installed: half a second, in which it swallows a Ctrl-C.
+    """
+    if pa.types.is_boolean(values.type):
+        return numbers(values.cast(pa.uint8())).view(bool)
+    kind = np.dtype(values.type.to_pandas_dtype())
+    if not len(values):
+        return np.zeros(0, kind)
+    return np.frombuffer(values.buffers()[1], kind, len(values), values.offset * kind.itemsize)
 
 
 def spans(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
@@ -90,12 +98,12 @@ def check(column: pa.Array, name: str, path: Path, first: int) -> None:
     if not listed or not (pa.types.is_integer(inner) or (name != "input_ids" and pa.types.is_boolean(inner))):
         raise ValueError(f"{path}: column {name!r} must hold lists of integers, it holds {kind}")
     if column.null_count:
-        row = first + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        row = first + int(np.flatnonzero(numbers(column.is_null()))[0])
         raise ValueError(f"{path}: column {name!r} row {row} is null ({column.null_count} are)")
     offsets, values = spans(column)
     inside = values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
     if inside.null_count:
-        place = np.flatnonzero(inside.is_null().to_numpy(zero_copy_only=False))[0] + offsets[0]
+        place = np.flatnonzero(numbers(inside.is_null()))[0] + offsets[0]
         row = first + int(np.searchsorted(offsets, place, side="right")) - 1
         raise ValueError(f"{path}: column {name!r} row {row} holds a null")
 

@@ -1,10 +1,13 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from data.arrow import Rows, open_table
+from tests.loops import ROOT
 
 LISTS = [[0, 7, 8, 2], [0, 9, 2], [0, 6, 6, 6, 6, 2], [0, 15, 2]]
 
@@ -42,6 +45,15 @@ def test_many_files_are_one_table(tmp_path):
 def test_nothing_is_copied_at_the_start(tmp_path):
     rows = Rows(write(tmp_path / "a.arrow", {"input_ids": pa.array(LISTS, pa.list_(pa.uint16()))}))
     assert not any(chunk[3].flags.owndata or chunk[3].flags.writeable for chunk in rows.chunks)
+
+
+def test_reading_loads_no_pandas(tmp_path):
+    """Arrow imports it in the middle of a start, where a Ctrl-C is then lost."""
+    mask = [[True] * len(row) for row in LISTS]
+    write(tmp_path / "a.arrow", {"input_ids": LISTS, "attention_mask": mask})
+    code = f"import sys; from data.arrow import Rows; Rows({str(tmp_path)!r}); print('pandas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_padding_is_dropped_by_its_mask(tmp_path):
