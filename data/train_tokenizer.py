@@ -97,7 +97,8 @@ def main(args: Options) -> None:
     bins.sweep(out, ".tokenizer.tmp-*")
     draft = out / f".tokenizer.tmp-{os.getpid()}"  # its name is known when all examples are encoded
     try:
-        draft.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # .save() hides why it could not write
+        with exits.writing(out):  # .save() hides why it could not write
+            draft.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         counts: collections.Counter[int] = collections.Counter()
         lost, pads, coder = 0, 0, examples.Encoder(draft, None)
         coded = examples.encode(args.data_dir, draft, column=args.column)

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import checkpoint, config, dist
-from core.exits import NotFinite
+from core import checkpoint, config, dist, exits
 from core.progress import progress
 from data import examples
 from data.pretrained import check_fit, open_encoder
@@ -40,7 +39,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     try:
         vectors = np.lib.format.open_memmap(draft, "w+", np.float32, (n, model.config.n_embd))
         if hasattr(os, "posix_fallocate"):  # a full disk found when a page of it is written kills the process
-            with open(draft, "r+b") as f:
+            with exits.writing(out), open(draft, "r+b") as f:
                 os.posix_fallocate(f.fileno(), 0, draft.stat().st_size)
         for part in progress(examples.read(texts, column, True), "embedding"):
             for i in range(0, len(part), 64):
@@ -53,7 +52,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
                         x = model.encode(ids, coded.lengths).float().split(coded.lengths.tolist())
                         x = torch.stack([tokens.mean(0) for tokens in x])
                 if not torch.isfinite(x).all():
-                    raise NotFinite(f"the vectors of {source} are not finite: it tells no text from another")
+                    raise exits.NotFinite(f"the vectors of {source} are not finite: it tells no text from another")
                 vectors[done : done + len(x)] = x.cpu().numpy()
                 done, cut, pads = done + len(x), cut + coded.cut, pads + coded.pads
                 tokens, lost = tokens + len(coded.ids), lost + coder.lost(coded.ids)

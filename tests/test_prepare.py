@@ -617,5 +617,5 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, name, file):
     out = tmp_path / file if file.endswith(".csv") else tmp_path
     limited = f'ulimit -f 4; exec "{sys.executable}" data/{name.replace(" ", "/prepare.py ")} --out "{out}"'
     done = subprocess.run(["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 74 and done.stderr == "error: File too large\n"
+    assert done.returncode == 74 and done.stderr == f"error: File too large: {tmp_path / file}\n"
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(file, "old")]

@@ -297,7 +297,7 @@ def test_a_tokenizer_for_which_there_is_no_room(tmp_path):
     limited = f'ulimit -f 4; exec "{sys.executable}" data/train_tokenizer.py --data_dir "$0" --out_dir "$0/o" "$@"'
     argv = ["bash", "-c", limited, str(tmp_path), "--tokenizer", "bpe", "--vocab_size", "1000"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (74, "error: File too large\n")
+    assert (done.returncode, done.stderr) == (74, f"error: File too large: {tmp_path}/o\n")
     assert not (tmp_path / "o").exists()
 
 

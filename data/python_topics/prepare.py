@@ -53,7 +53,7 @@ def main(args: Options) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
-        with open(draft, "w", newline="", encoding="utf-8") as f:
+        with exits.writing(out), open(draft, "w", newline="", encoding="utf-8") as f:
             table = csv.writer(f)
             table.writerow(("text", "label"))
             table.writerows(rows)
