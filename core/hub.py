@@ -90,7 +90,8 @@ def fetch(address: str, path: Path) -> bool:
 
 def download(name: str) -> Path:
     """The folder of a model on the Hugging Face hub: a cached one, else downloaded; ValueError without network."""
-    if (maker := Path(name).parent / "prepare.py").is_file():  # as beside data/qa_toy/gpt2
+    path = Path(name)
+    if len(path.parts) > 2 and (maker := path.parent / "prepare.py").is_file():  # as beside data/qa_toy/gpt2
         raise ValueError(f"{name!r} does not exist: `python {maker}` makes what belongs there")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) or ".." in name:
         raise ValueError(f"{name!r} is no run, no checkpoint, no folder with a config.json and no name on the hub")
@@ -98,7 +99,7 @@ def download(name: str) -> Path:
         home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     except RuntimeError:
         raise ValueError(f"{name!r} is no local folder; without HOME or HF_HOME nothing is downloaded") from None
-    theirs = home / "hub" / f"models--{name.replace('/', '--')}"
+    theirs = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{name.replace('/', '--')}"
     main = theirs / "refs" / "main"  # what transformers itself has downloaded
     found = theirs / "snapshots" / (main.read_text().strip() if main.is_file() else "none")
     if is_folder(found) and any((found / f).is_file() for f in FILES):

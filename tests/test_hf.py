@@ -471,12 +471,15 @@ def test_download_and_cache(monkeypatch, tmp_path):
         server.shutdown()
 
 
-def test_what_transformers_has_cached_is_used(monkeypatch, tmp_path):
-    folder = tmp_path / "hub" / "models--gpt2"
+@pytest.mark.parametrize("variable, hub_folder", [("HF_HOME", "hub"), ("HF_HUB_CACHE", "")])
+def test_what_transformers_has_cached_is_used(monkeypatch, tmp_path, variable, hub_folder):
+    folder = tmp_path / hub_folder / "models--gpt2"
     theirs().save_pretrained(folder / "snapshots" / "abc")
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("abc")
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv(variable, str(tmp_path))
+    (tmp_path / "prepare.py").touch()  # one's own, which has nothing to do with a name on the hub
+    monkeypatch.chdir(tmp_path)
     assert hub.download("gpt2") == folder / "snapshots" / "abc"
 
 
