@@ -181,7 +181,7 @@ def main(args: Options) -> None:
         if {"batch_size", "gradient_accumulation_steps"} & set(changes) and now != before:
             raise ValueError(f"--batch_size x --gradient_accumulation_steps x ranks is {before} in the run to resume"
                              f" and cannot become {now}")  # fmt: skip
-        say(f"resuming {path} at step {stored['step']}")
+        say(checkpoint.going_on(path, stored, d.device))
         for name, (old, new) in changes.items():
             say(f"  {config.said(args, name).removeprefix('--')}: {old} -> {new}")
     elif place.second == "refuse" and not folder.restarted:

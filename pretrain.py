@@ -250,7 +250,7 @@ def main(args: Options) -> None:
             raise ValueError(f"--per_device x --grad_acc x ranks is {B} in the run to resume and cannot become"
                              f" {args.per_device * args.grad_acc * d.world}: another run folder starts anew")
         unused = f": {folder.path} holds a run, so --ckpt_path is not used" if own and args.ckpt_path else ""
-        say(f"resuming {path} at step {stored['step']}{unused}")
+        say(checkpoint.going_on(path, stored, d.device) + unused)
         for name, (old, new) in changes.items():
             say(f"  {config.said(args, name).removeprefix('--')}: {old} -> {new}")
     else:

@@ -254,7 +254,7 @@ def main(args: Options) -> None:
         if asked & set(changes) and now != before:
             raise ValueError(f"data.batch_size x trainer.params.accumulate_grad_batches x ranks is {before} in the run"
                              f" to resume and cannot become {now}")  # fmt: skip
-        say(f"resuming {path} at step {stored['step']}")
+        say(checkpoint.going_on(path, stored, d.device))
         for name, (old, new) in changes.items():
             say(f"  {name}: {old} -> {new}")
     for line in config.idle(args, NEEDS):

@@ -58,7 +58,7 @@ def main(args: Options) -> None:
         if args.batch_size * args.gradient_accumulation_steps != before:
             raise ValueError(f"--batch_size x --gradient_accumulation_steps is {before} in the run to resume and cannot"
                              f" become {args.batch_size * args.gradient_accumulation_steps}")  # fmt: skip
-        say(f"resuming {path} at step {stored['step']}")
+        say(checkpoint.going_on(path, stored, d.device))
         for name, (old, new) in changes.items():
             say(f"  {name}: {old} -> {new}")
     train_args.settle(args)

@@ -32,10 +32,20 @@ def strip(weights: dict) -> dict:
 
 def pack(*, kind: str, model, model_config: dict, optimizer, loop: dict, seed: int, step: int, best: float | None,
          options: dict, meta: dict) -> dict:  # fmt: skip
-    """What a run needs to go on. Random draws are functions of (seed, step), so the seed is all there is to keep."""
+    """What a run needs to go on. Random draws are functions of (seed, step), so the seed is all there is to keep, and
+    of a CPU's sums, whose order depends on it, the number of threads."""
     return {"format": FORMAT, "kind": kind, "model_config": model_config, "model": strip(model.state_dict()),
             "optimizer": optimizer.state_dict() if optimizer is not None else None, "loop": loop,
-            "rng": {"seed": seed}, "step": step, "best": best, "options": options, "meta": meta}  # fmt: skip
+            "rng": {"seed": seed, "threads": torch.get_num_threads()}, "step": step, "best": best, "options": options,
+            "meta": meta}  # fmt: skip
+
+
+def going_on(path: str | Path, state: dict, device: torch.device) -> str:
+    """What a resume says of its checkpoint."""
+    now, before = torch.get_num_threads(), state["rng"].get("threads")
+    other = device.type == "cpu" and before not in (None, now)
+    more = f"; {now} threads, where it had {before}: last digits may differ" if other else ""
+    return f"resuming {path} at step {state['step']}{more}"
 
 
 # -----------------------------------------------------------------------------

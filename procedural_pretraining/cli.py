@@ -128,7 +128,7 @@ def main(args: Options) -> None:
     if resuming:
         stored, path = checkpoint.newest(save_dir)
         args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE)
-        say(f"resuming {path} at step {stored['step']}")
+        say(checkpoint.going_on(path, stored, d.device))
         for name, (old, new) in changes.items():
             say(f"  {name}: {old} -> {new}")
     for line in config.idle(args, NEEDS):

@@ -183,6 +183,18 @@ def test_a_restart_before_the_first_checkpoint_finds_the_weights_that_made_room(
 
 
 @ROWS
+def test_a_resume_with_other_threads_says_so(loop, data, tmp_path, monkeypatch, capsys):
+    """They are the order of a CPU's sums, and so of the last digits."""
+    loop.run(begin(loop, data(loop), tmp_path))
+    for now, told in ((torch.get_num_threads(), ""), (77, f"; 77 threads, where it had {torch.get_num_threads()}")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda now=now: now)
+        capsys.readouterr()
+        loop.run([*begin(loop, data(loop), tmp_path), *loop.resume(tmp_path)])
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("resuming"))
+        assert line.partition(f"at step {STEPS}")[2].removesuffix(": last digits may differ") == told
+
+
+@ROWS
 def test_a_run_cannot_end_before_the_step_it_is_at(loop, data, tmp_path, capsys):
     """It had no evaluation to end with: refused, and what the folder holds stays as it was."""
     loop.run(begin(loop, data(loop), tmp_path / "a"))
