@@ -10,7 +10,8 @@ import traceback
 from pathlib import Path
 
 OK, BUG, BAD_INPUT, NOT_FINITE, CANNOT_WRITE, STOPPED = 0, 1, 2, 3, 74, 75
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+              errno.ESTALE, errno.ENOTCONN)  # fmt: skip - the last two: a network's disk that went away
 ROOT = Path(__file__).resolve().parent.parent
 held = None  # the run folder this process holds (core/run.py), for the last word in status.json
 

@@ -98,12 +98,13 @@ def test_a_full_disk_is_named_by_all_that_write_tensors(tmp_path, kind):
     assert exits.verdict(e.value)[0] == 74 and not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_turned_read_only_is_not_called_full(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ESTALE, errno.ENOTCONN])
+def test_a_disk_that_turned_read_only_or_went_away_is_not_called_full(number, tmp_path, monkeypatch):
     def broken(fd):
-        raise OSError(errno.EROFS, "Read-only file system")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(OSError, match="cannot write .* Read-only file system") as e:
+    with pytest.raises(OSError, match=f"cannot write .* {os.strerror(number)}") as e:
         save(tmp_path / "ckpt.pt", state())
     assert exits.verdict(e.value)[0] == 74
 
