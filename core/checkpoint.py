@@ -128,7 +128,11 @@ def save(path: str | Path, state: dict, *, also: tuple = (), keep: bool = True, 
             _failed.append(e)
 
     _writer = threading.Thread(target=work)
-    _writer.start()
+    try:
+        _writer.start()
+    except RuntimeError:  # no more threads may be started here: training waits
+        _writer = None
+        write(path, state, also, keep)
 
 
 def wait() -> None:

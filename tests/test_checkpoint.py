@@ -287,6 +287,18 @@ def test_a_failure_in_the_background_is_raised(tmp_path, monkeypatch):
         checkpoint.wait()
 
 
+def test_where_no_thread_can_be_started_training_waits_for_the_save(tmp_path, monkeypatch):
+    """A limit of processes (ulimit -u, a container's) ended the run at its first checkpoint, without one."""
+
+    def refused(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    save(tmp_path / "ckpt.pt", state(), background=True)
+    assert load(tmp_path / "ckpt.pt")["step"] == state()["step"]
+    checkpoint.wait()
+
+
 def test_tied_weights_are_stored_once(tmp_path):
     s = state()
     s["model"] = {"a": torch.zeros(1 << 16), "b": None}
