@@ -83,12 +83,15 @@ class Run:
         try:
             if fcntl:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):
             self.lock.seek(0)
             holder = self.lock.read().strip() or "another process"
             self.lock.close()
             self.lock = None
             raise ValueError(f"{self.path} is in use by {holder}") from None
+        except OSError as e:  # a cluster's file system without locks
+            print(f"note: {self.path} cannot be locked ({e.strerror}): a second run there would not be noticed",
+                  file=sys.stderr)  # fmt: skip
         self.lock.truncate(0)
         self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.lock.flush()

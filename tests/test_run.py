@@ -169,6 +169,20 @@ def test_two_runs_in_one_folder(tmp_path):
     run.claim(tmp_path / "r").finish()
 
 
+def test_a_file_system_without_locks_is_not_a_folder_in_use(tmp_path, monkeypatch, capsys):
+    """Lustre without -o flock: each start was refused for a process that nobody could find."""
+
+    def none(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(run.fcntl, "flock", none)
+    folder = run.claim(tmp_path / "r")
+    folder.begin(holds="aside", resume=False)
+    folder.finish()
+    assert "cannot be locked (Function not implemented)" in capsys.readouterr().err
+    assert run.read_status(tmp_path / "r")["state"] == "finished"
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_lock_that_is_a_link_is_refused(tmp_path, there):
     """One into nothing was a traceback, and another's file lost what it held."""
