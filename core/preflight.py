@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from core import disk, dist, optim
+from core import disk, dist, optim, run
 
 # bytes saved for the backward pass, a token and layer: measured over GPT and RoBERTa, float32 and bfloat16, T 64 to
 # 1,024 (55 to 98 a unit of width with MLPs of four times the width). tests/test_faults.py measures again
@@ -109,7 +109,8 @@ def activations(c, tokens: int, device: torch.device, dtype: torch.dtype) -> flo
 
 def room(folder: Path, one: int, files: int, there: int) -> tuple[str, str, str]:
     """The one before stays until the new one is written: two must fit at least, `files` and one more at most."""
-    free = shutil.disk_usage(folder).free
+    left = (p.stat() for p in run.stale(folder))
+    free = shutil.disk_usage(folder).free + sum(s.st_size for s in left if s.st_nlink == 1)
     least, most = max(one, 2 * one - there), max(one, (files + 1) * one - there)
     verdict = "bad" if free < least else "short" if free < most else "ok"
     return "disk", verdict, (f"{size(one)} a checkpoint, up to {size(most)} more for {files} of them and one in the"

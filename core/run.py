@@ -57,6 +57,17 @@ def holds_run(path: Path, checkpoints: tuple[str, ...]) -> bool:
     return bool(status) and not (status.get("state") == "failed" and status.get("step") is None)
 
 
+def own(path: Path) -> list[Path]:
+    """What lies in the folder, but for folders with other runs (out/py in out): one of these may be going on."""
+    return [p for p in path.iterdir() if not (p.is_dir() and any(p.rglob(".lock")))]
+
+
+def stale(path: Path) -> list[Path]:
+    """What a killed writer has left; it goes when a run begins."""
+    found = (p for mine in own(path) for p in (mine, *mine.rglob("*.tmp*")))
+    return [p for p in found if TEMPORARY.fullmatch(p.name) and p.is_file()]
+
+
 class Run:
     def __init__(self, path: Path, main: bool):
         self.path, self.main = path, main
@@ -104,6 +115,8 @@ class Run:
         `written` are names below the folder: nothing of a run that is overwritten may be resumed, or shown as new.
         """
         if self.main:
+            for old in stale(self.path):
+                old.unlink()
             if holds == "aside" and not resume and holds_run(self.path, checkpoints):
                 if not self.path.name or self.path.resolve() == Path.cwd():
                     raise ValueError(f"{self.path} is the folder that you are in, and holds a run: name another one")
@@ -117,9 +130,6 @@ class Run:
                 there = [p for pattern in checkpoints for p in self.path.glob(pattern)]
                 for old in (*there, *(self.path / name for name in written)):
                     old.unlink(missing_ok=True)
-            for stale in (p for own in self.own() for p in (own, *own.rglob("*.tmp*"))):
-                if TEMPORARY.fullmatch(stale.name) and stale.is_file():
-                    stale.unlink()
         self.begun = True
         exits.held = self
         with contextlib.suppress(ValueError):  # not in the main thread: no signals there
@@ -134,21 +144,17 @@ class Run:
         now = self.aside / Path(source).resolve().relative_to(self.path.resolve()) if inside else Path(source)
         return str(now) if inside and now.exists() else source
 
-    def own(self) -> list[Path]:
-        """What lies in the folder, but for folders with other runs (out/py in out): one of these may be going on."""
-        return [p for p in self.path.iterdir() if not (p.is_dir() and any(p.rglob(".lock")))]
-
     def move(self, aside: Path) -> None:
         """The old run out of the way, in one step, or file by file around other runs: what says that it is there last,
         so that a kill in between leaves nothing that a new run would take for its own."""
-        own = self.own()
-        if self.path.is_symlink() or len(own) == len(list(self.path.iterdir())):
+        mine = own(self.path)
+        if self.path.is_symlink() or len(mine) == len(list(self.path.iterdir())):
             self.path.rename(aside)
             self.lock.close()
             self.take_lock()
             return
         aside.mkdir()
-        for p in sorted(own, key=lambda p: p.suffix in (".pt", ".ckpt") or p.name == "status.json"):
+        for p in sorted(mine, key=lambda p: p.suffix in (".pt", ".ckpt") or p.name == "status.json"):
             if p.name != ".lock":
                 p.rename(aside / p.name)
 

@@ -703,6 +703,17 @@ def test_what_fits_and_what_does_not(tmp_path, capsys):
         preflight.report([("memory", "bad", "z")], True)
 
 
+def test_what_a_killed_save_left_is_counted_as_free(tmp_path, monkeypatch):
+    """It goes when the run begins, and a resume was refused for want of what it takes."""
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    assert preflight.room(tmp_path, 3000, 1, 3000)[1] == "bad"
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / ".ckpt.pt.tmp-123").write_bytes(bytes(2000))
+    assert preflight.room(tmp_path, 3000, 1, 3000)[1] == "ok"
+    (tmp_path / "best.pt").hardlink_to(tmp_path / "checkpoint-3" / ".ckpt.pt.tmp-123")
+    assert preflight.room(tmp_path, 3000, 1, 3000)[1] == "bad"  # its bytes stay under the other name
+
+
 def test_a_checkpoint_at_an_average_is_counted_with_the_weights_that_train(tmp_path, capsys):
     pytest.importorskip("pytorch_optimizer")
     TRAIN.data(tmp_path)

@@ -291,6 +291,17 @@ def test_stale_temporary_files_go_at_the_start(tmp_path):
     assert not (tmp_path / "r" / ".ckpt.pt.tmp-123").exists()
 
 
+def test_a_run_that_is_moved_aside_takes_no_temporary_file_along(tmp_path):
+    """Of the size of a checkpoint, and hidden, it stayed there for ever."""
+    (tmp_path / "r").mkdir()
+    for name in (".ckpt.pt.tmp-123", "ckpt.pt"):
+        (tmp_path / "r" / name).write_text("half")
+    folder = run.claim(tmp_path / "r")
+    folder.begin(holds="aside", resume=False)
+    folder.finish()
+    assert [p.name for p in tmp_path.rglob("*ckpt*")] == ["ckpt.pt"]
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_steps_that_are_not_finite_change_nothing(fused, capsys):
     """Also where the decision stays on the device: fused kernels skip by found_inf, on a CPU as on a GPU."""
