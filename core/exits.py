@@ -69,7 +69,7 @@ def verdict(e: BaseException) -> tuple[int, str]:
         what = str(e).strip().split("\n")[0].rpartition("DefaultCPUAllocator: ")[2].removesuffix(".")
         return BAD_INPUT, (f"out of memory{': ' * bool(what)}{what}; a smaller batch takes less, and is the same"
                            " training with as much more accumulation")  # fmt: skip
-    if ranks() and isinstance(e, RuntimeError) and "imed out" in str(e):
+    if ranks() and isinstance(e, RuntimeError) and ("imed out" in str(e) or "timeout caused" in str(e)):
         return BUG, f"rank {ranks().get_rank()} waited in vain for another rank: {str(e).splitlines()[0]}"
     if ranks() and isinstance(e, RuntimeError) and ("reset by peer" in str(e) or "closed by peer" in str(e)):
         return BUG, f"rank {ranks().get_rank()} lost another rank, which ended or was killed"

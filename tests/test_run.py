@@ -56,6 +56,21 @@ def test_exit_codes(raising, code, says, lines, capsys):
 
 
 @pytest.mark.parametrize(("readable", "code", "says"), [(False, 2, "cannot be read"), (True, 74, "Permission denied")])
+@pytest.mark.parametrize("says", ["Timed out waiting 4000ms for send operation to complete",
+                                  "Application timeout caused pair closure"])  # fmt: skip
+def test_a_rank_that_waited_in_vain_says_so_whatever_gloo_calls_it(says, monkeypatch, capsys):
+    monkeypatch.setattr(exits, "ranks", lambda: dist.td)
+    monkeypatch.setattr(dist.td, "get_rank", lambda: 1)
+    assert exits.verdict(RuntimeError(says)) == (1, f"rank 1 waited in vain for another rank: {says}")
+
+
+def test_a_machine_without_a_temporary_folder_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    code, err = code_of(tempfile.TemporaryFile, capsys)
+    assert code == 74 and err.count("\n") == 1 and "TMPDIR=FOLDER" in err
+
+
 def test_a_file_that_must_not_be_read_is_bad_input_and_one_not_to_be_written_is_not(
         readable, code, says, tmp_path, capsys, monkeypatch):  # fmt: skip
     (tmp_path / "data.bin").write_bytes(b"12")
