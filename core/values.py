@@ -123,7 +123,10 @@ def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
 
 def at_home(text: str) -> str:
     """~/runs by its whole name: a shell leaves --out_dir=~/runs as it is, YAML any, and a folder ~ would be made."""
-    return os.path.expanduser(text) if text.startswith("~/") else text
+    found = os.path.expanduser(text) if text.startswith("~/") else text
+    if found.startswith("~/"):
+        raise ValueError(f"{text}: this user has no home folder here (HOME is not set); write the whole path")
+    return found
 
 
 def scalar(text: str, name: str = "the value") -> Any:

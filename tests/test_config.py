@@ -1,5 +1,6 @@
 """Options: every spelling of a command line, YAML's traps, and one line for what is wrong."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -178,6 +179,9 @@ def test_home_is_found_in_flags_lists_and_files(tmp_path, monkeypatch):
     assert found.out_dir == str(tmp_path / "runs")
     assert found.dataset_list == [str(tmp_path / "a"), "b~/c"] and found.dataset == "~b"
     assert coerce(["~/x"], list[Path], "--input") == [tmp_path / "x"]
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a container's user that has none
+    with pytest.raises(ValueError, match="~/runs: this user has no home folder"):
+        config.parse(train_args.Options, argv)
 
 
 def test_a_beta_of_one_is_refused_before_torch_sees_it():
