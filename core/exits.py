@@ -57,7 +57,7 @@ def verdict(e: BaseException) -> tuple[int, str]:
     if isinstance(e, PermissionError) and os.path.exists(e.filename or "") and not os.access(e.filename, os.R_OK):
         return BAD_INPUT, f"{e.filename} cannot be read: {e.strerror}"
     if isinstance(e, OSError) and e.errno in UNWRITABLE:
-        where = e.filename or held and e.strerror == os.strerror(e.errno) and held.path
+        where = e.filename or full_stream(e.errno) or held and e.strerror == os.strerror(e.errno) and held.path
         return CANNOT_WRITE, f"{e.strerror}: {where}" if where else str(e.strerror)
     if isinstance(e, FileExistsError | NotADirectoryError) and e.filename:
         return BAD_INPUT, f"{e.filename}: a folder is wanted there, and a file is in the way"
@@ -80,6 +80,17 @@ def verdict(e: BaseException) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def writing(path: Path):
+def full_stream(number: int) -> str:
+    """The stream whose disk takes no more letter: its error names nothing, and the run's own disk may have room."""
+    for name, shown in (("stdout", "standard output"), ("stderr", "standard error")):
+        try:
+            os.write(getattr(sys, name).fileno(), b"\n")  # to flush again raises nothing
+        except OSError as e:
+            if e.errno == number:
+                return shown
+    return ""
+
+
     """The error of a full disk names no file where it comes from an open one: it gets this name."""
     try:
         yield

@@ -167,6 +167,17 @@ def test_output_to_a_full_disk_keeps_the_exit_code(args, full, code, tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", None])
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's full disk")
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_log_on_a_full_disk_is_not_taken_for_the_run_s_disk(flush, tmp_path):
+    """`> /home/log` with a run on another disk: the run's folder was called full."""
+    code = (f"from core import run\nwith run.guard():\n    r = run.claim({str(tmp_path / 'r')!r})\n"
+            f"    r.begin(holds='aside', resume=False)\n    print('step 3', flush={flush})")  # fmt: skip
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (74, "error: No space left on device: standard output\n")
+
+
 def test_a_terminal_that_lacks_a_letter_or_is_closed_ends_nothing(encoding, monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, encoding and io.TextIOWrapper(io.BytesIO(), encoding=encoding))
