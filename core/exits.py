@@ -59,6 +59,8 @@ def verdict(e: BaseException) -> tuple[int, str]:
     if isinstance(e, OSError) and e.errno in UNWRITABLE:
         where = e.filename or full_stream(e.errno) or held and e.strerror == os.strerror(e.errno) and held.path
         return CANNOT_WRITE, f"{e.strerror}: {where}" if where else str(e.strerror)
+    if isinstance(e, FileNotFoundError) and "temporary directory" in str(e.strerror):
+        return CANNOT_WRITE, f"{e.strerror}: TMPDIR=FOLDER in the environment names one"
     if isinstance(e, FileExistsError | NotADirectoryError) and e.filename:
         return BAD_INPUT, f"{e.filename}: a folder is wanted there, and a file is in the way"
     if isinstance(e, IsADirectoryError) and e.filename:
@@ -78,8 +80,6 @@ def verdict(e: BaseException) -> tuple[int, str]:
     return BUG, f"{type(e).__name__}: {e}"
 
 
-@contextlib.contextmanager
-def writing(path: Path):
 def full_stream(number: int) -> str:
     """The stream whose disk takes no more letter: its error names nothing, and the run's own disk may have room."""
     for name, shown in (("stdout", "standard output"), ("stderr", "standard error")):
@@ -91,6 +91,8 @@ def full_stream(number: int) -> str:
     return ""
 
 
+@contextlib.contextmanager
+def writing(path: Path):
     """The error of a full disk names no file where it comes from an open one: it gets this name."""
     try:
         yield

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core import rng
+from core import exits, rng
 from core.values import nearest
 from data import examples
 
@@ -308,6 +308,7 @@ def load(rows: Iterable[tuple[str, dict]], template: Template, pairwise: bool) -
     """
     parts: dict[str, dict] = {}
     waiting: dict[str, list] = {}
+    temporary = Path(tempfile.gettempdir())
 
     def flush(split: str) -> None:
         part = parts[split]
@@ -317,7 +318,8 @@ def load(rows: Iterable[tuple[str, dict]], template: Template, pairwise: bool) -
             part["labels"] += label if isinstance(label, list) else [label]
             for end in ends:
                 ids = columns["input_ids" + end][row]
-                part["file"].write(np.asarray(ids, dtype=np.int32).tobytes())
+                with exits.writing(temporary):
+                    part["file"].write(np.asarray(ids, dtype=np.int32).tobytes())
                 part["lengths"].append(len(ids))
         part["width"] = len(ends)
         waiting[split] = []
@@ -335,7 +337,8 @@ def load(rows: Iterable[tuple[str, dict]], template: Template, pairwise: bool) -
     out = {}
     for split, part in parts.items():
         flush(split)
-        part["file"].flush()
+        with exits.writing(temporary):
+            part["file"].flush()
         lengths, labels = np.asarray(part["lengths"], np.int64), np.asarray(part["labels"], np.float64)
         samples = np.arange(len(lengths)).reshape(-1, part["width"])
         if pairwise and part["width"] == 1:

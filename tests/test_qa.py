@@ -1,7 +1,10 @@
 """data/qa.py: what is read, what is refused and how it is named, the template, the cuts, and the batches."""
 
+import errno
 import gc
+import io
 import json
+import os
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -302,3 +305,18 @@ def test_an_epoch_holds_each_sample_once_in_batches_of_similar_length():
     assert not all(np.array_equal(a, b) for a, b in zip(batches, other, strict=True))
     means = [lengths[b].mean() for b in batches]
     assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3  # short and long ones in no order
+
+
+def test_a_full_temporary_folder_is_named(monkeypatch):
+    """The run's folder was, which has room."""
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(qa.tempfile, "TemporaryFile", Full)
+    monkeypatch.setattr(qa.tempfile, "tempdir", "/small")
+    row = {"Question": "a", "Answer": "b", "Score": 1.0}
+    with pytest.raises(OSError) as e:
+        qa.load([("train", row)], template(), False)
+    assert e.value.filename == "/small"

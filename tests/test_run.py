@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -55,7 +56,6 @@ def test_exit_codes(raising, code, says, lines, capsys):
     assert lines is None or len(err.strip().splitlines()) == lines
 
 
-@pytest.mark.parametrize(("readable", "code", "says"), [(False, 2, "cannot be read"), (True, 74, "Permission denied")])
 @pytest.mark.parametrize("says", ["Timed out waiting 4000ms for send operation to complete",
                                   "Application timeout caused pair closure"])  # fmt: skip
 def test_a_rank_that_waited_in_vain_says_so_whatever_gloo_calls_it(says, monkeypatch, capsys):
@@ -71,6 +71,7 @@ def test_a_machine_without_a_temporary_folder_is_one_line(monkeypatch, capsys):
     assert code == 74 and err.count("\n") == 1 and "TMPDIR=FOLDER" in err
 
 
+@pytest.mark.parametrize(("readable", "code", "says"), [(False, 2, "cannot be read"), (True, 74, "Permission denied")])
 def test_a_file_that_must_not_be_read_is_bad_input_and_one_not_to_be_written_is_not(
         readable, code, says, tmp_path, capsys, monkeypatch):  # fmt: skip
     (tmp_path / "data.bin").write_bytes(b"12")
@@ -166,7 +167,6 @@ def test_output_to_a_full_disk_keeps_the_exit_code(args, full, code, tmp_path):
     assert done.returncode == code and "Traceback" not in done.stderr, done
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", None])
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's full disk")
 @pytest.mark.parametrize("flush", [True, False])
 def test_a_log_on_a_full_disk_is_not_taken_for_the_run_s_disk(flush, tmp_path):
@@ -178,6 +178,7 @@ def test_a_log_on_a_full_disk_is_not_taken_for_the_run_s_disk(flush, tmp_path):
     assert (done.returncode, done.stderr) == (74, "error: No space left on device: standard output\n")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", None])
 def test_a_terminal_that_lacks_a_letter_or_is_closed_ends_nothing(encoding, monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, encoding and io.TextIOWrapper(io.BytesIO(), encoding=encoding))
