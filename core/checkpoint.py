@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from core import disk, dist, run
@@ -75,6 +76,24 @@ def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
     _good.add(path)
 
 
+READABLE = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
+
+
+def readable(x, name: str = "checkpoint"):
+    """With Python's numbers in place of numpy's: a reader of data alone refuses these, and what else is no plain data.
+    It is named before it is written: a metric by np.exp would leave no checkpoint of the run that could be resumed."""
+    if isinstance(x, dict):
+        return {readable(k, f"{name}: a key"): readable(v, f"{name}: {k}") for k, v in x.items()}
+    if isinstance(x, list | tuple | set):
+        return type(x)([readable(v, name) for v in x])
+    if isinstance(x, np.generic):
+        return x.item()
+    if not torch.is_tensor(x) and type(x) not in READABLE:
+        raise TypeError(f"{name} is a {type(x).__name__}, which could not be read again: a number, text, list, dict or"
+                        " tensor can")  # fmt: skip
+    return x
+
+
 def snapshot(state):
     """A copy in main memory that training cannot change under the writer; tied weights stay tied."""
     copies, gpus = {}, set()
@@ -112,7 +131,7 @@ def save(path: str | Path, state: dict, *, also: tuple = (), keep: bool = True, 
     global _writer
     assert set(state) == set(KEYS), sorted(set(state) ^ set(KEYS))
     wait()
-    path, also = Path(path), tuple(map(Path, also))
+    state, path, also = readable(state), Path(path), tuple(map(Path, also))
     if not background:
         write(path, state, also, keep)
         return

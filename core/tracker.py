@@ -130,6 +130,7 @@ class Tracker:
 
     def train(self, step: int, values: dict, units: int) -> None:
         """One log line; `units` (tokens, samples) were trained on a step, by all ranks."""
+        values = plain(values)
         seconds = max(1e-9, time.time() - self.t) / max(1, step + 1 - self.at)
         self.clock(step + 1)
         if not self.main:
@@ -149,6 +150,7 @@ class Tracker:
     def eval(self, step: int, values: dict, note: str = "", quiet: bool = False) -> None:
         if not self.main:
             return
+        values = plain(values)
         if not quiet:
             width = len(str(self.total))
             shown = [f"{k} {show(k, v)}" for k, v in values.items()]
@@ -187,7 +189,7 @@ class Tracker:
         if self.main:
             path = self.folder / "results.json"
             temporary = path.with_name(path.name + ".tmp")
-            values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+            values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain(values).items()}
             temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             temporary.replace(path)
 
@@ -201,6 +203,11 @@ class Tracker:
                 self.wandb.finish()
         except Exception as e:
             self.give_up(e)
+
+
+def plain(values: dict) -> dict:
+    """A metric may be a number of numpy or of torch: in a table it would be the text tensor(3.48)."""
+    return {k: v.item() if hasattr(v, "item") else v for k, v in values.items()}
 
 
 def fold(parts: list[str], width: int = 88) -> str:

@@ -6,6 +6,7 @@ import pickle
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,25 @@ def test_what_is_saved_is_loaded(tmp_path):
         got = load(tmp_path / name)
         assert tuple(got) == tuple(checkpoint.KEYS) and got["step"] == 7 and got["model"]["weight"].eq(2).all()
     assert not list(tmp_path.glob(".*tmp*"))
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_numbers_of_numpy_are_saved_as_numbers(background, tmp_path):
+    """`out["val perplexity"] = np.exp(...)` in an evaluation: no checkpoint of the run could be resumed."""
+    losses = {"val loss": 2.0, "val perplexity": np.exp(2.0), "each": [np.float32(0.5), np.int64(3)]}
+    kept = state() | {"loop": {"eval": {"step": 1, "losses": losses}}, "best": np.float64(2.0)}
+    save(tmp_path / "ckpt.pt", kept, background=background)
+    checkpoint.wait()
+    got = load(tmp_path / "ckpt.pt")
+    assert got["loop"]["eval"]["losses"] == losses and got["best"] == 2.0
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), Path("x"), object()])
+def test_what_could_not_be_read_again_is_named_before_it_is_written(value, tmp_path):
+    save(tmp_path / "ckpt.pt", state(2.0))
+    with pytest.raises(TypeError, match=f"checkpoint: loop: mine is a {type(value).__name__}"):
+        save(tmp_path / "ckpt.pt", state() | {"loop": {"eval": None, "mine": [value]}})
+    assert load(tmp_path / "ckpt.pt")["model"]["weight"].eq(2).all()
 
 
 def test_a_full_disk_names_the_file(tmp_path):
@@ -232,6 +252,7 @@ def test_a_malicious_file_executes_nothing(tmp_path, how, capsys, monkeypatch):
     if how == "inside":
         bad = state()
         bad["meta"] = {"x": Evil()}
+        monkeypatch.setattr(checkpoint, "readable", lambda state: state)
         save(path, bad)  # with a hash that is right
     elif how == "torch":
         torch.save({"model": Evil()}, path)

@@ -1,5 +1,6 @@
 """CSV files that survive crashes and resumes, log lines, the picture, and loggers that cannot stop a run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from core import tracker
 from core.tracker import Table, Tracker, duration, read
@@ -30,6 +32,18 @@ def test_a_new_column_joins(tmp_path):
     table.add({"step": 0, "loss": 1.5})
     table.add({"step": 1, "loss": 1.25, "other": 2})
     assert read(tmp_path / "e.csv")[1] == {"step": 1, "loss": 1.25, "other": 2}
+
+
+def test_a_metric_may_be_a_number_of_numpy_or_of_torch(tmp_path, capsys):
+    """In a table it was the text tensor(3.48), and of no chart."""
+    track = make(tmp_path)
+    track.eval(1, {"val bits": torch.tensor(3.5), "val perplexity": np.exp(2.0), "val share": np.float32(0.5)})
+    track.train(1, {"loss": torch.tensor(2.5)}, 1)
+    track.results({"test_share": np.float32(0.5), "test_bits": torch.tensor(float("nan"))})
+    row = {"step": 1, "val_bits": 3.5, "val_perplexity": np.exp(2.0).item(), "val_share": 0.5}
+    assert read(tmp_path / "eval.csv") == [row] and read(tmp_path / "train.csv")[0]["loss"] == 2.5
+    assert "val bits 3.5000 | val perplexity 7.3891 | val share 0.5000" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text()) == {"test_share": 0.5, "test_bits": None}
 
 
 def test_a_table_of_the_users_own_is_not_replaced(tmp_path):
