@@ -233,6 +233,16 @@ def test_a_group_learning_rate_acts(name):
     assert all(map(torch.equal, before, model.parameters()))
 
 
+@pytest.mark.parametrize("name, mults", [("adamw", [0.5, 0.5]), ("muon", [1.0, 0.5, 0.5])])
+def test_the_multiple_of_a_group_stays(name, mults):
+    """A learning rate for each layer: the groups' own were put back to 1 without a word."""
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=8, vocab_size=11, block_size=4))
+    groups = optim.groups(model, 0.1, matrices=name == "muon", lr_mult=0.5)
+    optimizer = optimizers.build(name, groups, 0.01, extra_args={"muon_lr": 0.02} if name == "muon" else None)
+    assert [g["lr_mult"] for g in optimizer.param_groups] == mults
+    assert [g["lr"] for g in optimizer.param_groups] == [0.01 * m for m in mults]
+
+
 def test_own_arguments_act_and_unknown_ones_are_named():
     a, b = Toy(), Toy()
     train(a, build("rmsprop", a), 0, 3)

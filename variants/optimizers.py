@@ -256,7 +256,8 @@ def build(
     if not isinstance(muon_lr, int | float):
         raise ValueError(f"--optimizer_args muon_lr must be a number, got {muon_lr!r}")
     for group in groups:
-        group["lr_mult"] = muon_lr / lr if name in TWO_RATES and group.get("use_muon") and lr else 1.0
+        muon = muon_lr / lr if name in TWO_RATES and group.get("use_muon") and lr else 1.0
+        group["lr_mult"] = muon * group.get("lr_mult", 1.0)
         group["lr"] = lr * group["lr_mult"]
     wanted = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
     if not two_betas(accepts):
