@@ -19,7 +19,7 @@ from variants.activations import ACTIVATIONS
 from variants.attentions import ATTENTIONS
 from variants.mlps import MLPS
 from variants.norms import NORMS
-from variants.optimizers import OPTIMIZERS, TWO_RATES, ignored
+from variants.optimizers import OPTIMIZERS, TORCH, TWO_RATES, ignored
 from variants.positions import POSITIONS
 from variants.softmaxes import SOFTMAXES
 
@@ -161,8 +161,12 @@ FIXED = ("data", "model", "seed", "optimizer")
 SAMPLING = "--max_sample_tokens, or --sample_each_eval, or --sample_only"
 FALLING = f"--lr_scheduler={'|'.join(SHAPES)}"
 NORMED = "--norm_variant_attn other than none"
+# from the tables, so that a line added to one is known here
+GATED = "|".join(name for name, make in MLPS.items() if hasattr(make, "gate"))  # these bring an activation
+TURNING = "|".join(name for name in POSITIONS if name not in ("learned", "alibi", "none"))
+BETALESS, DECAYLESS = ("|".join(n for n in TORCH if what in ignored(n)) for what in ("beta1", "weight_decay"))
 NEEDS = {
-    "activation_variant": "--mlp_variant other than swiglu|geglu",
+    "activation_variant": f"--mlp_variant other than {GATED}",
     "use_pre_ln use_peri_ln use_post_ln": NORMED,
     "norm_variant_attn": "--use_pre_ln, or --use_peri_ln, or --use_post_ln",
     "norm_eps": f"{NORMED}, or --norm_variant_output other than none, or --use_qk_norm",
@@ -173,11 +177,11 @@ NEEDS = {
     "prev_run_ckpt": "--init_from=prev_run",
     "mlp_expansion_factor": "no --mlp_size",
     "use_rotary_embeddings use_abs_pos_embeddings": "no --position",
-    "rope_base": "--use_rotary_embeddings, or --position=rotary|sinusoidal",
+    "rope_base": f"--use_rotary_embeddings, or --position={TURNING}",
     "learning_rate": f"no --dataset_sampling_learning_rate, or --optimizer={'|'.join(TWO_RATES)}",
     "sgd_momentum": "--optimizer=sgd",
-    "beta1 beta2": "--optimizer other than sgd|adafactor|adagrad|adadelta|rmsprop|rprop|asgd",
-    "weight_decay": "--optimizer other than rprop",
+    "beta1 beta2": f"--optimizer other than {BETALESS}",
+    "weight_decay": f"--optimizer other than {DECAYLESS}",
     "decay_lr": "--lr_scheduler=none",
     "lr_decay_iters lr_decay_match_max_iters": f"{FALLING}, or --decay_lr",
     "min_lr": f"{FALLING}|exponential|step|plateau, or --decay_lr",

@@ -59,6 +59,9 @@ def config(theirs: dict) -> dict:
 def config_back(ours: dict) -> dict:
     demand("Llama or its relatives", OURS, ours)
     gated, window = ours["mlp_variant"] in GATES, ours.get("window_size")
+    if not gated and ours["mlp_variant"] != "mlp":
+        raise ValueError(f"mlp_variant {ours['mlp_variant']!r} has no counterpart in transformers (only mlp,"
+                         f" {' and '.join(GATES)} have)")  # fmt: skip
     window = window if window and window < ours["block_size"] else None
     kind = "qwen3" if ours["use_qk_norm"] else "mistral" if window else "llama" if gated else "arcee"
     if not gated and kind != "arcee":

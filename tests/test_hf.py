@@ -12,6 +12,7 @@ import torch
 
 from core import checkpoint, hf, hub
 from model import GPT, GPTConfig, RobertaConfig, RobertaMLM
+from variants.mlps import MLPS
 
 transformers = pytest.importorskip("transformers")
 
@@ -184,10 +185,12 @@ def test_llama_and_its_relatives_go_and_come_back(name, tmp_path):
 @pytest.mark.parametrize("changes, message", [
     ({"norm_variant_attn": "layernorm"}, "norm_variant_attn 'layernorm' has no counterpart in Llama"),
     ({"use_qk_norm": True}, "mlp_variant 'mlp' has no counterpart"),
+    ({"mlp_variant": "mine"}, "mlp_variant 'mine' has no counterpart in transformers .only mlp, swiglu and geglu"),
     ({"use_qk_norm": True, "mlp_variant": "swiglu", "bias": True}, "bias True has no counterpart"),
     ({"attn_logit_softcapping": 5.0}, "attn_logit_softcapping 5.0 has no counterpart"),
 ])  # fmt: skip
-def test_what_llama_cannot_express_is_refused(changes, message):
+def test_what_llama_cannot_express_is_refused(changes, message, monkeypatch):
+    monkeypatch.setitem(MLPS, "mine", MLPS["swiglu"])
     same = {"position": "rotary", "norm_variant_attn": "rmsnorm", "norm_variant_output": "rmsnorm"}
     with pytest.raises(ValueError, match=message):
         hf.BACK["llama"][0](vars(GPTConfig(**(same | changes))))

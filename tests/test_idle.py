@@ -1,6 +1,7 @@
 """Options that act only beside others: named in a note where they cannot act, and then they do change nothing."""
 
-import importlib
+import importlib.util
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from core.schedule import SHAPES
 from procedural_pretraining.settings import preset
 from tests.loops import FINETUNE, PRETRAIN, PROCEDURAL, REWARD, ROOT, TRAIN, made_once
 from variants.mlps import MLPS
+from variants.optimizers import TORCH
+from variants.positions import POSITIONS
 
 TABLES = {"train": "train_args", "procedural_pretraining": "procedural_pretraining.settings"}
 LOOPS = {loop.name: loop for loop in (TRAIN, PRETRAIN, FINETUNE, REWARD, PROCEDURAL)}
@@ -156,6 +159,28 @@ def test_conditions_of_each_kind():
         assert not lines(TRAIN, ["--min_lr=1e-5", f"--lr_scheduler={kind}"])
     gated = [kind for kind in MLPS if lines(TRAIN, ["--activation_variant=relu", f"--mlp_variant={kind}"])]
     assert gated == [kind for kind, make in MLPS.items() if hasattr(make, "gate")]  # what brings its own
+
+
+def test_a_new_line_in_a_table_is_known_to_the_notes(monkeypatch):
+    """A gated mlp, a turning position, an optimizer without betas and decay: what does nothing beside it is said, and
+    --rope_base, which acts, is not."""
+
+    class Mine(torch.optim.Optimizer):
+        def __init__(self, params, lr: float = 1e-3):
+            super().__init__(params, {"lr": lr})
+
+    for table, like in ((MLPS, MLPS["swiglu"]), (POSITIONS, POSITIONS["rotary"]), (TORCH, Mine)):
+        monkeypatch.setitem(table, "mine", like)
+    spec = importlib.util.spec_from_file_location("again", ROOT / "train_args.py")
+    again = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "again", again)
+    spec.loader.exec_module(again)
+    args = importlib.import_module("train_args").Options()
+    args.mlp_variant = args.position = args.optimizer = "mine"
+    args.activation_variant, args.rope_base, args.beta1, args.weight_decay = "relu", 50.0, 0.5, 0.5
+    args.given = {"mlp_variant", "position", "optimizer", "activation_variant", "rope_base", "beta1", "weight_decay"}
+    assert [line.split()[0] for line in config.idle(args, again.NEEDS)] == [
+        "--activation_variant", "--beta1", "--weight_decay"]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
