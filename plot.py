@@ -82,8 +82,11 @@ def open_run(path: Path) -> Run | None:
     return None
 
 
+SMALLER = ("loss", "mse", "mae", "perplexity", "ppl", "bits", "bpb", "bpc", "nll", "error", "brier")  # is better
+
+
 def smaller_is_better(metric: str) -> bool:
-    return any(word in metric for word in ("loss", "mse", "mae", "perplexity", "bits"))
+    return any(word in metric for word in SMALLER)
 
 
 def best(run: Run, metric: str) -> tuple[int, float] | None:

@@ -67,6 +67,15 @@ def test_a_metric_that_should_grow_is_ranked_by_its_highest(runs, tmp_path, caps
     assert not list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.parametrize("metric", ["val_bpb", "val_ppl", "val_error", "val_perplexity"])
+def test_of_a_metric_of_ones_own_the_lowest_is_the_best_where_its_name_says_so(metric, tmp_path):
+    """The row that is named as the README names one, or as papers do, showed the worst value as the best."""
+    make_run(tmp_path / "a", 1, [2.0, 1.5, 1.7])
+    csv_file = tmp_path / "a" / "eval.csv"
+    csv_file.write_text(csv_file.read_text().replace("val_loss", metric))
+    assert plot.best(plot.open_run(tmp_path / "a"), metric) == (10, 1.5)
+
+
 def test_a_wide_table_is_turned_and_runs_of_several_scripts_show_what_they_share(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
