@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from core import config
+from tests.loops import LOOPS
 
 ROOT = Path(__file__).resolve().parent.parent
 FROZEN = Path(__file__).parent / "options.txt"
 SCRIPTS = ["train", "pretrain", "finetune", "reward_train", "procedural_pretraining.cli", "sample", "plot", "export_hf",
            "data.text.prepare", "data.python_stdlib.prepare", "data.train_tokenizer", "data.build_pretrain_data",
            "data.build_tensors"]  # fmt: skip
+SCRIPTS += [loop.module for loop in LOOPS if loop.module not in SCRIPTS]  # a new one
 
 
 def exists(name: str) -> bool:
