@@ -5,7 +5,8 @@ import torch
 GROUPS = ("embed", "attn", "mlp", "norm", "head")
 OTHER_NAMES = {"ffn": "mlp", "ln": "norm", "embedding": "embed", "embeddings": "embed", "attention": "attn"}
 UNTOLD = ("position", "activation", "activation_variant", "norm_variant_attn", "use_pre_ln", "use_post_ln",
-          "use_peri_ln", "use_parallel_mlp")  # fmt: skip
+          "use_peri_ln", "use_parallel_mlp", "mlp_variant", "attention_variant", "softmax_variant_attn",
+          "attn_logit_softcapping")  # fmt: skip
 
 
 def group_of(name: str) -> str:

@@ -52,6 +52,15 @@ def test_what_no_weight_tells_of_is_said_where_it_differs(parts, notes):
     assert not any("note" in line for line in transfer.into(b, weights, parts, "a", vars(b.config)))
 
 
+@pytest.mark.parametrize("name, value", [("mlp_variant", "geglu"), ("attention_variant", "own"),
+                                         ("softmax_variant_attn", "softmax1"), ("attn_logit_softcapping", 5.0)])  # fmt: skip
+def test_variants_without_weights_of_their_own_are_said_where_they_differ(name, value):
+    a, b = two_models()
+    weights = {name: w for name, w in a.state_dict().items() if "wte" not in name and "lm_head" not in name}
+    said = transfer.into(b, weights, ["attn", "mlp"], "a", {**vars(b.config), name: value})
+    assert said[-1].startswith(f"note: {name} is {value!r} in a and {getattr(b.config, name)!r} here")
+
+
 @pytest.mark.parametrize("part", ["attn", "attention:0", "all"])
 def test_attention_is_not_cut_into_another_number_of_heads(part):
     """Its matrices have the same shape for any."""
