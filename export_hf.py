@@ -190,7 +190,8 @@ def main(args: Options) -> None:
     print(f"{path}, step {state['step']} -> {out}: config.json, model.safetensors; tokenizer: {words}")
     print(f"read again: the largest difference between logits is {gap:.1e}")
     if not gap <= 1e-4:
-        raise RuntimeError(f"the exported model differs by {gap}")
+        (out / "model.safetensors").unlink()
+        raise RuntimeError(f"the exported model differs by {gap:.1e}, not kept: has transformers all of model.py?")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,16 @@ def tokenizers_json():
     return {"kind": "tokenizers", "json": tokenizer.to_str()}
 
 
+def test_a_model_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
+    """A model option of one's own, of which no table here knows: transformers would load what was written."""
+    train(tmp_path, {"kind": "byte"})
+    embed = GPT.embed
+    monkeypatch.setattr(GPT, "embed", lambda self, x: embed(self, x) * (3.0 if self.config.mlp_size is None else 1.0))
+    with pytest.raises(RuntimeError, match="the exported model differs by .*, not kept"):
+        export(f"--init_from={tmp_path / 'ckpt.pt'}", f"--out={tmp_path / 'out'}")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
 def test_a_mixture_says_whose_tokenizer_it_wrote(tmp_path, capsys):
     char = {"kind": "char", "chars": sorted(set(TEXT))}
     for name, other in (("alike", char), ("mixed", {"kind": "byte"})):
