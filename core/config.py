@@ -76,6 +76,14 @@ def comments(cls: type) -> dict[str, tuple[str, str]]:
     return found
 
 
+def unfit(hint: Any) -> bool:
+    """Whether coerce() knows no such type: what comes from a flag or a checkpoint would stay the text that it is."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Annotated, typing.Union, types.UnionType, list, tuple):
+        return any(map(unfit, inner[:1] if origin is Annotated else [t for t in inner if t is not ...]))
+    return (origin or hint) not in (bool, int, float, str, list, tuple, dict, Literal, type(None), Path, Any)
+
+
 @functools.cache
 def specs(cls: type, prefix: str = "") -> dict[str, Spec]:
     """Every leaf option of a dataclass by its dotted name, base classes first."""
@@ -90,6 +98,9 @@ def specs(cls: type, prefix: str = "") -> dict[str, Spec]:
         if dataclasses.is_dataclass(hint):
             out.update(specs(hint, name + "."))
             continue
+        if unfit(hint):
+            raise TypeError(f"option {name} is {hint}, which no flag can be: bool, int, float, str, Path, list, tuple,"
+                            " dict and Literal are known, and each of them | None")  # fmt: skip
         default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
         text, group = notes.get(f.name, ("", ""))
         out[name] = Spec(name, hint, text, group or prefix.rstrip("."), dict(f.metadata), default)
@@ -206,6 +217,8 @@ def kind_of(hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         kinds = [kind_of(t) for t in inner if t is not type(None)]
         return list if list in kinds else kinds[-1]
+    if origin is tuple or hint is tuple:
+        return list
     if origin is Literal:
         return type(inner[0])
     return origin or hint
@@ -338,6 +351,13 @@ BEGAN = ("init_from", "gpt2_type", "prev_run_ckpt", "init_from_ckpt", "transfer"
          "trainer.ckpt_path", "tokenizer")  # fmt: skip
 
 
+def as_data(value: Any) -> Any:
+    """A copy for YAML and checkpoints, which hold no Path."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(as_data, value))
+    return str(value) if isinstance(value, Path) else copy.deepcopy(value)
+
+
 def to_dict(options: Any) -> dict:
     """Plain nested dicts, lists and numbers; secrets left out. Of a resumed run, how it began."""
     out = {}
@@ -347,7 +367,7 @@ def to_dict(options: Any) -> dict:
             value = to_dict(value)
         elif f.metadata.get("secret"):
             value = type(value)() if isinstance(value, str) else None
-        out[f.name] = copy.deepcopy(value)
+        out[f.name] = as_data(value)
     for name, value in getattr(options, "began", {}).items():
         *path, last = name.split(".")
         functools.reduce(dict.__getitem__, path, out)[last] = value

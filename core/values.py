@@ -82,6 +82,12 @@ def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
         else:  # --list 'a b' c
             value = [p for v in value for p in (v.strip("[]").replace(",", " ").split() if isinstance(v, str) else [v])]
         return [coerce(v, inner[0] if inner else str, name, choices) for v in value]
+    if hint is tuple or origin is tuple:  # YAML has lists alone, and a resume gives what was saved
+        each = inner if inner[-1:] != (...,) else inner[:1]
+        found = coerce(value, list[each[0]] if each else list, name, choices)
+        if len(each) > 1 and len(found) != len(each):
+            raise wrong(f"{len(each)} values")
+        return tuple(found)
     if hint is dict or origin is dict:
         if isinstance(value, dict):
             return value
@@ -113,6 +119,8 @@ def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
         if isinstance(value, bool):
             value = str(value).lower()
         value = at_home(str(value))
+    elif hint is Path:
+        value = Path(at_home(str(value)))
     if choices is not None:
         allowed = list(choices() if callable(choices) else choices)
         if value not in allowed:

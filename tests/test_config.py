@@ -208,3 +208,36 @@ def test_a_folder_is_no_config_file(tmp_path):
 def test_python_without_docstrings_parses_all_the_same():
     """python -OO"""
     assert config.parse(Options, [], doc=None) is not None
+
+
+@dataclass
+class Own:
+    """What a researcher adds."""
+
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    sizes: tuple[int, ...] = (1, 2)
+    table: Path | None = None  # a file
+    tables: list[Path] = config.option([])
+
+
+def test_pairs_and_paths_are_options_that_a_file_and_a_resume_bring_back(tmp_path):
+    """They stayed the text of their flags, and the run could be neither resumed nor run again from its config.yaml."""
+    options = config.parse(Own, ["--betas", "0.8", "0.9", "--sizes=3", "--table=~/a", "--tables", "b"])
+    assert (options.betas, options.sizes) == ((0.8, 0.9), (3,))
+    assert options.table == Path.home() / "a" and options.tables == [Path("b")]
+    config.save(options, tmp_path / "config.yaml")
+    assert config.parse(Own, [str(tmp_path / "config.yaml")]) == options
+    assert config.resume(config.parse(Own, []), config.to_dict(options))[0] == options
+    assert config.parse(Own, []).betas == (0.9, 0.95)
+    for word, message in (("0.1", "--betas must be 2 values, got"), ("0.1 2", "--betas must be 0 or more and below 1")):
+        with pytest.raises(ValueError, match=message):
+            config.parse(Own, ["--betas", *word.split()])
+
+
+def test_a_type_that_no_flag_can_be_is_named_at_once():
+    @dataclass
+    class Wrong:
+        names: set[str] = field(default_factory=set)
+
+    with pytest.raises(TypeError, match="option names is set.str., which no flag can be"):
+        config.parse(Wrong, [])
