@@ -5,6 +5,7 @@ import errno
 import linecache
 import os
 import re
+import stat
 import sys
 import traceback
 from pathlib import Path
@@ -57,7 +58,7 @@ def verdict(e: BaseException) -> tuple[int, str]:
     if isinstance(e, PermissionError) and os.path.exists(e.filename or "") and not os.access(e.filename, os.R_OK):
         return BAD_INPUT, f"{e.filename} cannot be read: {e.strerror}"
     if isinstance(e, OSError) and e.errno in UNWRITABLE:
-        where = e.filename or full_stream(e.errno) or held and e.strerror == os.strerror(e.errno) and held.path
+        where = e.filename or full_log(e.errno) or held and e.strerror == os.strerror(e.errno) and held.path
         return CANNOT_WRITE, f"{e.strerror}: {where}" if where else str(e.strerror)
     if isinstance(e, FileNotFoundError) and "temporary directory" in str(e.strerror):
         return CANNOT_WRITE, f"{e.strerror}: TMPDIR=FOLDER in the environment names one"
@@ -80,14 +81,14 @@ def verdict(e: BaseException) -> tuple[int, str]:
     return BUG, f"{type(e).__name__}: {e}"
 
 
-def full_stream(number: int) -> str:
-    """The stream whose disk takes no more letter: its error names nothing, and the run's own disk may have room."""
-    for name, shown in (("stdout", "standard output"), ("stderr", "standard error")):
-        try:
-            os.write(getattr(sys, name).fileno(), b"\n")  # to flush again raises nothing
-        except OSError as e:
-            if e.errno == number:
-                return shown
+def full_log(number: int) -> str:
+    """Standard output whose disk takes no more: its error names nothing, and the run's own disk may have room."""
+    try:
+        log = sys.stdout.fileno()
+        if not (os.isatty(log) or stat.S_ISFIFO(os.fstat(log).st_mode)):
+            os.write(log, b"\n")  # to flush again raises nothing
+    except OSError as e:
+        return "standard output" if e.errno == number else ""
     return ""
 
 
