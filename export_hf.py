@@ -99,12 +99,17 @@ def load(model, weights: dict):
     return model.eval()
 
 
+def family(cfg: dict) -> str:
+    """In whose terms hf.py writes a GPT."""
+    return "llama" if cfg["position"] == "rotary" else "gpt2"
+
+
 def export_gpt(state: dict, out: Path) -> tuple[str, float]:
     cfg, about = vars(config.build(GPTConfig, state["model_config"], SOURCE)), state["meta"].get("tokenizer")
     if cfg["vocab_sizes"]:
         raise ValueError(f"this model has several vocabularies, {cfg['vocab_sizes']}: transformers' GPT-2 has one")
     a = load(GPT(GPTConfig(**cfg)), state["model"])
-    hf.save(out, "llama" if cfg["position"] == "rotary" else "gpt2", cfg, state["model"])
+    hf.save(out, family(cfg), cfg, state["model"])
     words = write_tokenizer(out, about, cfg["block_size"], causal=True)
     streams = state["meta"].get("streams") or []
     if any(s["tokenizer"] != about for s in streams):
@@ -128,14 +133,17 @@ def export_scores(state: dict, out: Path) -> tuple[str, float]:
         if len(wte) == pad:
             theirs["transformer.wte.weight"] = torch.cat((wte, wte.new_zeros(1, wte.shape[1])))
         cfg |= {"vocab_size": len(theirs["transformer.wte.weight"]), "wte_weight_tying": True}
-        more |= {"architectures": ["GPT2ForSequenceClassification"], "pad_token_id": pad, "eos_token_id": end}
+        more |= {"pad_token_id": pad, "eos_token_id": end}
     else:
         theirs = {re.sub(r"^score\.", "classifier.", name): w for name, w in theirs.items()}
-        more |= {"architectures": ["RobertaForSequenceClassification"], **pretrained.special_tokens(about)[1]}
+        more |= pretrained.special_tokens(about)[1]
     build, Config = (GPT, GPTConfig) if kind == "gpt" else (Roberta, RobertaConfig)
+    theirs_kind = family(cfg) if kind == "gpt" else kind
+    name = hf.BACK[theirs_kind][0](cfg)["architectures"][0]
+    more["architectures"] = [re.sub("LMHeadModel|For(CausalLM|MaskedLM)", "ForSequenceClassification", name)]
     ours["transformer.wte.weight"] = theirs["transformer.wte.weight"]
     a = load(ScoreModel(build(config.build(Config, cfg, SOURCE))), ours)
-    hf.save(out, {"gpt": "gpt2"}.get(kind, kind), cfg, theirs, **more)
+    hf.save(out, theirs_kind, cfg, theirs, **more)
     words = write_tokenizer(out, about, cfg["block_size"], added, causal=kind == "gpt")
     _, again, weights = hf.load(out)
     weights = {re.sub(r"^classifier\.", "score.", name): w for name, w in weights.items()}

@@ -123,7 +123,7 @@ class Wandb:
 @dataclass
 class Options:
     # run
-    model_name: str = "gpt2"  # a folder in HF format (gpt2, roberta), one of our checkpoints, or a hub name
+    model_name: str = "gpt2"  # a folder in HF format (gpt2, llama, roberta ...), one of our checkpoints, or a hub name
     seed: int = 42  # for all that is drawn at random
     check: bool = False  # look whether all is ready, and stop: data, tokenizer, checkpoint, disk, memory
     replay_step: Whole | None = None  # show this step's batch, its loss and gradient norm, and stop

@@ -21,7 +21,7 @@ LAYER = {"ln_1": "input_layernorm", "ln_2": "post_attention_layernorm", "attn.c_
          "attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm",
          "mlp.c_proj": "mlp.down_proj"}  # fmt: skip
 OTHERS = {"transformer.wte.weight": "model.embed_tokens.weight", "transformer.ln_f.weight": "model.norm.weight",
-          "lm_head.weight": "lm_head.weight"}  # fmt: skip
+          "lm_head.weight": "lm_head.weight", "score.weight": "score.weight"}  # fmt: skip
 
 
 def config(theirs: dict) -> dict:

@@ -138,4 +138,4 @@ def open_backbone(source: str) -> tuple[str, dict, dict, dict]:
         return cfg.pop("backbone", state["kind"]), cfg, state["model"], tokenizer
     folder = Path(source) if hub.is_folder(source) else hub.download(source)
     kind, cfg, weights = hf.load(folder)
-    return {"gpt2": "gpt"}.get(kind, kind), cfg, weights, qa.tokenizer(folder)
+    return kind if kind == "roberta" else "gpt", cfg, weights, qa.tokenizer(folder)

@@ -942,16 +942,29 @@ def test_pairs_are_scored_as_two_rows(toy, tmp_path):
     assert len(found) == 2 * 64 and [r["answer"] for r in found[:2]] == [first["Accepted_Answer"], first["Answer"]]
 
 
+LLAMA = {"position": "rotary", "norm_variant_attn": "rmsnorm", "norm_variant_output": "rmsnorm"}
+
+
+def bytes_model(path: Path, **changes) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 256, "vocab_size": 256, **changes}))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=None, loop={}, seed=0,
+                            step=0, best=None, options={}, meta={"tokenizer": {"kind": "byte"}})  # fmt: skip
+    checkpoint.save(path, state)
+
+
 def test_the_export_scores_alike_in_transformers_alone_and_in_a_batch(toy, tmp_path):
     """From a tokenizer with an end of text and from one without; through the exported tokenizer, too."""
     transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=256, vocab_size=256))
-    state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=None, loop={}, seed=0,
-                            step=0, best=None, options={}, meta={"tokenizer": {"kind": "byte"}})  # fmt: skip
-    checkpoint.save(tmp_path / "bytes.pt", state)
+    kinds = {"bytes": {}, "arcee": LLAMA, "qwen": LLAMA | {"mlp_variant": "swiglu", "use_qk_norm": True},
+             "mistral": LLAMA | {"mlp_variant": "swiglu", "n_kv_group": 1, "window_size": 9}}  # fmt: skip
+    for name, changes in kinds.items():
+        bytes_model(tmp_path / f"{name}.pt", **changes)
     rows = [("How good is it?", "It is good."), ("q", ""), ("How bad?", "the soup is superb, " * 5)]
-    for name, source in [("bpe", toy / "gpt2"), ("bytes", tmp_path / "bytes.pt")]:
+    for name, source in [("bpe", toy / "gpt2"), *((name, tmp_path / f"{name}.pt") for name in kinds)]:
         train(toy, tmp_path / name, f"--model_name={source}")
         export_hf.main(export_hf.Options(init_from=str(tmp_path / name), out=str(tmp_path / f"{name}_hf")))
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / f"{name}_hf").eval()
@@ -967,6 +980,14 @@ def test_the_export_scores_alike_in_transformers_alone_and_in_a_batch(toy, tmp_p
         assert np.ptp(ours) > 1e-3
         for found in (batch, alone):
             assert (c.score_mean + c.score_std * found).tolist() == pytest.approx(ours.tolist(), abs=1e-4)
+
+
+def test_any_gpt_in_hugging_faces_format_takes_a_score_head(toy, tmp_path):
+    """As its checkpoint does: of a Llama and its relatives, too."""
+    bytes_model(tmp_path / "llama.pt", **LLAMA, mlp_variant="swiglu")
+    export_hf.main(export_hf.Options(init_from=str(tmp_path / "llama.pt"), out=str(tmp_path / "llama")))
+    ours, theirs = (scorer.open_model(str(tmp_path / name), 0.0)[0].state_dict() for name in ("llama.pt", "llama"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 # -----------------------------------------------------------------------------
