@@ -27,13 +27,14 @@ def open_encoder(source: str, tokenizer: str = "") -> Encoder:
     if Path(source).exists() and not hub.is_folder(source):
         path = checkpoint.find(source)
         state = checkpoint.load(path)
-        kind, meta = state["kind"], state["meta"]
-        if kind not in ("roberta", "classifier"):
-            raise ValueError(f"--init_from {path} is a {kind!r} checkpoint: an encoder's is needed (pretrain.py)")
+        cfg, meta = dict(state["model_config"]), state["meta"]
+        if cfg.pop("backbone", state["kind"]) not in ("roberta", "classifier"):  # a reward model is what it stands on
+            raise ValueError(f"--init_from {path} is a {state['kind']!r} checkpoint: an encoder's is needed"
+                             " (pretrain.py)")  # fmt: skip
         own = vocab.load(meta["tokenizer"]).hash
         if tokenizer and (given := vocab.load(examples.describe(tokenizer)).hash) != own:
             raise ValueError(f"--tokenizer {tokenizer} is {given}, {path} was trained with {own}: leave it out")
-        return Encoder(state["model_config"], state["model"], meta["tokenizer"], meta.get("head", {}))
+        return Encoder(cfg, state["model"], meta["tokenizer"], meta.get("head", {}))
     folder = Path(source) if hub.is_folder(source) else hub.download(source)
     kind, cfg, weights = hf.load(folder)
     if kind != "roberta":
@@ -70,7 +71,7 @@ def open_weights(source: str, tokenizer: str, transfer: list[str], run: str = ""
         if given != own:
             raise ValueError(f"--tokenizer {tokenizer} is {given}, {path} was trained with {own}: leave it out,"
                              " or --transfer attn mlp norm")  # fmt: skip
-    if found["kind"] not in ("roberta", "classifier") and whole:
+    if found["config"].get("backbone", found["kind"]) not in ("roberta", "classifier") and whole:
         raise ValueError(f"--init_from {path} is a {found['kind']!r} model: name parts, --transfer attn mlp")
     shape = {k: v for k, v in found["config"].items() if k in RobertaConfig.__dataclass_fields__}
     return shape, found["model"], about

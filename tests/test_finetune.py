@@ -16,7 +16,7 @@ import finetune
 from core import checkpoint, config, hf, rng, tracker
 from core.exits import NotFinite
 from data import tensors, vocab
-from data.pretrained import open_encoder
+from data.pretrained import open_encoder, open_weights
 from model import Classifier, RobertaConfig, pack
 from tests.loops import FINETUNE, classes
 
@@ -174,6 +174,20 @@ def test_the_first_logged_loss_is_torchs(data, tmp_path, weights):
 
 # -----------------------------------------------------------------------------
 # what trains
+
+
+def test_from_a_reward_model_on_an_encoder(data, tmp_path):
+    """It is an encoder's weights, too; on a GPT it is none."""
+    want, state = at_the_start(data), checkpoint.load(data / "encoder.pt")
+    for backbone in ("roberta", "gpt"):
+        about = {"backbone": backbone, **state["model_config"]}
+        checkpoint.save(tmp_path / f"{backbone}.pt", state | {"kind": "reward", "model_config": about})
+    found = tune(data, tmp_path / "run", f"--init_from={tmp_path / 'roberta.pt'}", "--learning_rate=0")["model"]
+    assert all(torch.equal(found[name], want[name]) for name in want)
+    cfg, weights, _ = open_weights(str(tmp_path / "roberta.pt"), "", ["all"])  # pretrain.py's way
+    assert cfg == state["model_config"] and weights.keys() == state["model"].keys()
+    with pytest.raises(ValueError, match="is a 'reward' checkpoint: an encoder's is needed"):
+        tune(data, tmp_path / "no", f"--init_from={tmp_path / 'gpt.pt'}")
 
 
 def moved(before, after) -> set[str]:
