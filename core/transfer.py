@@ -4,9 +4,9 @@ import torch
 
 GROUPS = ("embed", "attn", "mlp", "norm", "head")
 OTHER_NAMES = {"ffn": "mlp", "ln": "norm", "embedding": "embed", "embeddings": "embed", "attention": "attn"}
-UNTOLD = ("position", "activation", "activation_variant", "norm_variant_attn", "use_pre_ln", "use_post_ln",
-          "use_peri_ln", "use_parallel_mlp", "mlp_variant", "attention_variant", "softmax_variant_attn",
-          "attn_logit_softcapping")  # fmt: skip
+UNTOLD = ("position", "rope_base", "attention", "attention_variant", "softmax_variant_attn", "attn_logit_softcapping",
+          "window_size", "activation", "activation_variant", "mlp_variant", "norm_variant_attn", "use_pre_ln",
+          "use_post_ln", "use_peri_ln", "use_parallel_mlp")  # fmt: skip
 
 
 def group_of(name: str) -> str:
@@ -44,7 +44,13 @@ def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whol
         limits = (int(low), int(high or low)) if layers else (0, float("inf"))
         for group in GROUPS if name == "all" else [name]:
             wanted.setdefault(group, []).append(limits)
+
+    def asked(name: str) -> bool:
+        layer = next((int(p) for p in name.split(".") if p.isdigit()), 0)
+        return any(low <= layer <= high for low, high in wanted.get(group_of(name), []))
+
     ours = next((vars(m.config) for m in model.modules() if hasattr(m, "config")), {})
+    ours, theirs = ({**c, "attention": c.get("attention", "exact").replace("plain", "exact")} for c in (ours, theirs))
     differ = [n for n in ("n_head", *UNTOLD) if n in ours and theirs.get(n, ours[n]) != ours[n]]
     if "attn" in wanted and "n_head" in differ:
         raise ValueError(f"{source} has {theirs['n_head']} heads, the model here {ours['n_head']}: make them equal, or"
@@ -55,9 +61,7 @@ def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whol
             tied = True
             continue
         seen.add(target.data_ptr())
-        group = group_of(name)
-        layer = next((int(p) for p in name.split(".") if p.isdigit()), 0)
-        take = name in weights and any(low <= layer <= high for low, high in wanted.get(group, []))
+        group, take = group_of(name), name in weights and asked(name)
         if take and name.endswith("wpe.weight"):
             weights[name] = weights[name][: len(target)]
         if take and weights[name].shape != target.shape:
@@ -75,18 +79,21 @@ def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whol
             if "wte" in name:
                 target.mul_(wte.std() / target.std())
     lacks = [n for n in model.state_dict() if n not in weights] if whole else []
-    extra = [n for n in weights if n not in model.state_dict()] if whole else []
-    if lacks or extra:
+    extra = [n for n in weights if n not in model.state_dict() and (whole or asked(n))]
+    both = " ".join(g for g in GROUPS if any(group_of(n) == g for n in model.state_dict() if n in weights))
+    if whole and (lacks or extra):
         what = f"lacks {lacks[0]}" if lacks else f"holds {extra[0]}, for which this model has no place"
-        both = [g for g in GROUPS if any(group_of(n) == g for n in model.state_dict() if n in weights)]
         raise ValueError(f"{source} {what} ({len(lacks + extra)} such names): give its own model options, or --transfer"
-                         f" {' '.join(both) or 'with the parts to take'}")  # fmt: skip
+                         f" {both or 'with the parts to take'}")  # fmt: skip
     if not any(done == "taken" for _, done in table):
         if tied and "head" in wanted:
             raise ValueError(f"{source}: --transfer head takes nothing, as the head here is the embedding (weight"
                              " tying): --transfer embed")  # fmt: skip
-        raise ValueError(f"{source}: none of --transfer {' '.join(parts)} is in it under our names")
+        raise ValueError(f"{source}: none of --transfer {' '.join(parts)} is in it under our names"
+                         f"{'; both have ' * bool(both)}{both}")  # fmt: skip
     lines = [f"  {group:<6}{done:<12}{count:>13,} parameters" for (group, done), count in sorted(table.items())]
     blocks = {"attn", "mlp"} & came
+    if left := [n for n in extra if group_of(n) in {"attn", "mlp", "norm"} & came]:
+        lines.append(f"note: {left[0]} of {source} has no place here ({len(left)} such names)")
     return lines + [f"note: {n} is {theirs[n]!r} in {source} and {ours[n]!r} here: the parts compute something else"
                     for n in differ if blocks and n in UNTOLD]  # fmt: skip

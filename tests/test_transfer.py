@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from core import transfer
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, RobertaConfig, RobertaMLM
 
 
 def two_models():
@@ -59,6 +59,32 @@ def test_variants_without_weights_of_their_own_are_said_where_they_differ(name, 
     weights = {name: w for name, w in a.state_dict().items() if "wte" not in name and "lm_head" not in name}
     said = transfer.into(b, weights, ["attn", "mlp"], "a", {**vars(b.config), name: value})
     assert said[-1].startswith(f"note: {name} is {value!r} in a and {getattr(b.config, name)!r} here")
+
+
+def test_gates_positions_and_attentions_of_one_shape_are_told_apart():
+    """A swiglu's matrices fit a geglu, favor's projections fit exact attention."""
+    a, b = (GPT(GPTConfig(n_layer=1, n_head=2, n_embd=8, vocab_size=11, block_size=8, mlp_variant=name, window_size=size))
+            for name, size in (("swiglu", None), ("geglu", 4)))  # fmt: skip
+    said = transfer.into(b, a.state_dict(), ["mlp"], "a", vars(a.config))
+    assert [line.split()[1] for line in said if "note" in line] == ["window_size", "mlp_variant"]
+    small = {"n_layer": 1, "n_head": 2, "n_embd": 8, "mlp_size": 8}
+    b = RobertaMLM(RobertaConfig(**small))
+    for name, notes in (("favor", 1), ("plain", 0), ("exact", 0)):
+        a = RobertaMLM(RobertaConfig(**small, attention=name, attn_dropout=0.0))
+        assert sum("note: attention is" in x for x in transfer.into(b, a.state_dict(), ["attn"], "a", vars(a.config))) == notes
+
+
+def test_what_of_a_part_has_no_place_is_said():
+    """Biases, or layers that this model lacks; of a part that nobody asked for, nothing."""
+    small = {"n_head": 2, "n_embd": 8, "vocab_size": 11, "block_size": 8}
+    a, b = GPT(GPTConfig(n_layer=2, bias=True, **small)), GPT(GPTConfig(n_layer=1, **small))
+    for parts, said in ((["attn:0"], ["transformer.h.0.attn.c_attn.bias of a has no place here (2 such names)"]),
+                        (["attn"], ["transformer.h.0.attn.c_attn.bias of a has no place here (6 such names)"]),
+                        (["embed"], [])):  # fmt: skip
+        lines = transfer.into(b, a.state_dict(), parts, "a", vars(a.config))
+        assert [line for line in lines if "note" in line] == [f"note: {line}" for line in said]
+    with pytest.raises(ValueError, match="none of --transfer attn:5 is in it under our names; both have embed attn mlp norm"):
+        transfer.into(b, a.state_dict(), ["attn:5"], "a", vars(a.config))
 
 
 @pytest.mark.parametrize("part", ["attn", "attention:0", "all"])
