@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from core import checkpoint, config, disk, dist, optim, preflight, rng, run, transfer
+from core import checkpoint, config, disk, dist, hf, optim, preflight, rng, run, transfer
 from core.config import option
 from core.progress import duration, progress
 from core.schedule import lr_at
@@ -33,6 +33,7 @@ from core.scores import draw, pearson, spearman
 from core.tracker import Tracker, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from data import qa, vocab
+from data.pretrained import tokenizer_of
 from data.scorer import Scorer, make_template, open_model, reopen, score_file
 from data.split import in_both
 from variants.packed import send
@@ -127,7 +128,7 @@ class Options:
     seed: int = 42  # for all that is drawn at random
     check: bool = False  # look whether all is ready, and stop: data, tokenizer, checkpoint, disk, memory
     replay_step: Whole | None = None  # show this step's batch, its loss and gradient norm, and stop
-    init_from: str = ""  # resume: go on in trainer.checkpoint.dirpath; a checkpoint: take --transfer from it
+    init_from: str = ""  # resume: go on in trainer.checkpoint.dirpath; weights to take --transfer from
     transfer: list[str] = option(["all"])  # parts to take: embed attn mlp norm head all, with layers as in attn:0-3
     score: str = ""  # score this file with the best checkpoint instead of training
     out: str = "scores.csv"  # where the scores go
@@ -274,14 +275,14 @@ def main(args: Options) -> None:
     sizes = {name: getattr(args.data, name) for name in ("max_length", "max_prompt_length", "truncate_promt")}
     template = make_template(description, model, **sizes)
     if args.init_from and not resuming:
-        source = checkpoint.load(checkpoint.find(args.init_from))
-        weights, theirs = source["model"], source["meta"].get("tokenizer")
-        if theirs and {"all", "embed"} & {part.split(":")[0] for part in args.transfer}:
+        source = hf.source(args.init_from)
+        weights, embeds = source["model"], {"all", "embed"} & {part.split(":")[0] for part in args.transfer}
+        if embeds and (theirs := tokenizer_of(args.init_from, source)):
             ours, theirs = vocab.load(description).hash, vocab.load(theirs).hash
             if ours != theirs:
                 raise ValueError(f"the tokenizer of model_name {args.model_name} is {ours}, {args.init_from} was"
                                  f" trained with {theirs}: --transfer attn mlp norm takes the rest")  # fmt: skip
-        there = source["model_config"]
+        there = source["config"]
         for line in transfer.into(model, weights, args.transfer, args.init_from, there, fresh=False):
             say(line)
     frozen = {"emb": p.freeze_emb, "ln": p.freeze_ln, "attn": p.freeze_attn, "ff": p.freeze_ff, "other": p.freeze_other}

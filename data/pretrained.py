@@ -54,6 +54,16 @@ def label_names(about: dict, n: int) -> list[str]:
     return [str(table.get(str(i), f"LABEL_{i}")) for i in range(n)]
 
 
+def tokenizer_of(path: str, found: dict, given: str = "") -> dict | None:
+    """That of what hf.source found; of a folder in Hugging Face's format or a name on the hub, the one given, or else
+    the one beside it."""
+    if found["meta"] or Path(path).exists() and not hub.is_folder(path):
+        return found["meta"].get("tokenizer")
+    if given:
+        return examples.describe(given)
+    return qa.tokenizer(Path(path) if hub.is_folder(path) else hub.download(path))
+
+
 def open_weights(source: str, tokenizer: str, transfer: list[str], run: str = "") -> tuple[dict, dict, dict | None]:
     """(config, weights, tokenizer's description) to pretrain from: of what --init_from names, or of `run`, the folder
     whose last checkpoint --reset takes."""
@@ -62,9 +72,7 @@ def open_weights(source: str, tokenizer: str, transfer: list[str], run: str = ""
         found = {"config": state["model_config"], "model": state["model"], "meta": state["meta"], "kind": "roberta"}
     else:
         path, found = source, hf.source(source)
-    about = found["meta"].get("tokenizer")
-    if about is None and hub.is_folder(path):
-        about = open_encoder(path, tokenizer).tokenizer
+    about = tokenizer_of(path, found, tokenizer)
     whole = "all" in transfer
     if tokenizer and about and (whole or {"embed", "head"} & set(transfer)):
         given, own = (vocab.load(t).hash for t in (examples.describe(tokenizer), about))

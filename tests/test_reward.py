@@ -16,7 +16,7 @@ import yaml
 import export_hf
 import reward_train
 from core import checkpoint, config, exits, run, scores, tracker
-from data import examples, qa, scorer, vocab
+from data import examples, pretrained, qa, scorer, vocab
 from data.qa_toy import prepare
 from model import GPT, GPTConfig, Roberta, RobertaConfig, RobertaMLM, ScoreModel
 
@@ -988,6 +988,15 @@ def test_any_gpt_in_hugging_faces_format_takes_a_score_head(toy, tmp_path):
     export_hf.main(export_hf.Options(init_from=str(tmp_path / "llama.pt"), out=str(tmp_path / "llama")))
     ours, theirs = (scorer.open_model(str(tmp_path / name), 0.0)[0].state_dict() for name in ("llama.pt", "llama"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for name in ("llama.pt", "llama"):  # --init_from takes either, too
+        (tmp_path / "run").mkdir(exist_ok=True)
+        train(toy, tmp_path / "run" / name, f"--model_name={tmp_path / 'llama.pt'}", f"--init_from={tmp_path / name}",
+              "--transfer=attn,mlp")  # fmt: skip
+    first, second = (checkpoint.load(tmp_path / "run" / n / "ckpt.pt")["model"] for n in ("llama.pt", "llama"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    shape, weights, about = pretrained.open_weights(str(tmp_path / "llama"), "", ["attn"])  # as pretrain.py takes parts
+    assert shape["n_embd"] == 16 and "transformer.h.0.attn.c_attn.weight" in weights and about["kind"] == "tokenizers"
+    refuse("is .*, .*llama was trained with", toy, tmp_path / "no", f"--init_from={tmp_path / 'llama'}")
 
 
 # -----------------------------------------------------------------------------
