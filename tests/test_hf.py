@@ -240,6 +240,9 @@ def test_what_a_config_leaves_out_is_what_transformers_takes_for_it():
         found = hf.FROM[kind][0](small | {"model_type": kind})
         assert (found["norm_eps"], found["window_size"]) == (theirs.rms_norm_eps, getattr(theirs, "sliding_window", None))
     assert hf.FROM["arcee"][0](small | {"model_type": "arcee"})["activation_variant"] == "squared_relu"
+    for kind, theirs in (("llama", transformers.LlamaConfig), ("arcee", transformers.ArceeConfig),
+                         ("mistral", transformers.MistralConfig), ("qwen3", transformers.Qwen3Config)):  # fmt: skip
+        assert hf.FROM[kind][0](small | {"model_type": kind})["n_kv_group"] == theirs(**small).num_key_value_heads
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "mistral"])
