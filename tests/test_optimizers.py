@@ -95,7 +95,7 @@ def test_the_state_of_an_optimizer_is_counted_before_its_first_step(name):
     for p in model.parameters():
         p.grad = torch.randn_like(p)
     optimizer.step()
-    assert counted == optim.moments(optimizer) > 0
+    assert counted == optim.moments(optimizer) and (counted or not optimizer.state)  # some keep none
 
 
 @pytest.mark.parametrize(
