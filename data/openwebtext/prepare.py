@@ -28,7 +28,7 @@ class Options:
     input: list[Path] = config.option([])  # files or folders that are here; none: the hub
     out: str = ""  # folder of the data set; '': this one
     tokenizer: str = "gpt2"  # gpt2, or a tokenizer.json or vocab.bpe
-    field: str = config.option("", alias=("column",))  # of JSONL and Parquet; '': text, or the only one there is
+    field: str = config.option("", alias=("column",))  # of JSONL, CSV and Parquet; '': text, or the only one there is
     val_fraction: Fraction = 0.0005  # of the input, its end
     processes: Whole = 0  # 0: one a core
 

@@ -33,7 +33,7 @@ CLASSES = {"L": "a", "M": "a", "N": "0", "P": ".", "S": ".", "Z": " "}  # by Uni
 class Options:
     input: list[Path] = config.option([])  # files, folders or patterns
     out: str = ""  # the data sets' common name, data/NAME
-    field: str = config.option("", alias=("column",))  # of JSONL and Parquet; '': text, or the only one there is
+    field: str = config.option("", alias=("column",))  # of JSONL, CSV and Parquet; '': text, or the only one there is
     val_fraction: Fraction = 0.1  # of the input, its end
     processes: Whole = 0  # 0: one a core, for more than a few megabytes
 
