@@ -4,6 +4,7 @@ Nothing here may end a run but a full disk: a logger that fails is switched off 
 """
 
 import csv
+import errno
 import json
 import math
 import os
@@ -122,7 +123,7 @@ class Tracker:
 
     def say(self, line: str) -> None:
         if self.main:
-            print(line, flush=True)
+            tell(line)
 
     def clock(self, step: int) -> None:
         """Starts the stopwatch of the next log line: what lies before it was no training."""
@@ -143,7 +144,7 @@ class Tracker:
         if self.flops and self.peak:
             parts.append(f"mfu {rate * self.flops / self.peak:.0%}")
         parts.append(f"eta {duration((self.total - step - 1) * seconds)}")
-        print(" | ".join(parts), flush=True)
+        tell(" | ".join(parts))
         row = {"step": step, **values, "ms": round(seconds * 1000, 2), f"{self.unit}_per_s": round(rate)}
         self.record(0, row, "train/")
 
@@ -154,7 +155,7 @@ class Tracker:
         if not quiet:
             width = len(str(self.total))
             shown = [f"{k} {show(k, v)}" for k, v in values.items()]
-            print(fold([f"eval {step:>{width}}/{self.total}", *shown, *([note] if note else [])]), flush=True)
+            tell(fold([f"eval {step:>{width}}/{self.total}", *shown, *([note] if note else [])]))
         self.record(1, {"step": step, **values}, "eval/")
         if time.time() - self.drawn > 300:
             self.plot()
@@ -203,6 +204,17 @@ class Tracker:
                 self.wandb.finish()
         except Exception as e:
             self.give_up(e)
+
+
+def tell(line: str) -> None:
+    """A line of the log. A closed terminal may say so some time before its signal comes, on which a run saves."""
+    try:
+        print(line, flush=True)
+    except OSError as e:
+        if e.errno != errno.EIO:
+            raise
+        time.sleep(0.5)
+        print(flush=True)
 
 
 def plain(values: dict) -> dict:

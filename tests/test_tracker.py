@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from core import tracker
+from core import exits, tracker
 from core.tracker import Table, Tracker, duration, read
 from tests.loops import ROOT
 
@@ -236,3 +236,19 @@ def test_progress_speaks_after_two_seconds_and_passes_all_on(capsys, monkeypatch
         out.append(item)
     err = capsys.readouterr().err
     assert out == list(range(40)) and "reading: " in err and "eta" in err
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_the_signal_of_a_closed_terminal_may_come_after_its_error(comes, monkeypatch):
+    ours, theirs = os.openpty()
+    os.close(ours)
+    with open(theirs, "w") as gone:
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, gone)
+        monkeypatch.setattr(time, "sleep", lambda seconds: comes and exits.lenient())  # as its handler does
+        if comes:
+            tracker.tell("step 3")
+        else:
+            with pytest.raises(OSError, match="Input/output error"):
+                tracker.tell("step 3")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), theirs)  # or it could not be closed
