@@ -309,9 +309,10 @@ def vocabularies(args: Options, sets: list, known: dict | None) -> dict:
         if bool(theirs) != own or (own and len(theirs) != len(sets)):
             raise ValueError(f"the weights have vocabularies of {theirs or known['vocab_size']}, the data {sizes}")
         limits = theirs if own else [known["vocab_size"]] * len(sets)
+    rest = "" if args.init_from == "resume" else " (--transfer attn mlp norm takes the rest)"
     for data, limit in zip(sets, limits, strict=True):
         if limit < data.vocab_size:  # an id beyond is found when the ids are checked
-            data.vocab_size, data.limited = limit, " in the weights to start from"
+            data.vocab_size, data.limited = limit, f" in the weights to start from{rest}"
     return {"vocab_size": max(limits), "vocab_sizes": list(limits) if own else None}
 
 
