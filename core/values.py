@@ -84,10 +84,13 @@ def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
         return [coerce(v, inner[0] if inner else str, name, choices) for v in value]
     if hint is tuple or origin is tuple:  # YAML has lists alone, and a resume gives what was saved
         each = inner if inner[-1:] != (...,) else inner[:1]
-        found = coerce(value, list[each[0]] if each else list, name, choices)
+        if len(set(each)) < 2:
+            found = coerce(value, list[each[0]] if each else list, name, choices)
+        else:  # ("adam", 2)
+            found = coerce(value, list[str | None], name)
         if len(each) > 1 and len(found) != len(each):
             raise wrong(f"{len(each)} values")
-        return tuple(found)
+        return tuple(found if len(set(each)) < 2 else map(coerce, found, each, [name] * len(each)))
     if hint is dict or origin is dict:
         if isinstance(value, dict):
             return value

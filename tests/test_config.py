@@ -218,17 +218,23 @@ class Own:
     sizes: tuple[int, ...] = (1, 2)
     table: Path | None = None  # a file
     tables: list[Path] = config.option([])
+    named: tuple[str, int, float | None] = ("a", 1, None)
 
 
 def test_pairs_and_paths_are_options_that_a_file_and_a_resume_bring_back(tmp_path):
     """They stayed the text of their flags, and the run could be neither resumed nor run again from its config.yaml."""
-    options = config.parse(Own, ["--betas", "0.8", "0.9", "--sizes=3", "--table=~/a", "--tables", "b"])
-    assert (options.betas, options.sizes) == ((0.8, 0.9), (3,))
+    options = config.parse(Own, ["--betas", "0.8", "0.9", "--sizes=3", "--table=~/a", "--tables", "b",
+                                "--named", "b", "2", "0.5"])  # fmt: skip
+    assert (options.betas, options.sizes, options.named) == ((0.8, 0.9), (3,), ("b", 2, 0.5))
     assert options.table == Path.home() / "a" and options.tables == [Path("b")]
     config.save(options, tmp_path / "config.yaml")
     assert config.parse(Own, [str(tmp_path / "config.yaml")]) == options
     assert config.resume(config.parse(Own, []), config.to_dict(options))[0] == options
     assert config.parse(Own, []).betas == (0.9, 0.95)
+    config.save(config.parse(Own, []), tmp_path / "default.yaml")
+    assert config.parse(Own, [str(tmp_path / "default.yaml")]) == config.parse(Own, [])
+    with pytest.raises(ValueError, match="--named must be a whole number, got 'x'"):
+        config.parse(Own, ["--named=b,x,1"])
     for word, message in (("0.1", "--betas must be 2 values, got"), ("0.1 2", "--betas must be 0 or more and below 1")):
         with pytest.raises(ValueError, match=message):
             config.parse(Own, ["--betas", *word.split()])
