@@ -4,9 +4,12 @@ import torch
 
 GROUPS = ("embed", "attn", "mlp", "norm", "head")
 OTHER_NAMES = {"ffn": "mlp", "ln": "norm", "embedding": "embed", "embeddings": "embed", "attention": "attn"}
-UNTOLD = ("position", "rope_base", "attention", "attention_variant", "softmax_variant_attn", "attn_logit_softcapping",
-          "window_size", "activation", "activation_variant", "mlp_variant", "norm_variant_attn", "use_pre_ln",
-          "use_post_ln", "use_peri_ln", "use_parallel_mlp")  # fmt: skip
+BLOCK = ("norm_variant_attn", "use_pre_ln", "use_post_ln", "use_peri_ln", "use_parallel_mlp")
+UNTOLD = {"attn": ("position", "rope_base", "rope_scale", "attention", "attention_variant", "softmax_variant_attn",
+                   "attn_logit_softcapping", "window_size", *BLOCK),
+          "mlp": ("activation", "mlp_variant", *BLOCK)}  # fmt: skip
+WORDS = {"absolute": "learned", "rope": "rotary", "plain": "exact"}  # an encoder's, for what a GPT computes, too
+UNTURNED = ("learned", "alibi", "none", "relative_key", "relative_key_query")
 
 
 def group_of(name: str) -> str:
@@ -20,6 +23,18 @@ def group_of(name: str) -> str:
     if any(p.startswith(("wte", "wpe", "pos_", "wtt", "embed")) for p in parts):
         return "embed"
     return "head"
+
+
+def meaning(c: dict, gated: bool) -> dict:
+    """A config in the terms that GPT and encoder share, without what does nothing in it."""
+    c = {"attention": "exact", **c, "activation": c.get("activation_variant", c.get("activation"))}
+    c |= {name: WORDS.get(c[name], c[name]) for name in ("position", "attention") if name in c}
+    off = ["activation"] * (gated or c["activation"] is None)
+    if "position" in c and set(c["position"].split("+")) <= set(UNTURNED):
+        off += ["rope_base", "rope_scale"]
+    if c.get("window_size") and c["window_size"] >= c.get("block_size", float("inf")):
+        c["window_size"] = None
+    return {name: value for name, value in c.items() if name not in off}
 
 
 def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whole: bool = False,
@@ -50,8 +65,9 @@ def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whol
         return any(low <= layer <= high for low, high in wanted.get(group_of(name), []))
 
     ours = next((vars(m.config) for m in model.modules() if hasattr(m, "config")), {})
-    ours, theirs = ({**c, "attention": c.get("attention", "exact").replace("plain", "exact")} for c in (ours, theirs))
-    differ = [n for n in ("n_head", *UNTOLD) if n in ours and theirs.get(n, ours[n]) != ours[n]]
+    gated = any(hasattr(m, "gate") for m in model.modules())  # which brings an activation
+    ours, theirs = meaning(ours, gated), meaning(theirs, gated)
+    differ = {n for n in ours if theirs.get(n, ours[n]) != ours[n]}
     if "attn" in wanted and "n_head" in differ:
         raise ValueError(f"{source} has {theirs['n_head']} heads, the model here {ours['n_head']}: make them equal, or"
                          " leave attn out of --transfer")  # fmt: skip
@@ -92,8 +108,8 @@ def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whol
         raise ValueError(f"{source}: none of --transfer {' '.join(parts)} is in it under our names"
                          f"{'; both have ' * bool(both)}{both}")  # fmt: skip
     lines = [f"  {group:<6}{done:<12}{count:>13,} parameters" for (group, done), count in sorted(table.items())]
-    blocks = {"attn", "mlp"} & came
     if left := [n for n in extra if group_of(n) in {"attn", "mlp", "norm"} & came]:
         lines.append(f"note: {left[0]} of {source} has no place here ({len(left)} such names)")
+    untold = dict.fromkeys(n for part in ("attn", "mlp") if part in came for n in UNTOLD[part] if n in differ)
     return lines + [f"note: {n} is {theirs[n]!r} in {source} and {ours[n]!r} here: the parts compute something else"
-                    for n in differ if blocks and n in UNTOLD]  # fmt: skip
+                    for n in untold]  # fmt: skip

@@ -42,7 +42,7 @@ def test_what_a_model_keeps_of_its_own_is_not_called_initialised():
     assert [line.split()[:2] for line in said] == [["attn", "taken"], ["embed", "kept"], ["mlp", "kept"], ["norm", "kept"]]
 
 
-@pytest.mark.parametrize("parts, notes", [(["attn"], 1), (["embed", "ffn:0"], 1), (["all"], 1), (["embed", "ln"], 0)])
+@pytest.mark.parametrize("parts, notes", [(["attn"], 1), (["embed", "ffn:0"], 0), (["all"], 1), (["embed", "ln"], 0)])
 def test_what_no_weight_tells_of_is_said_where_it_differs(parts, notes):
     a, b = two_models()
     weights = {name: w for name, w in a.state_dict().items() if "wte" not in name and "lm_head" not in name}
@@ -50,6 +50,23 @@ def test_what_no_weight_tells_of_is_said_where_it_differs(parts, notes):
     said = [line for line in transfer.into(b, weights, parts, "a", theirs) if "parameters" not in line]
     assert said == ["note: position is 'rotary' in a and 'learned' here: the parts compute something else"][:notes]
     assert not any("note" in line for line in transfer.into(b, weights, parts, "a", vars(b.config)))
+
+
+@pytest.mark.parametrize("theirs, ours, noted", [
+    ({}, {}, []),
+    ({"position": "rotary"}, {"position": "rope"}, []),
+    ({"position": "rotary"}, {"position": "rope", "rope_scale": 2.0, "rope_base": 5e4}, ["rope_base"]),
+    ({"rope_base": 5e5, "window_size": 8}, {}, []),
+    ({"activation_variant": "relu"}, {}, ["activation"]),
+    ({"activation_variant": "relu"}, {"activation": "relu"}, []),
+])  # fmt: skip
+def test_a_gpt_and_an_encoder_call_one_thing_by_two_names(theirs, ours, noted):
+    """Positions were said to differ wherever parts went from one to the other, and activations never."""
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": 11, "block_size": 8, "mlp_size": 16}
+    a, b = GPT(GPTConfig(**sizes, **theirs)), RobertaMLM(RobertaConfig(**sizes, **ours))
+    for one, other in ((a, b), (b, a)):
+        said = transfer.into(other, one.state_dict(), ["attn", "mlp"], "a", vars(one.config))
+        assert [line.split()[1] for line in said if "note: " in line and " is " in line] == noted
 
 
 @pytest.mark.parametrize("name, value", [("mlp_variant", "geglu"), ("attention_variant", "own"),
@@ -65,7 +82,8 @@ def test_gates_positions_and_attentions_of_one_shape_are_told_apart():
     """A swiglu's matrices fit a geglu, favor's projections fit exact attention."""
     a, b = (GPT(GPTConfig(n_layer=1, n_head=2, n_embd=8, vocab_size=11, block_size=8, mlp_variant=name, window_size=size))
             for name, size in (("swiglu", None), ("geglu", 4)))  # fmt: skip
-    said = transfer.into(b, a.state_dict(), ["mlp"], "a", vars(a.config))
+    theirs = {**vars(a.config), "activation_variant": "relu"}  # of no use to a gate
+    said = transfer.into(b, a.state_dict(), ["attn", "mlp"], "a", theirs)
     assert [line.split()[1] for line in said if "note" in line] == ["window_size", "mlp_variant"]
     small = {"n_layer": 1, "n_head": 2, "n_embd": 8, "mlp_size": 8}
     b = RobertaMLM(RobertaConfig(**small))
