@@ -28,7 +28,8 @@ def group_of(name: str) -> str:
 def meaning(c: dict, gated: bool) -> dict:
     """A config in the terms that GPT and encoder share, without what does nothing in it."""
     c = {"attention": "exact", **c, "activation": c.get("activation_variant", c.get("activation"))}
-    c |= {name: WORDS.get(c[name], c[name]) for name in ("position", "attention") if name in c}
+    for name in {"position", "attention"} & set(c):  # kinds of positions, in any order
+        c[name] = "+".join(sorted(WORDS.get(kind, kind) for kind in c[name].split("+")))
     off = ["activation"] * (gated or c["activation"] is None)
     if "position" in c and set(c["position"].split("+")) <= set(UNTURNED):
         off += ["rope_base", "rope_scale"]
@@ -66,8 +67,8 @@ def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whol
 
     ours = next((vars(m.config) for m in model.modules() if hasattr(m, "config")), {})
     gated = any(hasattr(m, "gate") for m in model.modules())  # which brings an activation
-    ours, theirs = meaning(ours, gated), meaning(theirs, gated)
-    differ = {n for n in ours if theirs.get(n, ours[n]) != ours[n]}
+    a, b = meaning(theirs, gated), meaning(ours, gated)
+    differ = {n for n in b if a.get(n, b[n]) != b[n]}
     if "attn" in wanted and "n_head" in differ:
         raise ValueError(f"{source} has {theirs['n_head']} heads, the model here {ours['n_head']}: make them equal, or"
                          " leave attn out of --transfer")  # fmt: skip
@@ -111,5 +112,5 @@ def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whol
     if left := [n for n in extra if group_of(n) in {"attn", "mlp", "norm"} & came]:
         lines.append(f"note: {left[0]} of {source} has no place here ({len(left)} such names)")
     untold = dict.fromkeys(n for part in ("attn", "mlp") if part in came for n in UNTOLD[part] if n in differ)
-    return lines + [f"note: {n} is {theirs[n]!r} in {source} and {ours[n]!r} here: the parts compute something else"
-                    for n in untold]  # fmt: skip
+    return lines + [f"note: {n} is {theirs.get(n, a[n])!r} in {source} and {ours.get(n, b[n])!r} here: the parts"
+                    " compute something else" for n in untold]  # fmt: skip

@@ -57,6 +57,7 @@ def test_what_no_weight_tells_of_is_said_where_it_differs(parts, notes):
     ({"position": "rotary"}, {"position": "rope"}, []),
     ({"position": "rotary"}, {"position": "rope", "rope_scale": 2.0, "rope_base": 5e4}, ["rope_base"]),
     ({"rope_base": 5e5, "window_size": 8}, {}, []),
+    ({"position": "learned"}, {"position": "alibi"}, ["position"]),
     ({"activation_variant": "relu"}, {}, ["activation"]),
     ({"activation_variant": "relu"}, {"activation": "relu"}, []),
 ])  # fmt: skip
@@ -135,3 +136,12 @@ def test_transfer_names_what_does_not_fit(parts, says):
     a, b = two_models()
     with pytest.raises(ValueError, match=says):
         transfer.into(b, a.state_dict(), parts, "a", vars(a.config))
+
+
+def test_kinds_of_positions_have_no_order():
+    _, model = two_models()
+    weights = {name: w for name, w in model.state_dict().items() if ".h." in name}
+    model.config.position = "learned+rotary"
+    for theirs, notes in (("rotary+learned", 0), ("rotary", 1)):
+        said = transfer.into(model, weights, ["attn"], "a", {**vars(model.config), "position": theirs})
+        assert sum("note: position is 'rotary' in a and 'learned+rotary' here" in line for line in said) == notes
