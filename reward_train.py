@@ -276,7 +276,7 @@ def main(args: Options) -> None:
     template = make_template(description, model, **sizes)
     if args.init_from and not resuming:
         source = hf.source(args.init_from)
-        weights, embeds = source["model"], {"all", "embed"} & {part.split(":")[0] for part in args.transfer}
+        weights, embeds = source["model"], "embed" in transfer.wanted(args.transfer)
         if embeds and (theirs := tokenizer_of(args.init_from, source)):
             ours, theirs = vocab.load(description).hash, vocab.load(theirs).hash
             if ours != theirs:

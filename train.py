@@ -82,7 +82,7 @@ def main(args: Options) -> None:
              for name, data in zip(names, sets, strict=True)]  # fmt: skip
     if resuming:  # before their ids, which may lie beyond the vocabulary as the tokenizer is another
         train_args.check_tokenizers(about, stored["meta"], path)
-    elif source and (whole or {"embed", "head"} & set(args.transfer)):
+    elif source and {"embed", "head"} & set(transfer.wanted(args.transfer)):
         train_args.check_tokenizers(about, source["meta"], where, ", or --transfer attn mlp norm")
     splits = {part: [s.split(part, args.block_size) for s in sets] for part in ("train", "val")}
     here = dist.setting("LOCAL_WORLD_SIZE", 1)  # the ranks of a node share the reading of its files

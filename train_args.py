@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from core import transfer
 from core.config import idle, option
 from core.schedule import SCHEDULES, SHAPES
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
@@ -375,7 +376,7 @@ def position(args: Options) -> str:
 
 def adopt(args: Options, source: dict, where: str) -> None:
     """The shape of the weights to start from becomes this run's, but for what the user gave."""
-    config, given = dict(source["config"]), set(args.given)
+    config, given, parts = dict(source["config"]), set(args.given), transfer.wanted(args.transfer)
     gpt = config.pop("backbone", source["kind"]) == "gpt"  # a reward model is read as what it stands on
     if given & {"use_rotary_embeddings", "use_abs_pos_embeddings"}:
         given.add("position")
@@ -383,7 +384,7 @@ def adopt(args: Options, source: dict, where: str) -> None:
     if not gpt:  # an encoder: only the sizes mean the same
         config = {k: config[k] for k in ("n_layer", "n_head", "n_embd", "mlp_size") if k in config}
     elif config["block_size"] < args.block_size and "learned" in ours and "learned" in config.get("position", ours):
-        if "block_size" in given and {"all", "embed"} & set(args.transfer):
+        if "block_size" in given and "embed" in parts:
             raise ValueError(f"--block_size {args.block_size} is more than the {config['block_size']} positions that"
                              f" {where} knows")  # fmt: skip
         args.block_size = args.block_size if "block_size" in given else config["block_size"]
@@ -393,7 +394,7 @@ def adopt(args: Options, source: dict, where: str) -> None:
         theirs = config.get(f.name, f.default if gpt else None)
         if f.name in given:
             ours = position(args) if f.name == "position" else getattr(args, f.name)
-            heads = f.name == "n_head" and any(part.startswith("attn") for part in args.transfer)  # its cut
+            heads = f.name == "n_head" and "attn" in parts  # its cut
             if (args.transfer == ["all"] or heads) and f.name in config and ours != theirs:
                 how = "name the parts to take with" if args.transfer == ["all"] else "leave attn out of"
                 raise ValueError(f"--{f.name} is {theirs!r} in {where}, not {ours!r}: leave it out, or"

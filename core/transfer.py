@@ -3,6 +3,7 @@
 import torch
 
 GROUPS = ("embed", "attn", "mlp", "norm", "head")
+OUTSIDE = ("embed", "head")  # of the blocks: what stands for tokens, or labels
 OTHER_NAMES = {"ffn": "mlp", "ln": "norm", "embedding": "embed", "embeddings": "embed", "attention": "attn"}
 BLOCK = ("norm_variant_attn", "use_pre_ln", "use_post_ln", "use_peri_ln", "use_parallel_mlp")
 UNTOLD = {"attn": ("position", "rope_base", "rope_scale", "attention", "attention_variant", "softmax_variant_attn",
@@ -38,6 +39,25 @@ def meaning(c: dict, gated: bool) -> dict:
     return {name: value for name, value in c.items() if name not in off}
 
 
+def wanted(parts: list[str]) -> dict[str, list[range | None]]:
+    """The groups that are asked for, and of each which layers; None: all there is. attn:0 attn:4-5 are three layers."""
+    found = {}
+    for part in parts:
+        name, _, layers = part.partition(":")
+        name = OTHER_NAMES.get(name, name)
+        if name not in (*GROUPS, "all"):
+            raise ValueError(f"--transfer takes {', '.join(GROUPS)} or all, got {part!r}")
+        low, _, high = layers.partition("-")
+        if layers and not (low.isdecimal() and (high or low).isdecimal()):
+            raise ValueError(f"--transfer {part}: layers are written 0-3 or 2")
+        if layers and name in OUTSIDE:
+            raise ValueError(f"--transfer {part}: {name} has no layers, only attn, mlp, norm and all have")
+        for group in GROUPS if name == "all" else [name]:
+            if not (layers and group in OUTSIDE):
+                found.setdefault(group, []).append(range(int(low), int(high or low) + 1) if layers else None)
+    return found
+
+
 def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whole: bool = False,
          fresh: bool = True) -> list[str]:  # fmt: skip
     """Copies the named parts (attn, mlp:0-3, ... or all); returns lines of what was taken, and notes.
@@ -48,28 +68,18 @@ def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whol
     compute otherwise than ours.
     `whole`: nothing may be missing in it, or left over.
     """
-    wanted: dict[str, list[tuple[int, float]]] = {}  # attn:0 attn:4-5 are three layers of a part
-    for part in parts:
-        name, _, layers = part.partition(":")
-        name = OTHER_NAMES.get(name, name)
-        if name not in (*GROUPS, "all"):
-            raise ValueError(f"--transfer takes {', '.join(GROUPS)} or all, got {part!r}")
-        low, _, high = layers.partition("-")
-        if layers and not (low.isdecimal() and (high or low).isdecimal()):
-            raise ValueError(f"--transfer {part}: layers are written 0-3 or 2")
-        limits = (int(low), int(high or low)) if layers else (0, float("inf"))
-        for group in GROUPS if name == "all" else [name]:
-            wanted.setdefault(group, []).append(limits)
+    asked_for = wanted(parts)
 
     def asked(name: str) -> bool:
-        layer = next((int(p) for p in name.split(".") if p.isdigit()), 0)
-        return any(low <= layer <= high for low, high in wanted.get(group_of(name), []))
+        _, block, rest = name.partition(".h.")  # what stands outside of the blocks is in no layer
+        layer = int(rest.split(".")[0]) if block else None
+        return any(which is None or layer in which for which in asked_for.get(group_of(name), []))
 
     ours = next((vars(m.config) for m in model.modules() if hasattr(m, "config")), {})
     gated = any(hasattr(m, "gate") for m in model.modules())  # which brings an activation
     a, b = meaning(theirs, gated), meaning(ours, gated)
     differ = {n for n in b if a.get(n, b[n]) != b[n]}
-    if "attn" in wanted and "n_head" in differ:
+    if "attn" in asked_for and "n_head" in differ:
         raise ValueError(f"{source} has {theirs['n_head']} heads, the model here {ours['n_head']}: make them equal, or"
                          " leave attn out of --transfer")  # fmt: skip
     table, seen, tied = {}, set(), False
@@ -103,7 +113,7 @@ def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whol
         raise ValueError(f"{source} {what} ({len(lacks + extra)} such names): give its own model options, or --transfer"
                          f" {both or 'with the parts to take'}")  # fmt: skip
     if not any(done == "taken" for _, done in table):
-        if tied and "head" in wanted:
+        if tied and "head" in asked_for:
             raise ValueError(f"{source}: --transfer head takes nothing, as the head here is the embedding (weight"
                              " tying): --transfer embed")  # fmt: skip
         raise ValueError(f"{source}: none of --transfer {' '.join(parts)} is in it under our names"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from core import checkpoint, config, disk, files, hf, hub
+from core import checkpoint, config, disk, files, hf, hub, transfer
 from data import examples, qa, vocab
 from model import RobertaConfig
 
@@ -64,7 +64,7 @@ def tokenizer_of(path: str, found: dict, given: str = "") -> dict | None:
     return qa.tokenizer(Path(path) if hub.is_folder(path) else hub.download(path))
 
 
-def open_weights(source: str, tokenizer: str, transfer: list[str], run: str = "") -> tuple[dict, dict, dict | None]:
+def open_weights(source: str, tokenizer: str, parts: list[str], run: str = "") -> tuple[dict, dict, dict | None]:
     """(config, weights, tokenizer's description) to pretrain from: of what --init_from names, or of `run`, the folder
     whose last checkpoint --reset takes."""
     if run:
@@ -73,13 +73,12 @@ def open_weights(source: str, tokenizer: str, transfer: list[str], run: str = ""
     else:
         path, found = source, hf.source(source)
     about = tokenizer_of(path, found, tokenizer)
-    whole = "all" in transfer
-    if tokenizer and about and (whole or {"embed", "head"} & set(transfer)):
+    if tokenizer and about and {"embed", "head"} & set(transfer.wanted(parts)):
         given, own = (vocab.load(t).hash for t in (examples.describe(tokenizer), about))
         if given != own:
             raise ValueError(f"--tokenizer {tokenizer} is {given}, {path} was trained with {own}: leave it out,"
                              " or --transfer attn mlp norm")  # fmt: skip
-    if found["config"].get("backbone", found["kind"]) not in ("roberta", "classifier") and whole:
+    if found["config"].get("backbone", found["kind"]) not in ("roberta", "classifier") and "all" in parts:
         raise ValueError(f"--init_from {path} is a {found['kind']!r} model: name parts, --transfer attn mlp")
     shape = {k: v for k, v in found["config"].items() if k in RobertaConfig.__dataclass_fields__}
     return shape, found["model"], about
@@ -92,9 +91,9 @@ def shape(cfg: RobertaConfig) -> dict:
     return {name: same.get(name, getattr(cfg, name)) for name in names}
 
 
-def check_fit(model, weights: dict, there: dict, source: str, transfer: list[str], strict: bool = True) -> None:
+def check_fit(model, weights: dict, there: dict, source: str, parts: list[str], strict: bool = True) -> None:
     """Where all is to be taken, the encoder is the same there and here; not strict: what differs is said."""
-    if strict and "all" in transfer:
+    if strict and "all" in parts:
         before = shape(config.build(RobertaConfig, there, source))
         for name, now in shape(model.config).items():
             if now != before[name]:
@@ -103,7 +102,7 @@ def check_fit(model, weights: dict, there: dict, source: str, transfer: list[str
     ours = {n for n in model.state_dict() if n.startswith("transformer.")}
     theirs = {n for n in weights if n.startswith("transformer.")}
     for names, what in ((sorted(ours - theirs), "lacks"), (sorted(theirs - ours), "has, and this model has not,")):
-        if names and "all" in transfer:
+        if names and "all" in parts:
             more = f" and {len(names) - 1} more" if names[1:] else ""
             if strict:
                 raise ValueError(f"{source} {what} {names[0]}{more}: the encoder is built otherwise there")

@@ -618,8 +618,9 @@ def test_another_tokenizer_is_refused(data, tmp_path, capsys):
     shutil.copytree(data / "toy", other)
     meta = json.loads((other / "meta.json").read_text())
     (other / "meta.json").write_text(json.dumps(meta | {"tokenizer": {"kind": "char", "chars": list("lmnopqrstuv")}}))
-    line = refused(capsys, tmp_path / "no", dataset=other, init_from=tmp_path / "old", **START)
-    assert "the tokenizer of other (char, " in line and "--transfer attn mlp norm" in line
+    for parts in (["all"], ["all", "norm"], ["attn", "embeddings"]):
+        line = refused(capsys, tmp_path / "no", "--transfer", *parts, dataset=other, init_from=tmp_path / "old", **START)
+        assert "the tokenizer of other (char, " in line and "--transfer attn mlp norm" in line
     run("--transfer", "attn", "mlp", "norm", dataset=other, init_from=tmp_path / "old", out_dir=tmp_path / "a", **START)
     (other / "meta.json").write_text(json.dumps(meta))
     line = refused(capsys, tmp_path / "a", "--init_from=resume", small=False)  # where there is nothing to transfer

@@ -128,8 +128,21 @@ def test_transfer_takes_each_of_the_layers_that_are_named_one_by_one(parts, take
     assert [i for i in range(3) if torch.equal(a.state_dict()[names[i]], b.state_dict()[names[i]])] == taken
 
 
+@pytest.mark.parametrize(("parts", "taken"), [(["norm:0"], ["norm"]), (["all:0-9"], ["attn", "mlp", "norm"])])
+def test_what_stands_outside_of_the_blocks_is_in_no_layer(parts, taken):
+    a, b = two_models()
+    with torch.no_grad():
+        for p in a.parameters():  # norms start at 1 in both
+            p.add_(0.5)
+    before = {name: w.clone() for name, w in b.state_dict().items()}
+    transfer.into(b, a.state_dict(), parts, "a", vars(a.config), fresh=False)
+    for name, w in b.state_dict().items():
+        inside = transfer.group_of(name) in taken and (".h.0." in name or ".h." in name and "all" in parts[0])
+        assert torch.equal(w, a.state_dict()[name] if inside else before[name]), name
+
+
 @pytest.mark.parametrize(("parts", "says"), [
-    (["all"], "wte.weight is \\(11, 8\\) there and \\(13, 8\\) here"), (["atn"], "--transfer takes embed, attn"),
+    (["embed:0"], "--transfer embed:0: embed has no layers"), (["all"], "wte.weight is \\(11, 8\\) there and \\(13, 8\\) here"), (["atn"], "--transfer takes embed, attn"),
     (["mlp:x"], "layers are written 0-3 or 2"), (["mlp:²"], "layers are written 0-3 or 2"),
 ])  # fmt: skip
 def test_transfer_names_what_does_not_fit(parts, says):
