@@ -7,7 +7,8 @@
     python finetune.py --init_from=out_finetune --predict labelled.csv --label_column label     and how many are right
     torchrun --nproc_per_node=2 finetune.py configs/finetune/small_cpu.yaml --init_from=out_pretrain
 
-An encoder comes from pretrain.py, from an experiment, or from a folder in Hugging Face's RoBERTa format.
+An encoder comes from pretrain.py, from an experiment, or from a folder in Hugging Face's RoBERTa format; its blocks
+alone (--transfer attn mlp norm, under a --tokenizer) from any other model.
 `python train.py -n NAME -m finetuning` runs an experiment's config.yaml through this loop.
 """
 
@@ -199,7 +200,7 @@ def main(args: Options) -> None:
         tokenizer = stored["meta"]["tokenizer"]
     else:
         args.init_from = folder.gone_to(args.init_from)
-        cfg, weights, tokenizer, head = open_encoder(args.init_from, args.tokenizer)
+        cfg, weights, tokenizer, head = open_encoder(args.init_from, args.tokenizer, args.transfer)
     where = "--model" if args.model else path if resuming else args.init_from
     there, cfg = cfg, config.build(RobertaConfig, {**cfg, **args.model}, where)
     longest = min(args.max_length or cfg.block_size, cfg.block_size)

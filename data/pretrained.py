@@ -8,6 +8,7 @@ from core import checkpoint, config, disk, files, hf, hub, transfer
 from data import examples, qa, vocab
 from model import RobertaConfig
 
+BLOCKS = " --transfer attn mlp norm, blocks alone, with a --tokenizer"
 
 class Encoder(NamedTuple):
     config: dict  # of model.RobertaConfig
@@ -16,29 +17,36 @@ class Encoder(NamedTuple):
     head: dict  # of a classifier: pooling, pooler_type, names
 
 
-def open_encoder(source: str, tokenizer: str = "") -> Encoder:
-    """A run folder, a checkpoint, a folder in Hugging Face's format, a name on the hub, or scratch."""
-    if source == "scratch":
+def open_encoder(source: str, tokenizer: str = "", parts: list[str] | tuple = ("all",)) -> Encoder:
+    """A run folder, a checkpoint, a folder in Hugging Face's format, a name on the hub, or scratch. What gives no more
+    than parts of its blocks is any model, under the tokenizer that is given."""
+    blocks = not {"embed", "head"} & set(transfer.wanted(parts))
+    if source == "scratch" or blocks and tokenizer:
         if not tokenizer:
             raise ValueError("--tokenizer is missing: a model from scratch brings none")
         about = examples.describe(tokenizer)
         pad = examples.token_id(examples.load_tokenizer(about), "pad")
-        return Encoder({"vocab_size": vocab.load(about).vocab_size, "pad_id": pad}, {}, about, {})
+        ours = {"vocab_size": vocab.load(about).vocab_size, "pad_id": pad}
+        if source == "scratch":
+            return Encoder(ours, {}, about, {})
+        found = hf.source(source)
+        return Encoder({**encoder_shape(found), **ours}, found["model"], about, {})
     if Path(source).exists() and not hub.is_folder(source):
         path = checkpoint.find(source)
         state = checkpoint.load(path)
         cfg, meta = dict(state["model_config"]), state["meta"]
         if cfg.pop("backbone", state["kind"]) not in ("roberta", "classifier"):  # a reward model is what it stands on
             raise ValueError(f"--init_from {path} is a {state['kind']!r} checkpoint: an encoder's is needed"
-                             " (pretrain.py)")  # fmt: skip
+                             f" (pretrain.py), or{BLOCKS}")  # fmt: skip
         own = vocab.load(meta["tokenizer"]).hash
         if tokenizer and (given := vocab.load(examples.describe(tokenizer)).hash) != own:
-            raise ValueError(f"--tokenizer {tokenizer} is {given}, {path} was trained with {own}: leave it out")
+            raise ValueError(f"--tokenizer {tokenizer} is {given}, {path} was trained with {own}: leave it out,"
+                             f" or{BLOCKS}")  # fmt: skip
         return Encoder(cfg, state["model"], meta["tokenizer"], meta.get("head", {}))
     folder = Path(source) if hub.is_folder(source) else hub.download(source)
     kind, cfg, weights = hf.load(folder)
     if kind != "roberta":
-        raise ValueError(f"--init_from {source} holds a {kind}: an encoder (roberta) is needed")
+        raise ValueError(f"--init_from {source} holds a {kind}: an encoder (roberta) is needed, or{BLOCKS}")
     out = weights.get("classifier.out_proj.weight")
     names = [] if out is None else label_names(files.read_json(folder / "config.json"), len(out))
     head = {"pooling": "cls", "pooler_type": "roberta", "names": names} if names else {}
@@ -80,8 +88,16 @@ def open_weights(source: str, tokenizer: str, parts: list[str], run: str = "") -
                              " or --transfer attn mlp norm")  # fmt: skip
     if found["config"].get("backbone", found["kind"]) not in ("roberta", "classifier") and "all" in parts:
         raise ValueError(f"--init_from {path} is a {found['kind']!r} model: name parts, --transfer attn mlp")
-    shape = {k: v for k, v in found["config"].items() if k in RobertaConfig.__dataclass_fields__}
-    return shape, found["model"], about
+    return encoder_shape(found), found["model"], about
+
+
+def encoder_shape(found: dict) -> dict:
+    """A found model's config, in an encoder's names; of a GPT only the sizes mean the same."""
+    c = found["config"]
+    if c.get("backbone", found["kind"]) in ("roberta", "classifier"):
+        return {k: v for k, v in c.items() if k in RobertaConfig.__dataclass_fields__}
+    width = int(c.get("mlp_expansion_factor", 4) * c["n_embd"])
+    return {"mlp_size": c.get("mlp_size") or width, **{k: c[k] for k in ("n_layer", "n_head", "n_embd")}}
 
 
 def shape(cfg: RobertaConfig) -> dict:

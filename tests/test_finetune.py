@@ -17,7 +17,7 @@ from core import checkpoint, config, hf, rng, tracker
 from core.exits import NotFinite
 from data import tensors, vocab
 from data.pretrained import open_encoder, open_weights
-from model import Classifier, RobertaConfig, pack
+from model import GPT, Classifier, GPTConfig, RobertaConfig, pack
 from tests.loops import FINETUNE, classes
 
 WORDS = ["seven", "eight", "nine"]
@@ -188,6 +188,26 @@ def test_from_a_reward_model_on_an_encoder(data, tmp_path):
     assert cfg == state["model_config"] and weights.keys() == state["model"].keys()
     with pytest.raises(ValueError, match="is a 'reward' checkpoint: an encoder's is needed"):
         tune(data, tmp_path / "no", f"--init_from={tmp_path / 'gpt.pt'}")
+
+
+@pytest.mark.parametrize("saved", ["ours", "theirs"])
+def test_a_gpt_gives_its_blocks_to_a_classifier_with_a_tokenizer_of_its_own(saved, data, tmp_path, capsys):
+    gpt, state = GPT(GPTConfig(n_layer=2, n_head=4, n_embd=24, vocab_size=9, bias=True)), checkpoint.load(data / "encoder.pt")
+    for p in gpt.parameters():  # norms are ones in both else
+        p.data += 0.01
+    checkpoint.save(tmp_path / "gpt.pt", state | {"kind": "gpt", "model_config": vars(gpt.config), "model": gpt.state_dict()})
+    if saved == "theirs":
+        export_hf.main(export_hf.Options(init_from=str(tmp_path / "gpt.pt"), out=str(tmp_path / "gpt.pt") + "_hf"))
+    (tmp_path / "digits.json").write_text(state["meta"]["tokenizer"]["json"])
+    source = tmp_path / {"ours": "gpt.pt", "theirs": "gpt.pt_hf"}[saved]
+    flags = [f"--init_from={source}", f"--tokenizer={tmp_path / 'digits.json'}"]
+    with pytest.raises(ValueError, match="an encoder.* is needed.*--transfer attn mlp norm, blocks alone, with a --tok"):
+        tune(data, tmp_path / "no", *flags)
+    found = tune(data, tmp_path / "run", *flags, "--transfer", "attn", "mlp", "--learning_rate=0")
+    assert (found["model_config"]["vocab_size"], found["model_config"]["mlp_size"], found["step"]) == (16, 96, 5)
+    taken = [n for n, w in found["model"].items() if n in gpt.state_dict() and torch.equal(w, gpt.state_dict()[n])]
+    assert taken == [n for n in found["model"] if ".attn." in n or ".mlp." in n]
+    assert re.search(r"attn +taken +4,800 parameters\n.*head +initialised", capsys.readouterr().out, re.DOTALL)
 
 
 def moved(before, after) -> set[str]:
