@@ -75,7 +75,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     header = [column, "label", *(f"p_{name}" for name in names), *["true label"] * bool(label_column)]
     header += [f"{c} (input)" if c in header else c for c in others]
     rows = enumerate(progress(itertools.chain([first], rows), "labelling", unit="texts"))
-    about = {"file": files.stamp(Path(texts)), "from": source, "mark": mark, "header": header}
+    about = {"file": files.stamp(Path(texts)), "from": source, "mark": mark, "header": header,
+             "how": [tokenizer, coder.max_size, precision]}  # fmt: skip
     n = write_csv(out, header, rows, label, about, 64)
     print(f"{out}: {n:,} texts labelled on {device}, {precision}; {cut:,} of them cut to {coder.max_size} tokens")
     examples.note_lost(lost, tokens, pads)

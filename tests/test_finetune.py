@@ -15,7 +15,7 @@ import export_hf
 import finetune
 from core import checkpoint, config, hf, rng, tracker
 from core.exits import NotFinite
-from data import tensors, vocab
+from data import predictions, tensors, vocab
 from data.pretrained import open_encoder, open_weights
 from model import GPT, Classifier, GPTConfig, RobertaConfig, pack
 from tests.loops import FINETUNE, classes
@@ -336,6 +336,30 @@ def test_predictions_are_the_models_a_row_a_text(data, tmp_path):
             p = model(torch.tensor(ids), [len(ids)]).softmax(1)[0]
         assert [float(row[f"p_{w}"]) for w in WORDS] == pytest.approx(p.tolist(), abs=2e-6)
         assert row["label"] == WORDS[p.argmax()]
+
+
+def test_a_killed_prediction_goes_on_as_it_began_or_anew(data, tmp_path, monkeypatch, capsys):
+    """With texts cut elsewhere, what is written already would be of other texts."""
+    tune(data, tmp_path / "run", "--max_steps=1")
+    (tmp_path / "new.txt").write_text("1 2 3 4 7\n" * 100)
+    calls, real = [], predictions.records.texts
+
+    def dies(rows, *how):
+        calls.append(len(rows))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(rows, *how)
+
+    monkeypatch.setattr(predictions.records, "texts", dies)
+    flags = {"init_from": str(tmp_path / "run"), "predict": str(tmp_path / "new.txt"), "out": str(tmp_path / "out.csv")}
+    for again, goes_on in ({"max_length": 3}, True), ({"max_length": 4}, False):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            predict(**flags, max_length=3)
+        assert "going on" not in capsys.readouterr().out
+        predict(**flags, **again)
+        assert ("going on" in capsys.readouterr().out) == goes_on
+        (tmp_path / "out.csv").unlink()
 
 
 def test_a_diverged_model_gives_no_label(data, tmp_path):
