@@ -245,7 +245,7 @@ def main(args: Options) -> None:
         """Logits (texts, C), float32."""
         ids, lengths = split.rows(which)
         with autocast:
-            return through(send(torch.from_numpy(ids), d.device), torch.from_numpy(lengths))
+            return through(send(torch.from_numpy(ids), d.device), lengths)  # no tensor: DDP would take it to the GPU
 
     # -----------------------------------------------------------------------------
     # model

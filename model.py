@@ -647,8 +647,9 @@ class ScoreModel(nn.Module):
         self.backbone.training = mode
         return super().train(mode)
 
-    def forward(self, tokens: Tensor, lengths: Tensor, width: int | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, lengths, width: int | None = None) -> Tensor:
         """width pads each text to a fixed number of tokens, for static shapes."""
+        lengths = torch.as_tensor(lengths)
         assert tokens.dim() == lengths.dim() == 1 and len(tokens) == int(lengths.sum()), (tokens.shape, lengths)
         if self.causal:
             x = self.read(tokens, lengths, width)

@@ -349,7 +349,7 @@ def main(args: Options) -> None:
         found = split.texts(texts)
         tokens = send(torch.from_numpy(np.concatenate(found).astype(np.int64)), d.device)
         with autocast:
-            return through(tokens, torch.tensor([len(f) for f in found]), width)
+            return through(tokens, [len(f) for f in found], width)  # no tensor: DDP would take it to the GPU
 
     # -----------------------------------------------------------------------------
     # optimizer

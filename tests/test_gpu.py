@@ -4,13 +4,14 @@ import contextlib
 import csv
 import importlib
 import re
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
-from core import checkpoint, config, tracker
+from core import checkpoint, config, dist, tracker
 from tests import pretended_gpu
 from tests.loops import FINETUNE, MULTICONTEXT, PRETRAIN, PROCEDURAL, REWARD, TRAIN, made_once
 from tests.test_loops import MORE, ROWS, die
@@ -115,11 +116,25 @@ def test_a_step_that_a_gpu_skips_is_not_in_the_mean_loss(data, tmp_path, monkeyp
     assert len(found[0]) == 2 and found[1] == pytest.approx(found[0], abs=1e-5)
 
 
+class Several(torch.nn.Module):
+    """Takes all tensors to its GPU, as DDP does."""
+
+    def __init__(self, module, **_):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **which):
+        return self.module(*(x.to("cuda:0") if torch.is_tensor(x) else x for x in args), **which)
+
+
 @pytest.mark.full
 @MORE
-def test_no_step_waits_for_the_gpu(loop, data, tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_no_step_waits_for_the_gpu(loop, ranks, data, tmp_path, monkeypatch):
     """Ten steps without an evaluation or a line in the log wait no more often than four of them."""
-    waits = []
+    waits, init = [], dist.init
+    monkeypatch.setattr(dist, "init", lambda *a, **k: replace(init(*a, **k), world=ranks))
+    monkeypatch.setattr(importlib.import_module(loop.module), "DistributedDataParallel", Several)
     for steps in (4, 10):
         argv = [*flags(loop, data(loop), tmp_path / str(steps), steps), *SELDOM[loop.module], *on("cuda", loop.module)]
         with pretended_gpu.plugged_in() as gpu:
