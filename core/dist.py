@@ -14,6 +14,7 @@ import torch.distributed as td
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALONE = "For one process: `unset RANK WORLD_SIZE LOCAL_RANK`"
+PARENT = os.getppid()
 _control = None  # gloo, whatever the gradients travel on: counts and wishes never wait for the GPU
 
 
@@ -35,13 +36,13 @@ def init(device: str = "auto", backend: str | None = None, *, timeout: float = 1
         why = f"{unset[0]} is not set" if unset else "ranks count from 0"
         raise ValueError(f"RANK={rank} and WORLD_SIZE={world} in the environment, and {why}: torchrun sets them all."
                          f" {ALONE}")  # fmt: skip
+    die_with_parent()
     where = pick_device(device, local)
     if where.type == "cpu":
         keep_memory()
         keep_kernels()
     if world > 1 and not td.is_initialized():
         setting("MASTER_PORT", 0)
-        die_with_parent()
         if where.type == "cpu":  # torchrun says one thread each, whatever the machine has
             torch.set_num_threads(max(1, cores() // setting("LOCAL_WORLD_SIZE", world)))
         else:
@@ -145,7 +146,7 @@ def die_with_parent() -> None:
     """Workers live in sessions of their own and would go on writing after a SIGKILL of torchrun."""
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)  # 1: PR_SET_PDEATHSIG
-        if os.getppid() == 1:
+        if os.getppid() != PARENT:  # it went before we asked; as a container's first process, torchrun is number 1
             os._exit(1)
 
 

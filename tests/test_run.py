@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -455,18 +456,19 @@ with run.guard():
     d = dist.init("cpu", timeout=20)
     folder = run.claim({out!r}, d.main)
     folder.begin(holds="continue", resume=True)
-    assert dist.sums([d.rank, 1]) == [1.0, 2.0] and dist.gather(d.rank) == [0, 1]
+    assert dist.sums([1]) == [d.world] and dist.gather(d.rank) == [*range(d.world)]
     open({out!r} + f"/pid{{d.rank}}", "w").write(str(os.getpid()))
     {body}
     folder.finish()
 """
 
 
-def launch(tmp_path, body: str):
+def launch(tmp_path, body: str, ranks: int = 2, before: tuple[str, ...] = ()):
     (tmp_path / "w.py").write_text(WORKER.format(root=str(ROOT), out=str(tmp_path / "r"), body=body))
     from tests.loops import port
 
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port", str(port())]
+    torchrun = [*before, sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port",
+                str(port())]  # fmt: skip
     return subprocess.Popen([*torchrun, tmp_path / "w.py"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
 
@@ -503,12 +505,24 @@ def test_one_rank_s_error_ends_all_and_is_in_status(tmp_path):
 
 
 @pytest.mark.full
-def test_sigkill_of_torchrun_ends_its_workers(tmp_path):
-    process = launch(tmp_path, "time.sleep(60)")
-    files = [tmp_path / "r" / f"pid{rank}" for rank in (0, 1)]
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigkill_of_torchrun_ends_its_workers(tmp_path, ranks):
+    process = launch(tmp_path, "time.sleep(60)", ranks)
+    files = [tmp_path / "r" / f"pid{rank}" for rank in range(ranks)]
     assert wait_for(lambda: all(f.exists() and f.read_text() for f in files))
     process.kill()
     assert wait_for(lambda: all(gone(int(f.read_text())) for f in files), 10)
+
+
+@pytest.mark.full
+def test_torchrun_may_be_the_first_process_of_a_container(tmp_path):
+    """Its workers have a parent of number 1 then, as those have whose parent is gone."""
+    inside = ("unshare", "--pid", "--fork")
+    if not shutil.which("unshare") or subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no container can be made here")
+    process = launch(tmp_path, "assert os.getppid() == 1", before=inside)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and json.loads((tmp_path / "r" / "status.json").read_text())["code"] == 0, out
 
 
 @pytest.mark.full
