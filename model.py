@@ -113,9 +113,9 @@ class Cache:
 
 
 class Attention(nn.Module):
-    def __init__(self, config, layer: int, causal: bool = True):
+    def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
-        self.layer, self.causal = layer, causal
+        self.layer = layer
         self.n_head, self.n_kv = config.n_head, config.n_kv_group or config.n_head
         self.head_size = config.n_embd // config.n_head
         self.c_attn = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv) * self.head_size, bias=config.bias)
@@ -141,7 +141,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *own), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        how = {"causal": self.causal, "bias": bias, "window": window}
+        how = {"causal": True, "bias": bias, "window": window}
         if select is not None:  # a query a row, which sees what stands before it
             far = select[1][:, None] + (k.shape[2] - x.shape[1]) - torch.arange(k.shape[2], device=x.device)
             how = {"causal": False, "mask": ((far >= 0) & (far < window))[:, None, None]}  # (B, T_k) -> (B, 1, 1, T_k)
@@ -167,7 +167,7 @@ def pick(x: Tensor, select: tuple | None) -> Tensor:
 class Block(nn.Module):
     """Attention, then the MLP, each added to the stream; norms before, on what is added (peri), or after the sum."""
 
-    def __init__(self, config, layer: int, causal: bool = True):
+    def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
 
         def norm(wanted: bool) -> nn.Module:
@@ -177,7 +177,7 @@ class Block(nn.Module):
         self.ln_1, self.ln_2 = norm(config.use_pre_ln), norm(config.use_pre_ln)
         self.ln_peri_1, self.ln_peri_2 = norm(config.use_peri_ln), norm(config.use_peri_ln)
         self.ln_post_1, self.ln_post_2 = norm(config.use_post_ln), norm(config.use_post_ln)
-        self.attn = Attention(config, layer, causal)
+        self.attn = Attention(config, layer)
         hidden = config.mlp_size or int(config.mlp_expansion_factor * config.n_embd)
         make = MLPS[config.mlp_variant]
         self.mlp = make(config.n_embd, hidden, config.activation_variant, config.bias, config.dropout)
@@ -198,12 +198,12 @@ class ParallelBlock(Block):
         return self.ln_post_2(self.ln_post_1(x))
 
 
-def init_weights(model: nn.Module, n_layer: int, std: float = 0.02) -> None:
+def init_weights(model: nn.Module, n_layer: int) -> None:
     """GPT-2's: normal(0, 0.02), residual projections smaller by sqrt(2 * n_layer), biases 0."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             small = name.endswith("c_proj")
-            nn.init.normal_(module.weight, std=std / math.sqrt(2 * n_layer) if small else std)
+            nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * n_layer) if small else 0.02)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
 

@@ -17,7 +17,7 @@ def lacking(device: torch.device) -> str:
             return "triton, a package"
         found = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
         return "" if found else "a C compiler: gcc, clang, or CC in the environment"
-    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    usual = "clang++" if sys.platform == "darwin" else "g++"
     found = shutil.which(os.environ.get("CXX", usual))
     return "" if found else f"a C++ compiler: {usual}, or CXX in the environment"
 

@@ -266,7 +266,7 @@ def parser(cls: type, doc: str, config_flags: tuple[str, ...] = ("--config",)) -
     groups: dict[str, Any] = {"options": plain}
     for spec in specs(cls).values():
         title = spec.group or "options"
-        group = groups.setdefault(title, p.add_argument_group(title)) if title not in groups else groups[title]
+        group = groups[title] = groups.get(title) or p.add_argument_group(title)
         kind = kind_of(spec.type)
         nargs = "*" if kind in (list, dict) else "?" if kind is bool else None
         extra = {"const": "true"} if kind is bool else {}

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import mmap
 import os
@@ -11,11 +12,6 @@ from pathlib import Path
 import torch
 
 from core import exits
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 BLOCK = 1 << 22  # bytes written at once
 
@@ -43,7 +39,7 @@ def replace(path: Path, write, also: tuple[Path, ...] = ()) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    with contextlib.suppress(OSError):  # Windows cannot open a folder
+    with contextlib.suppress(OSError):  # not on every file system
         fd = os.open(path, os.O_RDONLY)
         try:
             os.fsync(fd)

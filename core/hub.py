@@ -1,6 +1,7 @@
 """Folders in the Hugging Face format, on disk and on the hub, read as they lie there and executed never."""
 
 import errno
+import fcntl
 import os
 import re
 import sys
@@ -14,11 +15,6 @@ from torch import Tensor
 from core import checkpoint, disk
 from core.files import read_json
 from core.values import nearest
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -113,8 +109,7 @@ def download(name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")  # noqa: SIM115 - one rank downloads, the others wait and find it done
-        if fcntl:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if (folder / "complete").is_file():
             return folder
         if not fetch(base + "config.json", folder / "config.json"):

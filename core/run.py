@@ -1,6 +1,7 @@
 """A run and its folder: exit codes, the lock, signals, status.json, and steps that are not finite."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -15,11 +16,6 @@ import torch
 from core import dist, exits
 from core.exits import OK, STOPPED, NotFinite, guard  # noqa: F401 - run.guard() is what scripts say
 from core.files import read_json
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock there, README says so
-    fcntl = None
 
 # -----------------------------------------------------------------------------
 # the folder
@@ -92,8 +88,7 @@ class Run:
             raise ValueError(f"the folder {self.path} cannot be made") from None
         self.lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - held as long as the run
         try:
-            if fcntl:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             self.lock.seek(0)
             holder = self.lock.read().strip() or "another process"
@@ -252,9 +247,8 @@ class Run:
 
 def signals() -> list[int]:
     """What asks a run to stop: a closed terminal, too, but not under nohup."""
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    kept = hangup and signal.getsignal(hangup) != signal.SIG_IGN
-    return [signal.SIGTERM, signal.SIGINT, *[hangup] * bool(kept)]
+    kept = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *[signal.SIGHUP] * kept]
 
 
 def claim(path: str | Path, main: bool = True) -> Run:

@@ -9,10 +9,6 @@ step `warmup` is the first at the full rate.
 import math
 
 
-def constant(t: float, **_) -> float:
-    return 1.0
-
-
 def cosine(t: float, **_) -> float:
     return 0.5 * (1 + math.cos(math.pi * t))
 

@@ -240,7 +240,6 @@ def build(
     lr: float,
     weight_decay: float = 0.0,
     betas: tuple[float, float] | None = None,
-    eps: float | None = None,  # None: the optimizer's own
     momentum: float | None = None,  # of sgd
     extra_args: dict | None = None,  # the optimizer's own arguments; muon_lr for those with two learning rates
     device: str | torch.device = "cpu",
@@ -259,7 +258,7 @@ def build(
         muon = muon_lr / lr if name in TWO_RATES and group.get("use_muon") and lr else 1.0
         group["lr_mult"] = muon * group.get("lr_mult", 1.0)
         group["lr"] = lr * group["lr_mult"]
-    wanted = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
+    wanted = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
     if not two_betas(accepts):
         wanted.pop("betas")
     if name == "sgd":
@@ -272,7 +271,7 @@ def build(
         raise ValueError(f"optimizer {name} needs --optimizer_args {' '.join(k + '=...' for k in missing)}")
     try:
         if name in MATRICES_ONLY:
-            adamw = {"lr": lr, "betas": betas or (0.9, 0.95), "eps": eps or 1e-8, "weight_decay": weight_decay}
+            adamw = {"lr": lr, "betas": betas or (0.9, 0.95), "weight_decay": weight_decay}
             optimizer = WithAdamW(groups, cls, options, adamw | {"fused": wanted.get("fused", False)})
         else:
             optimizer = cls(groups, **options)

@@ -215,7 +215,7 @@ def relative_key_query(q: Tensor, k: Tensor, rows: slice, table: Tensor) -> Tens
     return relative_key(q, k, rows, table) + torch.cat(by_key, dim=-2).transpose(-1, -2)
 
 
-def alibi(q: Tensor, k: Tensor, rows: slice, table: None = None) -> Tensor:
+def alibi(q: Tensor, k: Tensor, rows: slice, table: None) -> Tensor:
     """-slope * |i - j|, a slope a head, to both sides (2108.12409)."""
     slopes = alibi_slopes(q.shape[1], q.device) * q.shape[-1] ** 0.5  # scores are scaled later
     i = torch.arange(rows.start, rows.stop, device=q.device)[:, None]

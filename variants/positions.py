@@ -1,4 +1,4 @@
-"""How a model knows where a token stands: POSITIONS[name](block_size, n_embd, n_head, base, scale) -> module.
+"""How a model knows where a token stands: POSITIONS[name](block_size, n_embd, n_head, base) -> module.
 
 Each kind overrides one of three methods; the model calls all three and names none:
     forward(positions) -> (T, C), added to the token embedding
@@ -63,9 +63,9 @@ def alibi_bias(n_head: int, T_q: int, T_k: int, device: torch.device | None = No
 class Position(nn.Module):
     """No position at all; a causal model can still count its keys (2203.16634)."""
 
-    def __init__(self, block_size: int, n_embd: int, n_head: int, base: float = 10000.0, scale: float = 1.0):
+    def __init__(self, block_size: int, n_embd: int, n_head: int, base: float = 10000.0):
         super().__init__()
-        self.n_embd, self.n_head, self.base, self.scale = n_embd, n_head, base, scale
+        self.n_embd, self.n_head, self.base = n_embd, n_head, base
 
     def forward(self, positions: Tensor) -> Tensor | float:
         return 0.0
@@ -85,8 +85,8 @@ class Position(nn.Module):
 class Learned(Position):
     """A learnt vector a position; its weight has nanoGPT's name when the module is called wpe."""
 
-    def __init__(self, block_size: int, n_embd: int, n_head: int, base: float = 10000.0, scale: float = 1.0):
-        super().__init__(block_size, n_embd, n_head, base, scale)
+    def __init__(self, block_size: int, n_embd: int, n_head: int, base: float = 10000.0):
+        super().__init__(block_size, n_embd, n_head, base)
         self.weight = nn.Parameter(torch.empty(block_size, n_embd).normal_(std=0.02))
 
     def forward(self, positions: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Sinusoidal(Position):
 
 class Rotary(Position):
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return rotary_table(positions, self.n_embd // self.n_head, self.base, self.scale)
+        return rotary_table(positions, self.n_embd // self.n_head, self.base)
 
 
 class Alibi(Position):
