@@ -7,7 +7,6 @@
 
 import itertools
 import math
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from core import config, exits
 from core.files import read_json
-from core.picture import pyplot
+from core.picture import pyplot, save
 from core.progress import duration
 from core.values import nearest, read_yaml
 
@@ -193,11 +192,7 @@ def picture(curves: dict[str, list[tuple[int, float]]], metric: str, path: Path)
     ax.grid(alpha=0.3)
     if ax.lines:
         ax.legend(fontsize=8)
-    fig.tight_layout()
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    fig.savefig(temporary, format=path.suffix.lstrip(".") or "png")
-    plt.close(fig)
-    temporary.replace(path)
+    save(fig, path)
 
 
 def main(args: Options) -> None:

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from core import disk
-from core.picture import extra, pyplot
+from core.picture import extra, pyplot, save
 from core.scores import ranks
 
 
@@ -72,6 +71,4 @@ def draw_confusion(path: Path, confusion: np.ndarray, names: list[str], title: s
     ax.set_xticks(range(n), names, rotation=45, ha="right")
     ax.set_yticks(range(n), names)
     ax.set(xlabel="predicted", ylabel="is", title=title)
-    fig.tight_layout()
-    disk.replace(path, lambda f: fig.savefig(f, format="png"))
-    plt.close(fig)
+    save(fig, path)

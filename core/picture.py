@@ -1,6 +1,7 @@
 """Pictures as files: matplotlib without a window, loaded when one is drawn."""
 
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,19 @@ def pyplot():
     from matplotlib import pyplot as plt
 
     return plt
+
+
+def save(fig, path: Path) -> None:
+    """Whole or not there."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        fig.tight_layout()
+        with exits.writing(path):
+            fig.savefig(temporary, format=path.suffix.lstrip(".") or "png")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        pyplot().close(fig)  # which keeps it else
 
 
 def extra(draw):

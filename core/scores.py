@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from core import disk, exits
-from core.picture import extra, pyplot
+from core.picture import extra, pyplot, save
 
 # -----------------------------------------------------------------------------
 # how good they are
@@ -55,9 +55,7 @@ def draw(path: Path, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str) -> 
     ax.set_ylabel(ylabel)
     ax.grid(alpha=0.3)
     ax.set_title(str(path.parent), fontsize=9)
-    fig.tight_layout()
-    fig.savefig(path)
-    plt.close(fig)
+    save(fig, path)
 
 
 # -----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from core.picture import extra, pyplot
+from core.picture import extra, pyplot, save
 from core.progress import duration, progress  # noqa: F401 - torch-free tools take it from there
 
 csv.field_size_limit(1 << 30)  # a table of someone else's may be in the way
@@ -278,11 +278,7 @@ def draw(path: Path, train: list[dict], evals: list[dict], resumes: list[int]) -
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=8, framealpha=1)
     ax.set_title(str(path.parent), fontsize=9)
-    fig.tight_layout()
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    fig.savefig(temporary, format="png")
-    plt.close(fig)
-    temporary.replace(path)
+    save(fig, path)
 
 
 # -----------------------------------------------------------------------------

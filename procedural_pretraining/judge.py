@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from core.exits import NotFinite
 from core.generate import generate
-from core.picture import extra, pyplot
+from core.picture import extra, pyplot, save
 from core.tracker import read
 from procedural_data import Spec, targets
 
@@ -96,6 +96,4 @@ def draw_scores(folder: Path) -> None:
     twin.step(steps, [r["length"] for r in rows], where="post", color="#999999", ls="--", lw=1)
     twin.set_ylabel("length (dashed)")
     twin.set_ylim(bottom=0)
-    fig.tight_layout()
-    fig.savefig(folder / "scores.png")
-    plt.close(fig)
+    save(fig, folder / "scores.png")

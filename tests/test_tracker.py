@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from core import exits, tracker
+from core import exits, metrics, scores, tracker
 from core.tracker import Table, Tracker, duration, read
+from procedural_pretraining.judge import draw_scores
 from tests.loops import ROOT
 
 
@@ -126,6 +127,30 @@ def test_a_nan_in_the_files_does_not_stop_the_picture(tmp_path):
     track.eval(0, {"val loss": float("nan")})
     track.close()
     assert (tmp_path / "loss.png").exists()
+
+
+def test_a_picture_is_whole_or_the_one_before(tmp_path, monkeypatch):
+    """Each of them: a resume takes scores.png that is there for one that needs no scores any more."""
+    from matplotlib import figure, pyplot
+
+    def dies(self, file, **_):
+        with open(file, "wb") as f:
+            f.write(b"\x89PNG")
+        raise KeyboardInterrupt
+
+    row = {"step": 0, "loss": 1.0, "accuracy": 0.5, "length": 2}
+    Table(tmp_path / "eval.csv", 0).add(row)
+    draws = {"loss.png": lambda path: tracker.draw(path, [row], [row], []),
+             "confusion.png": lambda path: metrics.draw_confusion(path, np.eye(2), ["a", "b"], "title"),
+             "scores.png": lambda path: scores.draw(path, np.arange(3), np.arange(3), "x", "y")}  # fmt: skip
+    for name, draw in [*draws.items(), ("scores.png", lambda path: draw_scores(path.parent))]:
+        draw(tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(figure.Figure, "savefig", dies)
+            draw(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before and not pyplot.get_fignums()
+    assert {p.name for p in tmp_path.iterdir()} == {"eval.csv", *draws}
 
 
 @pytest.mark.parametrize("broken", [None, "raise OSError('no folder for its cache')"])
