@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.generate import generate
 from model import GPT, GPTConfig, MultiGPT
@@ -334,6 +335,21 @@ def test_masked_scores_get_no_weight_and_change_none(name):
         weights = SOFTMAXES[name](padded, -1)
         assert (weights[:, 7:] == 0).all()
         torch.testing.assert_close(weights[:, :7], expected)
+
+
+@pytest.mark.parametrize("name", SOFTMAXES)
+def test_a_gpu_can_be_deterministic_with_it(name):
+    """PyTorch refuses there to add up floats one by one (torch.use_deterministic_algorithms)."""
+    added = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            added.extend(x.dtype for x in args[:1] if func.overloadpacket is torch.ops.aten.cumsum)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        SOFTMAXES[name](torch.randn(2, 5, requires_grad=True), -1).square().sum().backward()
+    assert not [dtype for dtype in added if dtype.is_floating_point]
 
 
 @pytest.mark.parametrize("name", ["softmax", "softermax", "sigsoftmax", "sparsemax"])

@@ -37,8 +37,11 @@ def sparsemax(scores: Tensor, dim: int) -> Tensor:
     ordered = z.sort(dim, descending=True).values
     shape = [1] * z.dim()
     shape[dim] = -1
-    rank = torch.arange(1, z.shape[dim] + 1, device=z.device, dtype=z.dtype).view(shape)
-    inside = 1 + rank * ordered > ordered.cumsum(dim)  # the largest scores, as many as stay positive
+    rank = torch.arange(1, z.shape[dim] + 1, device=z.device).view(shape)
+    # in whole numbers: floats a GPU adds up in any order, which --deterministic refuses. None below -1 is inside
+    one = 1 << 30
+    units = (ordered.detach().clamp(min=-1) * one).long()
+    inside = one + rank * units > units.cumsum(dim)  # the largest scores, as many as stay positive
     size = inside.sum(dim, keepdim=True)
     threshold = (ordered.masked_fill(~inside, 0).sum(dim, keepdim=True) - 1) / size
     return (z - threshold).clamp(min=0).to(scores.dtype)
