@@ -63,9 +63,9 @@ def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
         finally:
             torch.serialization.set_crc32_options(crc)
 
-    if keep and path in _good and path.exists():  # a damaged one must not take the place of a good one
-        disk.link(path, previous(path))
     try:
+        if keep and path in _good and path.exists():  # a damaged one must not take the place of a good one
+            disk.link(path, previous(path))
         disk.replace(path, body, also)
     except OSError as e:
         if e.errno and not str(e.strerror).startswith(("disk full", "cannot write")):

@@ -35,7 +35,8 @@ def replace(path: Path, write, also: tuple[Path, ...] = ()) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    for folder in {f for name in (path, *also) for f in (name.parent, name.parent.parent)}:  # a folder may be new, too
+        sync_folder(folder)
 
 
 def sync_folder(path: Path) -> None:
@@ -53,11 +54,16 @@ def link(source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
-    except OSError:
-        temporary.write_bytes(source.read_bytes())
-    os.replace(temporary, target)
-    temporary.unlink(missing_ok=True)  # where both names are of one file already, renaming does nothing
+        try:
+            os.link(source, temporary)
+        except OSError:
+            with open(source, "rb") as f, open(temporary, "wb") as copy:
+                shutil.copyfileobj(f, copy, BLOCK)
+                copy.flush()
+                os.fsync(copy.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)  # where both names are of one file already, renaming does nothing
 
 
 def full(path: Path, need: int, cause: OSError) -> OSError:

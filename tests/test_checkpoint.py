@@ -5,6 +5,7 @@ import os
 import pickle
 import threading
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -147,6 +148,24 @@ def test_a_kill_between_two_names_leaves_no_third(tmp_path):
     os.link(tmp_path / "ckpt.pt", tmp_path / "ckpt.prev.pt")
     save(tmp_path / "ckpt.pt", state(2.0, 2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt.prev.pt", "ckpt.pt"]
+
+
+def test_where_there_are_no_links_a_second_name_is_a_copy_on_disk(tmp_path, monkeypatch):
+    """A block at a time: a checkpoint may be larger than what memory is left. A copy that fails leaves nothing."""
+    synced, folders, fsync = [], [], os.fsync
+    monkeypatch.setattr(os, "link", mock.Mock(side_effect=PermissionError))
+    monkeypatch.setattr(Path, "read_bytes", mock.Mock(side_effect=MemoryError))
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), fsync(fd)))
+    monkeypatch.setattr(disk, "sync_folder", folders.append)
+    names = [tmp_path / "steps" / "checkpoint-3" / "ckpt.pt", tmp_path / "best.pt"]
+    save(names[0], state(step=3), also=(names[1],))
+    assert [load(name)["step"] for name in names] == [3, 3]
+    assert {name.stat().st_ino for name in names} <= {*synced}  # each its own bytes
+    assert {*folders} >= {names[0].parent, names[0].parent.parent, tmp_path}  # each that has a new name in it
+    monkeypatch.setattr(disk.shutil, "copyfileobj", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="disk full"):
+        save(names[0], state(step=4), also=(names[1],))
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == {*names}
 
 
 def test_a_kill_while_saving_the_best_leaves_no_state_that_takes_its_best_for_saved(tmp_path, monkeypatch):
