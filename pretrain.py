@@ -453,7 +453,7 @@ def main(args: Options) -> None:
     track.say(f"run      {folder.path}, steps {first_step} to {last_step}, {epoch_steps} an epoch, evaluated every"
               f" {every}, ready after {time.time() - started:.1f} s")  # fmt: skip
     clock = time.time() - loop["seconds"]
-    seen, at = 0.0, first_step  # tokens since the last log line, and its step
+    seen = 0.0  # tokens since the last log line
 
     for step in range(first_step, last_step + 1):
         # -----------------------------------------------------------------------------
@@ -485,7 +485,7 @@ def main(args: Options) -> None:
             if step == last_step:
                 break
             track.clock(step)
-            seen, at = 0.0, step
+            seen = 0.0
 
         # -----------------------------------------------------------------------------
         # micro-steps
@@ -537,8 +537,8 @@ def main(args: Options) -> None:
             finite.check(f"data set {args.train}")
             values = {"loss": loss, "lr": lr, "norm": norm.item(), "epoch": round((step + 1) / epoch_steps, 3)}
             values |= {"memory_mib": round(peak_memory(d.device) / 2**20)} if place.memory else {}
-            track.train(step, values, seen / (step + 1 - at))
-            seen, at = 0.0, step + 1
+            track.train(step, values, seen / (step + 1 - track.at))
+            seen = 0.0
         folder.step = step + 1
         if folder.stopping():
             save(step + 1, background=False)
