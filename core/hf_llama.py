@@ -11,7 +11,8 @@ from core.hf_terms import activation, activation_back, demand, tied
 TYPES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM",
          "arcee": "ArceeForCausalLM"}  # fmt: skip
 BIASED = ("llama", "arcee")  # may have biases in linear layers
-DEFAULTS = {"mistral": {"sliding_window": 4096, "num_key_value_heads": 8}, "qwen3": {"num_key_value_heads": 32},
+DEFAULTS = {"mistral": {"sliding_window": 4096, "num_key_value_heads": 8},
+            "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
             "arcee": {"hidden_act": "relu2", "rms_norm_eps": 1e-5}}  # not Llama's  # fmt: skip
 GATES = {"swiglu": "silu", "geglu": "gelu"}
 OURS = {"position": "rotary", "norm_variant_attn": "rmsnorm", "norm_variant_output": "rmsnorm", "use_pre_ln": True,

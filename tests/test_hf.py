@@ -267,6 +267,14 @@ def test_layers_of_qwen3_that_differ_are_refused(layers, window, fits):
             hf.FROM["qwen3"][0](small)
 
 
+def test_a_qwen3_that_says_not_which_layers_slide_has_none_in_its_first_28():
+    small = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "model_type": "qwen3",
+             "num_attention_heads": 4, "use_sliding_window": True, "sliding_window": 4}  # fmt: skip
+    assert transformers.Qwen3Config(**small).layer_types == ["full_attention"] * 2
+    with pytest.raises(ValueError, match="max_window_layers 28 has no counterpart"):
+        hf.FROM["qwen3"][0](small)
+
+
 @pytest.mark.parametrize("key, value", [("num_hidden_layers", "1"), ("hidden_size", "32"), ("vocab_size", None)])
 def test_a_value_of_the_wrong_type_in_a_config_is_named(key, value, tmp_path):
     theirs = transformers.LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=40, num_hidden_layers=1,
