@@ -226,6 +226,7 @@ def load(where: str | Path) -> tuple[str, dict, Weights]:
         raise ValueError(f"{where} holds quantised weights, as quantization_config in its config.json says: wanted is"
                          " the model in float32, float16 or bfloat16")  # fmt: skip
     to_config, to_weights = FROM[kind]
+    layers = max((int(m[1]) + 1 for n in weights if (m := re.search(r"\b(?:h|layers?)\.(\d+)\.", n))), default=0)
     try:
         what = "config.json lacks"
         ours = to_config(config)
@@ -238,6 +239,8 @@ def load(where: str | Path) -> tuple[str, dict, Weights]:
         raise ValueError(f"{where}: its {what} {e.args[0]}") from None
     except TypeError as e:
         raise ValueError(f"{where}: a value in its config.json is of the wrong type: {e}") from None
+    if layers > ours["n_layer"]:  # of which the last would be left out
+        raise ValueError(f"{where} has weights of {layers} layers, and {ours['n_layer']} by its config.json")
     checkpoint.check_finite(weights, where)
     return kind, ours, weights
 

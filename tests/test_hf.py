@@ -275,6 +275,25 @@ def test_a_qwen3_that_says_not_which_layers_slide_has_none_in_its_first_28():
         hf.FROM["qwen3"][0](small)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "roberta", "llama"])
+def test_layers_beyond_the_configs_are_not_left_out(kind, tmp_path):
+    """A model of fewer layers is another model: its hidden states would be wrong without a word."""
+    small = {"vocab_size": 16, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    llama = {"position": "rotary", "mlp_variant": "swiglu", "norm_variant_attn": "rmsnorm",
+             "norm_variant_output": "rmsnorm"}  # fmt: skip
+    if kind == "roberta":
+        model = RobertaMLM(RobertaConfig(**small, mlp_size=32))
+    else:
+        model = GPT(GPTConfig(**small, **(llama if kind == "llama" else {})))
+    hf.save(tmp_path, kind, vars(model.config), model.state_dict())
+    config = json.loads((tmp_path / "config.json").read_text())
+    key = "n_layer" if kind == "gpt2" else "num_hidden_layers"
+    assert config[key] == 2
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: 1}))
+    with pytest.raises(ValueError, match="has weights of 2 layers, and 1 by its config.json"):
+        hf.load(tmp_path)
+
+
 @pytest.mark.parametrize("key, value", [("num_hidden_layers", "1"), ("hidden_size", "32"), ("vocab_size", None)])
 def test_a_value_of_the_wrong_type_in_a_config_is_named(key, value, tmp_path):
     theirs = transformers.LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=40, num_hidden_layers=1,
