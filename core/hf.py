@@ -237,7 +237,7 @@ def load(where: str | Path) -> tuple[str, dict, Weights]:
         weights = to_weights(weights, ours)
     except KeyError as e:
         raise ValueError(f"{where}: its {what} {e.args[0]}") from None
-    except TypeError as e:
+    except (TypeError, AttributeError, ZeroDivisionError) as e:
         raise ValueError(f"{where}: a value in its config.json is of the wrong type: {e}") from None
     if layers > ours["n_layer"]:  # of which the last would be left out
         raise ValueError(f"{where} has weights of {layers} layers, and {ours['n_layer']} by its config.json")

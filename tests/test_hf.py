@@ -294,7 +294,8 @@ def test_layers_beyond_the_configs_are_not_left_out(kind, tmp_path):
         hf.load(tmp_path)
 
 
-@pytest.mark.parametrize("key, value", [("num_hidden_layers", "1"), ("hidden_size", "32"), ("vocab_size", None)])
+@pytest.mark.parametrize("key, value", [("num_hidden_layers", "1"), ("hidden_size", "32"), ("vocab_size", None),
+                                        ("num_attention_heads", 0), ("rope_parameters", ["default"])])  # fmt: skip
 def test_a_value_of_the_wrong_type_in_a_config_is_named(key, value, tmp_path):
     theirs = transformers.LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=40, num_hidden_layers=1,
                                       num_attention_heads=4)  # fmt: skip
