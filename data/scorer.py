@@ -75,9 +75,17 @@ def make_template(description: dict, model: ScoreModel, max_length: int, **sizes
     limit = min(max_length, model.config.block_size)
     word = getattr(tokenizer, "unknown", None)
     unknown = tokenizer.tokenizer.token_to_id(word) if word else None
+    before: list[int] = []  # of a tokenizer that puts a space before each text, as Llama's: none belongs before a part
+    if description["kind"] == "tokenizers":
+        line, one, both = (tokenizer.ids(text).tolist() for text in ("\n", "x", "\nx"))
+        before = line if both != line + one else []
 
     def encode(text: str) -> list[int]:
         try:
+            if before and text[:1].isspace():  # goes on from what stands before it
+                ids = tokenizer.ids("\n" + text).tolist()
+                if ids[: len(before)] == before:
+                    return ids[len(before) :]
             return tokenizer.ids(text).tolist()
         except ValueError as e:  # an alphabet that lacks a character
             raise ValueError(f"the model's tokenizer cannot read {text[:40]!r}: {e} (a model of a BPE, or of"

@@ -630,6 +630,37 @@ def test_a_model_of_our_own_without_an_end_of_text_gets_one(toy, tmp_path):
         scorer.make_template({"kind": "char", "chars": ["a", "b"]}, again, 64)
 
 
+def spaced_tokenizer(kind: str) -> dict:
+    """One that puts a space before a text's first word: Llama's, as written before and since 2024, or a byte-level."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    made, space = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True)), "\u2581"
+    first = ["<unk>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    if kind == "prepend":
+        made.normalizer = normalizers.Sequence([normalizers.Prepend(space), normalizers.Replace(" ", space)])
+    elif kind == "metaspace":
+        made.pre_tokenizer = pre_tokenizers.Metaspace(replacement=space, prepend_scheme="first")
+    else:
+        made, first = Tokenizer(models.BPE()), ["</s>"]
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    letters = pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else [space]
+    words = ["Question:", "Answer:", "What is it?", "It is, says x"] * 3
+    made.train_from_iterator(words, trainers.BpeTrainer(vocab_size=400, special_tokens=first, initial_alphabet=letters))
+    return {"kind": "tokenizers", "json": made.to_str()}
+
+
+@pytest.mark.parametrize("kind", ["prepend", "metaspace", "bytes"])
+def test_no_space_comes_before_a_part_by_a_tokenizer_that_puts_one_before_a_text(kind):
+    """Its whole text is what transformers' tokenizer makes of an exported model's."""
+    about = spaced_tokenizer(kind)
+    tokens = vocab.load(about)
+    model = ScoreModel(GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=tokens.vocab_size, block_size=64)))
+    template = scorer.make_template(about, model, 64)
+    for question, answer in (("What is it?", "It is, says x"), ("What  is\n\nit", " x"), ("", "x\n")):
+        whole = tokens.encode(f"Question: {question}\nAnswer: {answer}")
+        assert template(question, answer)[0] == [*whole, tokens.eot]
+
+
 def words_tokenizer(folder: Path) -> dict:
     """By words, <s> ... </s> around a text; where the vocabulary begins as RoBERTa's does."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
