@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from core import checkpoint, config, hf, run
-from data import pretrained, vocab
+from data import pretrained, scorer, vocab
 from model import GPT, Classifier, GPTConfig, Roberta, RobertaConfig, RobertaMLM, ScoreModel
 
 
@@ -145,6 +145,12 @@ def export_scores(state: dict, out: Path) -> tuple[str, float]:
     a = load(ScoreModel(build(config.build(Config, cfg, SOURCE))), ours)
     hf.save(out, theirs_kind, cfg, theirs, **more)
     words = write_tokenizer(out, about, cfg["block_size"], added, causal=kind == "gpt")
+    if about["kind"] == "tokenizers":
+        parts = scorer.make_template(about, a, cfg["block_size"])
+        ids = [*parts.head, *parts.question("What?"), *parts.middle, *parts.encode(" Yes.")][len(parts.start) :]
+        if ids != tokenizer.ids("Question: What?\nAnswer: Yes.").tolist():  # as Qwen3's, to which "?\n" is one word
+            words += " (it reads the whole text as other tokens than its parts: scored are their ids, joined, those of"
+            words += r" 'Question:', ' Q', '\nAnswer:' and ' A')"
     _, again, weights = hf.load(out)
     weights = {re.sub(r"^classifier\.", "score.", name): w for name, w in weights.items()}
     lengths = torch.tensor([1, cfg["block_size"], cfg["block_size"] // 2 + 1])

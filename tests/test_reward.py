@@ -661,6 +661,27 @@ def test_no_space_comes_before_a_part_by_a_tokenizer_that_puts_one_before_a_text
         assert template(question, answer)[0] == [*whole, tokens.eot]
 
 
+def test_an_export_says_that_its_tokenizer_joins_what_is_scored_apart(tmp_path, capsys):
+    """As Qwen3's does, to which a question mark and the end of its line are one word."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+    for name, pattern in (("joins", r" ?[^\s\w]+[\r\n]*|\s+|\w+"), ("parts", r" ?[^\s\w]+|\s+|\w+")):
+        made, level = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), level])
+        letters = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=letters)
+        made.train_from_iterator(["What?\nAnswer: Yes."] * 3, trainer)
+        about = {"kind": "tokenizers", "json": made.to_str()}
+        shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 64, "vocab_size": made.get_vocab_size()}
+        model = ScoreModel(GPT(GPTConfig(**shape)))
+        state = checkpoint.pack(kind="reward", model=model, model_config={"backbone": "gpt", **vars(model.config)},
+                                optimizer=None, loop={}, seed=0, step=0, best=None, options={},
+                                meta={"tokenizer": about, "mean": 0.0, "std": 1.0})  # fmt: skip
+        checkpoint.save(tmp_path / f"{name}.pt", state)
+        export_hf.main(export_hf.Options(init_from=str(tmp_path / f"{name}.pt"), out=str(tmp_path / name)))
+        assert ("other tokens than its parts" in capsys.readouterr().out) == (name == "joins")
+
+
 def words_tokenizer(folder: Path) -> dict:
     """By words, <s> ... </s> around a text; where the vocabulary begins as RoBERTa's does."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
