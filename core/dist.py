@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import datetime
+import json
 import os
 import signal
 import sys
@@ -195,6 +196,19 @@ def agree(check, *args) -> None:
         said = str(e)
     if found := next(filter(None, gather(said)), None):
         raise ValueError(found)
+
+
+def first_failure(code: int, message: str) -> tuple[int, int, str]:
+    """(rank, code, message) of the one that failed first, by torchrun's store: the others only see it gone."""
+    mine = (td.get_rank(), code, message)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # the store is rank 0's, and may be gone with it
+        return mine
+    try:
+        store = td.distributed_c10d._get_default_store()
+        store.set_timeout(datetime.timedelta(seconds=5))
+        return tuple(json.loads(store.compare_set("failed", "", json.dumps(mine))))
+    except RuntimeError:  # torchrun, or its node, is gone as well
+        return mine
 
 
 def close() -> None:

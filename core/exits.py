@@ -175,8 +175,16 @@ def guard():
             say(traceback.format_exc())
         if isinstance(e, KeyboardInterrupt):
             say("\n")  # text may be standing in this line
-        who = f"[rank {ranks().get_rank()}] " if ranks() else ""
-        say(f"{who}error: {message}\n")
+        who, heard = "", False
+        if ranks():
+            from core import dist
+
+            who, lost = f"[rank {ranks().get_rank()}] ", "another rank" in message
+            rank, first, cause = dist.first_failure(code, message)
+            if lost and cause != message:  # it is told already, by the one that failed
+                code, message, heard = first, f"rank {rank}: {cause}", dist.local_only()
+        if not heard:
+            say(f"{who}error: {message}\n")
     try:
         finish_saving()
     except BaseException as e:
@@ -187,7 +195,7 @@ def guard():
         held.leave(code, message)
         held = None
     many = ranks() is not None
-    if many and code in (OK, STOPPED):
+    if many and code in (OK, STOPPED) and not message:  # interrupted, it is the only one that leaves here
         from core import dist
 
         dist.close()

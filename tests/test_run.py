@@ -505,6 +505,19 @@ def test_one_rank_s_error_ends_all_and_is_in_status(tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(("body", "code", "says"), [("dist.split(3, 1, 2)", 2, "a global batch of 3 does not divide"),
+                                                    ("raise KeyboardInterrupt", 75, "interrupted")])  # fmt: skip
+def test_what_ends_one_rank_ends_all_and_is_told_once(body, code, says, tmp_path):
+    """Rank 0 saw no more than that another was gone, or waited for one that waited for it."""
+    started = time.time()
+    process = launch(tmp_path, f"if d.rank == 1: {body}\n    dist.sums([1, 2, 3])")
+    out, _ = process.communicate(timeout=100)
+    status = json.loads((tmp_path / "r" / "status.json").read_text())
+    assert out.count("error: ") == 1 and f"[rank 1] error: {says}" in out and time.time() - started < 18, out
+    assert status["code"] == code and status["message"].startswith(f"rank 1: {says}")
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_sigkill_of_torchrun_ends_its_workers(tmp_path, ranks):
     process = launch(tmp_path, "time.sleep(60)", ranks)
