@@ -509,8 +509,9 @@ def test_one_rank_s_error_ends_all_and_is_in_status(tmp_path):
                                                     ("raise KeyboardInterrupt", 75, "interrupted")])  # fmt: skip
 def test_what_ends_one_rank_ends_all_and_is_told_once(body, code, says, tmp_path):
     """Rank 0 saw no more than that another was gone, or waited for one that waited for it."""
-    started = time.time()
     process = launch(tmp_path, f"if d.rank == 1: {body}\n    dist.sums([1, 2, 3])")
+    assert wait_for(lambda: (tmp_path / "r" / "pid1").exists())
+    started = time.time()
     out, _ = process.communicate(timeout=100)
     status = json.loads((tmp_path / "r" / "status.json").read_text())
     assert out.count("error: ") == 1 and f"[rank 1] error: {says}" in out and time.time() - started < 18, out
