@@ -20,7 +20,7 @@ from variants.activations import ACTIVATIONS
 from variants.attentions import ATTENTIONS
 from variants.mlps import MLPS
 from variants.norms import NORMS
-from variants.optimizers import OPTIMIZERS, TORCH, TWO_RATES, ignored
+from variants.optimizers import OPTIMIZERS, TORCH, TWO_RATES, UNSCHEDULED, ignored, own_rate
 from variants.positions import POSITIONS
 from variants.softmaxes import SOFTMAXES
 
@@ -247,6 +247,13 @@ def notes(args: Options, streams: list[dict]) -> list[str]:
         out += [f"--{name} does nothing here: {args.optimizer} has no such argument; --optimizer_args gives it its own"
                 for name in ignored(args.optimizer)
                 if name in args.given and getattr(args, name) != getattr(Options, name)]  # fmt: skip
+    moves = args.warmup_iters or any(s["kind"] != "none" for s in schedule(args))
+    if args.optimizer in UNSCHEDULED and moves:
+        out.append(f"--optimizer={args.optimizer} {UNSCHEDULED[args.optimizer]}: use --warmup_iters=0 and"
+                   " --lr_scheduler=none")  # fmt: skip
+    rate = own_rate(args.optimizer)
+    if rate and rate > 10 * args.learning_rate and not {"learning_rate", "dataset_sampling_learning_rate"} & args.given:
+        out.append(f"--learning_rate is {args.learning_rate:g} where none is given; {args.optimizer}'s own is {rate:g}")
     if args.lr_decay_match_max_iters and args.lr_decay_iters not in (default, args.max_iters):
         out.append(f"--lr_decay_iters {args.lr_decay_iters} is not used, as --lr_decay_match_max_iters makes it"
                    f" --max_iters, {args.max_iters}")  # fmt: skip

@@ -293,6 +293,51 @@ def test_options_that_an_optimizer_of_the_library_does_not_take_are_known_and_sa
     assert not train_args.notes(config.parse(train_args.Options, given[:1]), [])
 
 
+def check_scheduled(name):
+    """What the loop sets in the groups after a step is what later steps go by; else a note says that it is not."""
+    ends = []
+    for later in (1.0, 0.5):
+        model = Toy()
+        optimizer = build(name, model)
+        train(model, optimizer, 0, 1)
+        for group in optimizer.param_groups:
+            group["lr"] *= later
+        train(model, optimizer, 1, 12)
+        ends.append([p.detach().clone() for p in model.parameters()])
+    assert all(map(torch.equal, *ends)) == (name in optimizers.UNSCHEDULED and name != "ftrl"), name
+
+
+@pytest.mark.parametrize("name", optimizers.TORCH)
+def test_a_schedule_moves_torchs_optimizers_but_for_those_that_are_known(name):
+    check_scheduled(name)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", optimizers.LIBRARY.split())
+def test_a_schedule_moves_any_optimizer_of_the_library_but_for_those_that_are_known(name):
+    pytest.importorskip("pytorch_optimizer")
+    check_scheduled(name)
+
+
+def notes_on_rates(*argv):
+    return [note for note in train_args.notes(config.parse(train_args.Options, list(argv)), []) if "does" not in note]
+
+
+def test_a_schedule_that_does_not_move_an_optimizer_is_said():
+    for moving in ("--lr_scheduler=cosine", "--decay_lr", "--warmup_iters=5"):
+        (note,) = notes_on_rates("--optimizer=rprop", "--warmup_iters=0", moving)
+        assert note.startswith("--optimizer=rprop takes its step sizes from the first step's rate")
+    assert not notes_on_rates("--optimizer=rprop", "--warmup_iters=0") and not notes_on_rates("--lr_scheduler=cosine")
+
+
+def test_a_default_rate_far_below_an_optimizers_own_is_said():
+    """prodigy and adadelta multiply by theirs, 1: at 1e-3 they learnt nothing, without a word."""
+    (note,) = notes_on_rates("--optimizer=adadelta")
+    assert note == "--learning_rate is 0.001 where none is given; adadelta's own is 1"
+    assert not notes_on_rates("--optimizer=adadelta", "--learning_rate=0.001")
+    assert not any(notes_on_rates(f"--optimizer={name}") for name in ("sgd", "adamw", "adagrad", "muon"))
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", optimizers.LIBRARY.split())
 def test_what_any_optimizer_of_the_library_is_said_to_ignore_does_nothing(name):

@@ -70,6 +70,12 @@ OPTIMIZERS = {**dict.fromkeys(TORCH, "torch"), **dict.fromkeys(LIBRARY.split(), 
 MATRICES_ONLY = ("muon", "spectralsphere")  # the rest of the model goes to AdamW
 FUSED = ("adam", "adamw", *MATRICES_ONLY)  # sgd's kernel fails where a weight has its first gradient after others
 TWO_RATES = (*MATRICES_ONLY, "adago", "adamuon", "muonclip", "normuon")  # learning_rate is that of the AdamW part
+UNSCHEDULED = {  # what a rate that moves does not do to these, or should not
+    "a2grad": "has no learning rate",
+    "apollodqn": "warms up by itself for its warmup_steps, 500 if --optimizer_args gives no others",
+    "ftrl": "keeps its weights in units of the rate: where the rate moves they are all rescaled",
+    "rprop": "takes its step sizes from the first step's rate, and then moves them by itself",
+}
 
 
 def names() -> list[str]:
@@ -212,6 +218,12 @@ def ignored(name: str) -> list[str]:
         return []
     accepts = arguments(find(name))
     return ["beta1", "beta2"] * (not two_betas(accepts)) + ["weight_decay"] * ("weight_decay" not in accepts)
+
+
+def own_rate(name: str) -> float | None:
+    """The learning rate that its authors give it; for those with two that is another than the loop's."""
+    declared = None if name in TWO_RATES else arguments(find(name)).get("lr")
+    return declared.default if declared and isinstance(declared.default, int | float) else None
 
 
 def several(value):
