@@ -287,7 +287,10 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # resume
 
-    first_step, last_step, best = 0, min(args.epochs * epoch_steps, args.max_steps or sys.maxsize), None
+    first_step, best = 0, None
+    last_step, ending = run.ends({"--epochs": args.epochs * epoch_steps, "--max_steps": args.max_steps})
+    if (args.max_steps or 0) > last_step:
+        say(f"note: --max_steps {args.max_steps} is not reached: {ending} ends the run at step {last_step}")
     warmup, every = round(args.warmup_ratio * last_step), args.eval_interval or epoch_steps
     loop = {"eval": None, "resumes": [], "bad_steps": 0, "empty": 0, "scaler": None, "batch": B, "seconds": 0.0,
             "counts": counts}  # fmt: skip
@@ -298,9 +301,9 @@ def main(args: Options) -> None:
         optim.load(optimizer, stored["optimizer"])
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])
-        run.not_beyond(first_step, last_step, "--epochs or --max_steps")
+        run.not_beyond(first_step, last_step, ending)
         if first_step >= last_step and run.finished(folder.path):
-            message = f"this run is finished at step {first_step}: a higher --epochs goes on"
+            message = f"this run is finished at step {first_step}: a higher {ending} goes on"
             if place.second:
                 raise ValueError(message)
             say(message)

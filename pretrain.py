@@ -346,6 +346,7 @@ def main(args: Options) -> None:
     # resume
 
     first_step, last_step, best = 0, args.max_steps or args.epochs * epoch_steps, None
+    ending = "--max_steps" if args.max_steps else "--epochs"
     warmup, every = args.warmup_steps or round(args.warmup_ratio * last_step), args.eval_interval or epoch_steps
     loop = {"eval": None, "resumes": [], "bad_steps": 0, "empty": 0, "scaler": None, "batch": B,
             "seconds": 0.0, "counts": counts}  # fmt: skip
@@ -358,9 +359,9 @@ def main(args: Options) -> None:
         optim.load(optimizer, stored["optimizer"])
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])
-        run.not_beyond(first_step, last_step, "--epochs or --max_steps")
+        run.not_beyond(first_step, last_step, ending)
         if first_step >= last_step and (elsewhere or run.finished(folder.path)):
-            message = f"this run is finished at step {first_step}: a higher --epochs goes on"
+            message = f"this run is finished at step {first_step}: a higher {ending} goes on"
             if place.second:
                 raise ValueError(message)
             say(f"{message}, --reset starts again")

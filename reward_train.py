@@ -358,7 +358,10 @@ def main(args: Options) -> None:
     betas = optim.pair(p.adam_betas, "model_params.adam_betas")
     optimizer = torch.optim.AdamW(groups, lr=p.learning_rate, betas=betas, fused=optim.fused(d.device))
     epoch_steps = -(-len(train) // B)
-    last_step = min(t.max_epochs * epoch_steps, t.max_steps or sys.maxsize)
+    last_step, ending = run.ends({"--trainer.params.max_epochs": t.max_epochs * epoch_steps,
+                                  "--trainer.params.max_steps": t.max_steps})  # fmt: skip
+    if (t.max_steps or 0) > last_step:
+        say(f"note: --trainer.params.max_steps {t.max_steps} is not reached: {ending} ends the run at step {last_step}")
     warmup = round(p.warmup_steps_per_cent * last_step)
     every = some(t.val_check_interval, "trainer.params.val_check_interval", epoch_steps * micro_steps)
     if every < 1:
@@ -385,9 +388,9 @@ def main(args: Options) -> None:
         optim.load(optimizer, stored["optimizer"])
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])
-        run.not_beyond(first_step, last_step, "--trainer.params.max_epochs or max_steps")
+        run.not_beyond(first_step, last_step, ending)
         if first_step >= last_step:
-            say(f"this run is finished at step {first_step}; --trainer.params.max_epochs above that goes on")
+            say(f"this run is finished at step {first_step}: a higher {ending} goes on")
     if replaying:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
     finite = run.Finite(optimizer, d.device, t.max_bad_steps, loop["bad_steps"])

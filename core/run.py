@@ -273,6 +273,12 @@ def refuse(path: Path, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
                          " --files.second=overwrite) replaces it, another name keeps both")  # fmt: skip
 
 
+def ends(limits: dict[str, int | None]) -> tuple[int, str]:
+    """The last step, and the options that end the run there: the lowest of their limits, where None is none."""
+    last = min(n for n in limits.values() if n)
+    return last, " and ".join(option for option, n in limits.items() if n == last)
+
+
 def not_beyond(first_step: int, last_step: int, option: str) -> None:
     """A run cannot end before the step that it is at: there are no weights of an earlier one to end with."""
     if first_step > last_step:

@@ -197,7 +197,9 @@ def main(args: Options) -> None:
     groups = optim.groups(model, args.weight_decay)
     betas = optim.pair(args.betas, "--betas")
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=betas, fused=optim.fused(d.device))
-    last_step = min(args.max_steps, args.epochs * args.steps_per_epoch)
+    last_step, ending = run.ends({"--epochs": args.epochs * args.steps_per_epoch, "--max_steps": args.max_steps})
+    if args.max_steps > last_step and "max_steps" in args.given:
+        say(f"note: --max_steps {args.max_steps} is not reached: {ending} ends the run at step {last_step}")
     rates = {"kind": args.lr_schedule, "lr": args.lr, "warmup": args.warmup_steps, "total": last_step,
              "min_lr": 0.1 * args.lr}  # fmt: skip
 
@@ -214,9 +216,9 @@ def main(args: Options) -> None:
         optim.load(optimizer, stored["optimizer"])
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])
-        run.not_beyond(first_step, last_step, "--max_steps")
+        run.not_beyond(first_step, last_step, ending)
         if first_step >= last_step:
-            say(f"this run is finished at step {first_step}; --max_steps above that goes on")
+            say(f"this run is finished at step {first_step}: a higher {ending} goes on")
     if replaying:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
         loop["length"] = [n for since, n in loop["history"] if since <= first_step][-1]

@@ -205,6 +205,31 @@ def test_a_run_cannot_end_before_the_step_it_is_at(loop, data, tmp_path, capsys)
     assert before == {p: p.read_bytes() for p in before}
 
 
+EPOCHS = {"pretrain": [["--epochs=1", "--max_steps=None", "--per_device=64"], "--epochs", "--epochs=2"],
+          "reward_train": [["--trainer.params.max_epochs=1", "--data.batch_size=24"], "--trainer.params.max_epochs",
+                           "--trainer.params.max_epochs=2"],
+          "procedural_pretraining.cli": [["--epochs=1", "--steps_per_epoch=2"], "--epochs", "--epochs=2"],
+          "finetune": [["--epochs=1", "--batch_size=36"], "--epochs", "--epochs=2"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("loop", [x for x in FIRST if x.module in EPOCHS], ids=lambda x: x.name)
+def test_a_finished_run_names_the_option_that_ended_it(loop, data, tmp_path, capsys):
+    """Both bound a run: the one that was named went on with nothing where the other was the lower."""
+    few, ending, more = EPOCHS[loop.module]
+    loop.run([*loop.flags(data(loop), tmp_path), *loop.steps(9), *few])
+    steps = checkpoint.load(loop.last(tmp_path))["step"]
+    assert steps < 9
+    said = f"--max_steps 9 is not reached: {ending} ends the run at step {steps}".removeprefix("--")
+    assert said in capsys.readouterr().out or loop.module == "pretrain"  # there max_steps comes in place of epochs
+    loop.run(loop.resume(tmp_path))
+    assert f"finished at step {steps}: a higher {ending} goes on" in capsys.readouterr().out
+    loop.run([*loop.resume(tmp_path), more])
+    assert checkpoint.load(loop.last(tmp_path))["step"] == 2 * steps
+    loop.run([*loop.flags(data(loop), tmp_path / "other"), *loop.steps(2)])
+    loop.run(loop.resume(tmp_path / "other"))
+    assert "finished at step 2: a higher --" in (out := capsys.readouterr().out) and "max_steps goes on" in out
+
+
 @pytest.mark.parametrize("loop", FIRST, ids=lambda loop: loop.name)
 def test_a_run_stopped_in_an_evaluation_leaves_its_picture(loop, data, tmp_path, monkeypatch):
     asked = []
