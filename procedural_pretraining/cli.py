@@ -202,6 +202,9 @@ def main(args: Options) -> None:
         say(f"note: --max_steps {args.max_steps} is not reached: {ending} ends the run at step {last_step}")
     rates = {"kind": args.lr_schedule, "lr": args.lr, "warmup": args.warmup_steps, "total": last_step,
              "min_lr": 0.1 * args.lr}  # fmt: skip
+    if 0 < last_step <= args.warmup_steps:
+        say(f"note: the run's {last_step} steps are all within the warmup of {args.warmup_steps}: the rate does"
+            " not get to --lr")  # fmt: skip
 
     # -----------------------------------------------------------------------------
     # resume

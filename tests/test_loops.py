@@ -17,7 +17,7 @@ from core import checkpoint, config, dist, exits, run, tracker
 from core.values import read_yaml
 from data import build_pretrain_data
 from model import Roberta
-from tests.loops import FIRST, LOOPS, ROOT, made_once
+from tests.loops import FIRST, LOOPS, PRETRAIN, PROCEDURAL, ROOT, TRAIN, made_once
 
 ROWS = pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.name)
 MORE = pytest.mark.parametrize("loop", [x if x in FIRST else pytest.param(x, marks=pytest.mark.full) for x in LOOPS],
@@ -203,6 +203,20 @@ def test_a_run_cannot_end_before_the_step_it_is_at(loop, data, tmp_path, capsys)
         loop.run([*begin(loop, data(loop), tmp_path / "a"), *loop.steps(4), *loop.resume(tmp_path / "a")])
     assert stop.value.code == 2 and "ends the run at step 4, and it is at step 10 already" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in before}
+
+
+LONG = [(TRAIN, ["--warmup_iters=9"], "--lr_scheduler=linear", "--lr_scheduler does nothing here: the 3 steps"),
+        (TRAIN, ["--warmup_iters=9"], "--decay_lr", "--decay_lr does nothing here: the 3 steps"),
+        (PRETRAIN, [], "--warmup_steps=9", "the run's 3 steps are all within the warmup of 9"),
+        (PROCEDURAL, [], "--warmup_steps=9", "the run's 3 steps are all within the warmup of 9")]  # fmt: skip
+
+
+@pytest.mark.parametrize("loop, rest, option, says", LONG, ids=lambda x: getattr(x, "name", None))
+def test_a_warmup_that_outlasts_the_run_is_said(loop, rest, option, says, data, tmp_path, capsys):
+    """No schedule falls then, and the rate that was asked for is never reached."""
+    for i, more in enumerate(([*rest, option], rest)):
+        loop.run([*loop.flags(data(loop), tmp_path / str(i)), *loop.steps(3), *more])
+        assert (f"note: {says}" in capsys.readouterr().out) == (option in more)
 
 
 EPOCHS = {"pretrain": [["--epochs=1", "--max_steps=None", "--per_device=64"], "--epochs", "--epochs=2"],
