@@ -7,6 +7,7 @@ import yaml
 
 from core import config
 from core.values import Loader, at_home, dump, nearest, read_yaml
+from experiments.sections import KINDS
 
 TEMPLATES = Path(__file__).parent / "config_templates"
 
@@ -78,8 +79,9 @@ def lines_of(text: str) -> dict[str, int]:
 
 
 def fill(text: str, values: dict) -> str:
-    """The same text with other values, by dotted key."""
+    """The same text with other values, by dotted key, each in the spelling that the text has of it."""
     data, lines, at = load(text), text.splitlines(), lines_of(text)
+    spellings = {name: other for cls in KINDS.values() for other, name in config.aliases(cls).items()}
     for key, value in values.items():
         *sections, last = key.split(".")
         inner = data
@@ -87,6 +89,8 @@ def fill(text: str, values: dict) -> str:
             if not isinstance(inner.get(section), dict):
                 inner[section] = {}
             inner = inner[section]
+        if (other := spellings.get(key, key).split(".")[-1]) in inner:
+            key, last = ".".join([*sections, other]), other
         inner[last] = value
         if key in at:
             before, comment = re.match(r"(\s*\w+:).*?(\s+#.*)?$", lines[at[key]]).groups()

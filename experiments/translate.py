@@ -102,9 +102,10 @@ def read(data: dict, kind: str, source: str):
 
 def settings(pairs: list[str], kind: str) -> dict:
     """--set training.epochs=5 ... -> {key: value}"""
-    known, out = config.specs(KINDS[kind]), {}
+    known, other, out = config.specs(KINDS[kind]), config.aliases(KINDS[kind]), {}
     for pair in pairs:
         key, eq, value = pair.partition("=")
+        key = other.get(key, key)
         if not eq:
             raise ValueError(f"--set takes section.key=value, got {pair!r}")
         if key not in known:

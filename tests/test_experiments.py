@@ -112,6 +112,18 @@ def test_a_clone_to_resume_copies_and_points_to_the_old_run():
     assert "# a note of mine" in text("pretraining", "new") and "is_resume" in path.read_text()
 
 
+def test_a_clone_keeps_the_accepted_misspelling_of_a_key():
+    pre("-p", "old")
+    path = Path("experiments/pretraining/old/config.yaml")
+    path.write_text(path.read_text().replace("resume_pretraining_name", "resume_pretrainig_name"))
+    for name, word in (("new", "old"), ("newer", "new")):
+        pre("-p", name, "-rp", word)
+        assert f"    resume_pretrainig_name: {word}  # the experiment" in text("pretraining", name)
+        assert "resume_pretraining_name" not in text("pretraining", name)
+    pre("-p", "set", "--set", "training.resume.resume_pretrainig_name=old")
+    assert folders.load(text("pretraining", "set"))["training"]["resume"]["resume_pretraining_name"] == "old"
+
+
 def test_a_clone_of_a_run_that_took_weights_alone_goes_on_in_full():
     pre("-p", "old")
     pre("-p", "new", "-rp", "old", "--set", "training.resume.load_only_model_state=true")
@@ -596,7 +608,7 @@ WRONG = [
     ({"training__device": "gpu"}, "config.yaml: training.device gpu: this machine"),
     ({"training__resume__is_resume": "true"}, "needs resume_pretraining_name or checkpoint_path"),
     ({"training__resume__is_resume": "true", "training__resume__checkpoint_path": "x"}, "'x': no such file"),
-    ({"training__resume__resume_pretrainig_name": "x"}, "no such key"),
+    ({"training__resume__resume_pretrain_name": "x"}, "no such key"),
 ]
 
 
