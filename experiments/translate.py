@@ -250,7 +250,11 @@ def spelling(kind: str, source: Path) -> Iterator[None]:
         text = re.sub(r"(?<![./\w-])[a-z]+_[a-z_]+(?![/\w-]|\.\w)", lambda m: known.get(m[0], m[0]), text)
         text = re.sub(r"leave '\w+' out of --transfer, or ", "", text)
         text = re.sub(r" is (\S+) (in .+ and cannot become .+): leave it out.*", r" is \1 \2: write \1", text)
-        for word, theirs in (("'absolute'", "'learned'"), ("'exact'", "'mha'"), ("device cuda", "device gpu")):
+        if "'exact'" in text and "'plain'" in text:  # one kind of attention, with and without torch's kernels
+            text = text.replace(KIND[2:], "architecture.attention.mha.use_native_sdpa")
+            text = text.replace("'exact'", "True").replace("'plain'", "False")
+        for word, theirs in (("'absolute'", "'learned'"), ("'exact'", "'mha'"), ("'plain'", "'mha'"),
+                             ("device cuda", "device gpu")):  # fmt: skip
             text = text.replace(word, theirs)
         if str(source) not in text and any(key in text for key in config.specs(KINDS[kind])):
             text = f"{source}: {text}"

@@ -702,6 +702,17 @@ def test_errors_offer_no_option_that_an_experiment_lacks(data):
         assert "--" not in str(e.value)
 
 
+def test_a_resume_names_the_switch_of_kernels_as_the_config_does(data):
+    new_pre(data, "old", training__epochs=1, architecture__attention__mha__use_native_sdpa="false")
+    start("old")
+    change = "architecture.attention.mha.use_native_sdpa"
+    for name, key, value, says in (("fused", "mha__use_native_sdpa", "true", f"{change} is False .* cannot become True"),
+                                   ("lsh", "kind", "lsh", "attention.kind is 'mha' .* cannot become 'lsh'")):  # fmt: skip
+        pre("-p", name, "-rp", "old", *sets(**{"training__epochs": 2, f"architecture__attention__{key}": value}))
+        with pytest.raises(ValueError, match=says):
+            start(name)
+
+
 def test_notes_and_what_changed_are_in_keys_of_the_config(data, capsys):
     folder = new_pre(data, "old", training__resume__checkpoint_path="x", training__resume__strict="false",
                      architecture__attention__lsh__num_hashes=2)  # fmt: skip
