@@ -56,7 +56,9 @@ class Files:
             if inside := [o for o, other in named.items() if Path(name) in Path(other).parents]:
                 other = f"--files.{inside[0]} {named[inside[0]]!r}"
                 raise ValueError(f"--files.{option} {name!r}: {other} needs a folder there")
-            if str(Path(name)) in ("status.json", "results.json", "loss.png", "confusion.png"):
+            others = {".lock", "status.json", "results.json", "loss.png", "confusion.png", "config.yaml"}
+            others |= {str(previous(Path(self.ckpt)))}
+            if str(Path(name)) in others and (option, name) != ("config", "config.yaml"):
                 raise ValueError(f"--files.{option} {name}: a run writes something else there")
 
     def written(self) -> list[str]:

@@ -600,6 +600,8 @@ WRONG = [
     ({**FAVOR, "architecture__attention__attn_dropout": 0.1}, "architecture.attention.attn_dropout must be 0"),
     ({"tokenizer__wrapper_path": "evil.py"}, "wrapper_path 'evil.py': .* tokenizer.vocab_dir"),
     ({"logging__csv_eval_metrics_path": "../x.csv"}, "csv_eval_metrics_path must lie below output_dir"),
+    ({"logging__csv_train_metrics_path": "config.yaml"}, "csv_train_metrics_path config.yaml: a run writes something"),
+    ({"logging__csv_eval_metrics_path": "checkpoints/model.prev.ckpt"}, "model.prev.ckpt: a run writes something else"),
     ({"tokenizer__vocab_dir": "nowhere"}, "tokenizer.vocab_dir nowhere does not exist"),
     ({"tokenizer__vocab_dir": "null"}, "tokenizer.vocab_dir is missing"),
     ({"data__val__dataset_path": "null"}, "data.val.dataset_path is missing"),
