@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     p.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="fills a value in")
     args = p.parse_args(argv)
 
-    name, parent = args.finetuning_name, folders.find("pretraining", args.pretraining_name)
+    name, parent = args.finetuning_name, translate.parent(args.pretraining_name)
     template = (folders.TEMPLATES / "finetuning.yaml").read_text(encoding="utf-8")
     text = folders.graft(template, (parent / "config.yaml").read_text(encoding="utf-8"), ("tokenizer", "architecture"))
     values = {"experiment.name": name, "experiment.output_dir": str(folders.place("finetuning", name)),

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
 
     name, old = args.pretraining_name, args.resume_pretraining_name
     path = folders.place("pretraining", name)
-    source = folders.find("pretraining", old) / "config.yaml" if old else folders.TEMPLATES / "pretraining.yaml"
+    source = translate.parent(old) / "config.yaml" if old else folders.TEMPLATES / "pretraining.yaml"
     values = {"experiment.name": name, "experiment.output_dir": str(path), "logging.wandb.run_name": name}
     if old:
         last = folders.results(source.parent).resolve() / "checkpoints" / "model.ckpt"

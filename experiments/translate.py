@@ -142,6 +142,14 @@ def check(exp, kind: str, folder: Path) -> None:
         raise ValueError("architecture.attention.attn_dropout must be 0 with kind favor, which has no weights to drop")
 
 
+def parent(name: str) -> Path:
+    """The pretraining experiment that another one begins with: one that runs as it is."""
+    folder = folders.find("pretraining", name)
+    source = folder / "config.yaml"
+    check(read(read_yaml(source), "pretraining", str(source)), "pretraining", folder)
+    return folder
+
+
 def options(exp, kind: str, folder: Path, resuming: bool = False) -> dict:
     """What the script's options get, {option: value}; model.* collected in one."""
     check(exp, kind, folder)

@@ -691,6 +691,16 @@ def test_a_copied_folder_leaves_the_one_it_was_copied_from_alone(data):
     assert not (old / "status.json").exists() and not Path("experiments/pretraining/new").exists()
 
 
+def test_of_a_renamed_folder_nothing_is_made_that_looks_for_it_under_its_old_name(data):
+    old = new_pre(data, "old")
+    old.rename(old.with_name("renamed"))
+    for go in (lambda: start("renamed"), lambda: pre("-p", "new", "-rp", "renamed"),
+               lambda: fin("-f", "new", "-p", "renamed")):  # fmt: skip
+        with pytest.raises(ValueError, match="a copied or renamed folder needs its own name and output_dir"):
+            go()
+    assert [p.name for p in Path("experiments").rglob("*") if p.is_dir()] == ["pretraining", "renamed"]
+
+
 def test_errors_offer_no_option_that_an_experiment_lacks(data):
     new_pre(data, "base", training__epochs=1)
     start("base")
