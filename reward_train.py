@@ -262,6 +262,9 @@ def main(args: Options) -> None:
         say(f"note: {line}")
     p, t, keep = args.model_params, args.trainer.params, args.trainer.checkpoint
     _, dtype, note = machine(t)  # a resume takes the stored precision
+    mode = "max" if keep.log_obg in LARGER else "min"
+    if keep.mode not in (None, mode):  # a file's, beside another log_obg on the command line
+        say(f"note: trainer.checkpoint.mode {keep.mode} takes the worst {keep.log_obg} for the best, {mode} the best")
 
     # -----------------------------------------------------------------------------
     # model: before the data, as it brings the tokenizer
@@ -516,7 +519,7 @@ def main(args: Options) -> None:
                 if since[1]:
                     found = {"train_loss": dist.sums([since[0].item()])[0] / since[1].item(), **found}
                 value = found.get(keep.log_obg, math.nan)
-                sign = -1 if (keep.mode or ("max" if keep.log_obg in LARGER else "min")) == "max" else 1
+                sign = -1 if (keep.mode or mode) == "max" else 1
                 better = math.isfinite(value) and (best is None or sign * value < sign * best)
                 best = value if better else best
                 since = torch.zeros_like(since)

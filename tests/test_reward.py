@@ -347,7 +347,7 @@ def test_every_n_train_steps_saves_and_val_check_interval_counts_batches(toy, tm
     assert [r["step"] for r in tracker.read(tmp_path / "f" / "eval.csv")] == [2, 4, 6, 8, 10, 12]
 
 
-def test_best_is_chosen_by_log_obg_and_mode(toy, tmp_path):
+def test_best_is_chosen_by_log_obg_and_mode(toy, tmp_path, capsys):
     flags = [
         "--trainer.params.max_steps=10",
         "--trainer.params.val_check_interval=1",
@@ -361,6 +361,7 @@ def test_best_is_chosen_by_log_obg_and_mode(toy, tmp_path):
             f"--trainer.checkpoint.monitor={name}",
             f"--trainer.checkpoint.mode={mode}",
         )
+        assert ("mode max takes the worst val_mse for the best" in capsys.readouterr().out) == (mode == "max")
         rows = tracker.read(tmp_path / (name + mode) / "eval.csv")
         best = checkpoint.load(tmp_path / (name + mode) / "best.pt")
         assert best["best"] == pick(r[name] for r in rows)
