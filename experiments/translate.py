@@ -275,13 +275,15 @@ def main(argv: list[str]) -> None:
     p = config.Parser(prog="train.py", description=main.__doc__, allow_abbrev=False)
     p.add_argument("-n", "--name", required=True, help="of the experiment")
     p.add_argument("-m", "--mode", required=True, choices=tuple(SCRIPTS), help="its kind")
-    p.add_argument("--overwrite", action="store_true", help="replace the run that is in its folder")
+    p.add_argument("--overwrite", nargs="?", const="true", default="false", metavar="BOOL",
+                   help="replace the run that is in its folder")  # fmt: skip
     p.add_argument("--init_from", choices=("resume",), help="go on where it stopped")
     args, rest = p.parse_known_args(argv)
     if rest:
         raise ValueError(f"{rest[0]}: an experiment's settings stand in its config.yaml, only --overwrite and"
                          " --init_from=resume are given here")  # fmt: skip
-    if args.overwrite and args.init_from:
+    overwrite = coerce(args.overwrite, bool, "--overwrite")
+    if overwrite and args.init_from:
         raise ValueError("--overwrite replaces the run that --init_from=resume goes on with: leave one of them out")
     kind, folder = args.mode, folders.find(args.mode, args.name)
     source = folder / "config.yaml"
@@ -293,7 +295,7 @@ def main(argv: list[str]) -> None:
             if path and not Path(path).exists():
                 raise ValueError(f"{key} {path} does not exist")
         folders.results(folder)  # refuses another experiment's
-        values["files.second"] = "overwrite" if args.overwrite else "refuse"
+        values["files.second"] = "overwrite" if overwrite else "refuse"
         script = importlib.import_module(SCRIPTS[kind])
         chosen = config.from_dict(script.Options, values, str(source))
         chosen.given, chosen.keys = {n for n in config.specs(script.Options) if n in values}, keys(kind)

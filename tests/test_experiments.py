@@ -386,8 +386,10 @@ def test_a_clone_killed_before_it_saved_is_not_told_to_resume(data, monkeypatch)
     with monkeypatch.context() as m, killed_at(m, 9):
         start("new")
     with pytest.raises(ValueError, match="new holds a run already: it has no checkpoint to go on from, --overwrite"):
-        start("new")
-    start("new", "pretraining", "--overwrite")
+        start("new", "pretraining", "--overwrite=false")
+    with pytest.raises(ValueError, match="--overwrite must be true or false, got 'maybe'"):
+        start("new", "pretraining", "--overwrite=maybe")
+    start("new", "pretraining", "--overwrite=True")
 
 
 @pytest.mark.full
