@@ -149,6 +149,7 @@ def stand_still(model: Classifier, args: Options) -> list[torch.nn.Parameter]:
 
 
 def main(args: Options) -> None:
+    args = config.made(args)
     started, replaying = time.time(), args.replay_step is not None
     args.files.check()
     if not args.init_from:

@@ -208,6 +208,7 @@ def open_rows(path: str, option: str, max_size: int | None, end: int, pad: int):
 
 
 def main(args: Options) -> None:
+    args = config.made(args)
     if args.embed:
         dist.alone("--embed")
         from data import vectors

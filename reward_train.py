@@ -221,6 +221,7 @@ def machine(t: Params) -> tuple[str, str, str]:
 
 
 def main(args: Options) -> None:
+    args = config.made(args)
     started, replaying = time.time(), args.replay_step is not None
     device, dtype, note = machine(args.trainer.params)
     d = dist.init(device, timeout=args.timeout)

@@ -144,6 +144,7 @@ def fill(args: Options, state: dict, device: torch.device) -> None:
 
 
 def main(args: Options) -> None:
+    args = config.made(args)
     d = dist.init(args.device)
     path = checkpoint.find(args.init_from)
     state = checkpoint.load(path)

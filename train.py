@@ -29,6 +29,7 @@ from variants.packed import send
 
 
 def main(args: Options) -> None:
+    args = config.made(args)
     if args.list:
         return print(train_args.catalogue(args.list))
     started, replaying = time.time(), args.replay_step is not None

@@ -342,6 +342,20 @@ def parse(cls: type, argv: list[str] | None = None, *, doc: str = "", config_fla
     return options
 
 
+def made(options: Any):
+    """Options(lr=1e-3) of a notebook as parse() would make them: checked; `given` is what differs from the defaults.
+
+    A copy, as scripts settle what is open in theirs: the caller's may be changed and run again.
+    """
+    if hasattr(options, "given"):
+        return options
+    options, new = copy.deepcopy(options), {n: s.default for n, s in specs(type(options)).items()}
+    new = {n: value for n, default in new.items() if (value := get(options, n)) != default}
+    assign(options, new)
+    options.given, options.typed = set(new), set(new)
+    return options
+
+
 # -----------------------------------------------------------------------------
 # saved options
 

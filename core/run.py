@@ -255,6 +255,10 @@ def claim(path: str | Path, main: bool = True) -> Run:
     """Locks a run folder; nothing in it changes until .begin()."""
     if not str(path).strip():
         raise ValueError("the run's folder has no name: . is the folder where you are")
+    if exits.held:  # in a notebook: of a main() that an error ended, without guard() around it
+        with contextlib.suppress(Exception):
+            exits.finish_saving()
+        exits.held.leave(exits.BUG, "an error ended it")
     folder = Run(Path(path), main)
     folder.take_lock()
     exits.held = folder

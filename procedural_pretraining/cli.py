@@ -107,6 +107,7 @@ class Options:
 
 
 def main(args: Options) -> None:
+    args = config.made(args)
     started, replaying = time.time(), args.replay_step is not None
     if args.device.isdigit() and not torch.cuda.is_available():
         print(f"device {args.device}: no CUDA here, the CPU is used", file=sys.stderr)

@@ -1,5 +1,6 @@
 """One contract for all loops: exact resume, batches cut in any way, ranks, the logged loss, and that they learn."""
 
+import importlib
 import json
 import os
 import shlex
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +110,26 @@ def test_resume_equals_uninterrupted(loop, data, tmp_path, monkeypatch):
     saved = [read_yaml(tmp_path / run / "config.yaml") for run in "ab"]
     assert saved[0]["init_from"] == saved[1]["init_from"] != "resume"  # it runs again as it is
     assert not saved[1].get("resume")
+
+
+@pytest.mark.parametrize("loop", FIRST, ids=lambda x: x.name)
+def test_main_takes_options_that_were_made_in_python(loop, data, tmp_path):
+    """Without parse() they were an AttributeError; what is not the default counts as given, also on a resume."""
+    script, out = importlib.import_module(loop.module), tmp_path / "r"
+
+    def made(argv):
+        (_, parsed), options = loop.options(argv), script.Options()
+        for name in parsed.given:
+            value = config.get(parsed, name)
+            config.put(options, name, str(value) if isinstance(value, Path) else value)
+        return options
+
+    options = made(begin(loop, data(loop), out))
+    before = config.to_dict(options)
+    script.main(options)
+    assert config.to_dict(options) == before
+    script.main(made([*loop.resume(out), *loop.steps(STEPS + 1)]))
+    assert checkpoint.load(loop.last(out))["step"] == STEPS + 1
 
 
 def fewer(folder) -> None:

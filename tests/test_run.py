@@ -190,10 +190,19 @@ def test_a_terminal_that_lacks_a_letter_or_is_closed_ends_nothing(encoding, monk
 
 
 def test_two_runs_in_one_folder(tmp_path):
-    first = run.claim(tmp_path / "r")
+    first, exits.held = run.claim(tmp_path / "r"), None  # as another process's
     with pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on"):
         run.claim(tmp_path / "r")
     first.finish()
+    run.claim(tmp_path / "r").finish()
+
+
+def test_a_run_that_an_error_ended_in_a_notebook_is_out_of_the_way(tmp_path):
+    """Without guard() its folder was in use by the notebook itself, and Ctrl-C was never heard again."""
+    heard = signal.getsignal(signal.SIGINT)
+    run.claim(tmp_path / "r").begin(holds="aside", resume=False)
+    run.claim(tmp_path / "other").finish()
+    assert run.read_status(tmp_path / "r")["state"] == "failed" and signal.getsignal(signal.SIGINT) == heard
     run.claim(tmp_path / "r").finish()
 
 
@@ -250,6 +259,7 @@ def test_runs_in_folders_below_stay_where_they_are(tmp_path):
     outer, inner = tmp_path / "out", tmp_path / "out" / "procedural" / "sort"
     going_on = run.claim(inner)
     going_on.begin(holds="aside", resume=False)
+    exits.held = None  # as another process's
     (inner / ".ckpt.pt.tmp-7").write_bytes(b"half of it")
     for n in range(2):
         folder = run.claim(outer)
