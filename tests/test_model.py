@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core.generate import context_start, generate
 from model import GPT, GPTConfig
@@ -197,3 +198,22 @@ def test_gradient_checkpointing_changes_nothing():
         model(ids(), ids()).backward()
         grads.append([p.grad for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_a_second_derivative_is_right_or_refused():
+    """A gradient penalty's was half of what it should be: the head's backward saves numbers, not a graph."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=11, dropout=0.0))
+    ids = torch.randint(0, 11, (3, 8))
+
+    def gradient(loss):
+        return torch.autograd.grad(loss, model.parameters(), create_graph=True)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        own = F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+        gradient(torch.stack([g.square().sum() for g in gradient(own)]).sum())
+        with pytest.raises(RuntimeError, match="create_graph=True: this backward has no derivative of its own"):
+            gradient(model(ids, ids))
+        model.double()  # attention in stripes
+        with pytest.raises(RuntimeError, match="no derivative of its own"):
+            gradient(model(ids).sum())

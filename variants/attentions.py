@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from variants import dropout as drop
+from variants import once
 from variants.softmaxes import SOFTMAXES
 
 
@@ -90,6 +91,7 @@ class Striped(torch.autograd.Function):
         return (y.mul_(drop.factor(p)) if p else y).view(ctx.shape)
 
     @staticmethod
+    @once
     def backward(ctx, g: Tensor):
         q, k, v, *saved = ctx.saved_tensors
         n, dq, dk, dv = len(ctx.stripes), [], None, None

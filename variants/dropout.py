@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from variants import once
+
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 PIECE = 1 << 19  # numbers of a mask that come from one place of the tables
 
@@ -60,6 +62,7 @@ class Drop(torch.autograd.Function):
         return keep(x, kept).mul_(factor(p))
 
     @staticmethod
+    @once
     def backward(ctx, g: Tensor):
         return keep(g, *ctx.saved_tensors).mul_(factor(ctx.p)), None
 

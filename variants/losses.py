@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from variants import once
+
 IGNORE = -100
 CHUNK = 1 << 24  # logits at once: 64 MiB in float32
 ROWS = 1 << 11  # at once in float16: a gradient over many more may exceed 65504, and no loss scale would help
@@ -50,6 +52,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once
     def backward(ctx, g: Tensor):
         dx, dw, db = ctx.saved_tensors
         return (dx * g).to(ctx.types[0]), (dw * g).to(ctx.types[1]), None if db is None else db * g, *[None] * 4

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from variants import once
 from variants.dropout import cheap, dropout, factor, keep, mask
 from variants.positions import alibi_slopes
 
@@ -264,6 +265,7 @@ class Plain(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once
     def backward(ctx, g: Tensor):
         dq, dk, dv = back(g, *ctx.saved_tensors, ctx.p)
         return dq.mul_(ctx.scale), dk.mul_(ctx.scale), dv, None, None, None
@@ -293,6 +295,7 @@ class Grouped(torch.autograd.Function):
         return padded.index_select(0, places.places)
 
     @staticmethod
+    @once
     def backward(ctx, g: Tensor):
         batch, n_head, n, A = ctx.batch, ctx.n_head, ctx.n, g.shape[1]
         places, count = batch.keys if n == 3 else batch.queries, len(batch.groups)
