@@ -213,6 +213,8 @@ def main(args: Options) -> None:
         raise ValueError(f"--out must end in {', '.join(PICTURES)}, got {args.out}")
     if not args.text and not Path(args.out).parent.is_dir():
         raise ValueError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
+    if not args.text and Path(args.out).is_dir():
+        raise ValueError(f"--out {args.out} is a folder, and a file is wanted there")
     curves = {str(r.path): r.curve(metric) for r in runs}
     for r in runs:
         if any(curves.values()) and not curves[str(r.path)]:
@@ -231,6 +233,8 @@ def main(args: Options) -> None:
 if __name__ == "__main__":
     with exits.guard():
         argv = sys.argv[1:]
-        if "--runs" not in argv:  # --text out/a is out/a --text
-            argv.sort(key=lambda word: not Path(word).is_dir())
+        if "--runs" not in argv:  # --text out/a is out/a --text, but --out FOLDER is no run
+            values = {i + 1 for i, word in enumerate(argv) if word in ("--out", "--metric", "--config")}
+            runs = [word for i, word in enumerate(argv) if i not in values and Path(word).is_dir()]
+            argv = [*runs, *(word for i, word in enumerate(argv) if i in values or not Path(word).is_dir())]
         main(config.parse(Options, ["--runs", *argv] if argv and not argv[0].startswith("-") else argv, doc=__doc__))

@@ -62,6 +62,10 @@ def verdict(e: BaseException) -> tuple[int, str]:
         return CANNOT_WRITE, f"{e.strerror}: {where}" if where else str(e.strerror)
     if isinstance(e, FileNotFoundError) and "temporary directory" in str(e.strerror):
         return CANNOT_WRITE, f"{e.strerror}: TMPDIR=FOLDER in the environment names one"
+    if isinstance(e, FileNotFoundError) and os.path.realpath(e.filename or "").startswith("/proc/"):
+        return BAD_INPUT, f"{e.filename}: nothing can be made there"
+    if isinstance(e, OSError) and e.errno == errno.ENAMETOOLONG and e.filename:
+        return BAD_INPUT, f"{e.strerror}: {e.filename}"
     if isinstance(e, FileExistsError | NotADirectoryError) and e.filename:
         return BAD_INPUT, f"{e.filename}: a folder is wanted there, and a file is in the way"
     if isinstance(e, IsADirectoryError) and e.filename:

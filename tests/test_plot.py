@@ -168,3 +168,13 @@ def test_folders_with_spaces_before_and_behind_the_options(tmp_path):
         command = [sys.executable, plot.__file__, *words]
         shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert {"  a  my run", "  b  b"} <= set(shown.stdout.splitlines()) and not shown.stderr, words
+
+
+@pytest.mark.full
+def test_a_folder_behind_out_is_no_run(tmp_path):
+    make_run(tmp_path / "b", 0.1, [2.0, 1.5])
+    (tmp_path / "a.png").mkdir()
+    for out in ("a.png", ""):
+        command = [sys.executable, plot.__file__, "--out", out, "b"]
+        shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert shown.returncode == 2 and shown.stderr.startswith("error: --out "), shown.stderr

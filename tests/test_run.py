@@ -105,6 +105,12 @@ def test_a_folder_where_a_file_should_be_is_one_line(tmp_path, capsys):
     assert code == 2 and err == f"error: {tmp_path} is a folder, and a file is wanted there\n"
 
 
+@pytest.mark.parametrize("path", ["/proc/x.png", "/proc/x/y", "a" * 300])
+def test_what_no_file_can_be_called_is_one_line(path, capsys):
+    code, err = code_of(lambda: open(path, "w").close(), capsys)
+    assert code == 2 and path in err and len(err.splitlines()) == 1
+
+
 def test_a_run_that_a_signal_stops_says_how_it_goes_on(tmp_path, capsys):
     folder = run.claim(tmp_path / "r")
     folder.begin(holds="aside", resume=False)
