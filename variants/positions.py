@@ -3,7 +3,7 @@
 Each kind overrides one of three methods; the model calls all three and names none:
     forward(positions) -> (T, C), added to the token embedding
     rotary(positions)  -> (cos, sin), applied to q and k by rotate()
-    bias(T_q, T_k)     -> (n_head, T_q, T_k), added to the attention scores
+    bias(T_q, T_k, device) -> (n_head, T_q, T_k), added to the attention scores
 positions are token positions, (T) or (B, T), counted from 0. While text is generated they and T_k go beyond block_size
 (but for `learned`): a table of one's own must clamp them. No token looks back further than block_size - 1.
 """
