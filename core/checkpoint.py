@@ -37,8 +37,9 @@ def pack(*, kind: str, model, model_config: dict, optimizer, loop: dict, seed: i
     of a CPU's sums, whose order depends on it, the number of threads."""
     return {"format": FORMAT, "kind": kind, "model_config": model_config, "model": strip(model.state_dict()),
             "optimizer": optimizer.state_dict() if optimizer is not None else None, "loop": loop,
-            "rng": {"seed": seed, "threads": torch.get_num_threads()}, "step": step, "best": best, "options": options,
-            "meta": meta}  # fmt: skip
+            "rng": {"seed": seed, "threads": torch.get_num_threads()}, "step": step,
+            "best": None if best is None else float(best),  # a tensor's could not be read again
+            "options": options, "meta": meta}  # fmt: skip
 
 
 def going_on(path: str | Path, state: dict, device: torch.device) -> str:

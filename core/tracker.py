@@ -219,7 +219,8 @@ def tell(line: str) -> None:
 
 def plain(values: dict) -> dict:
     """A metric may be a number of numpy or of torch: in a table it would be the text tensor(3.48)."""
-    return {k: v.item() if hasattr(v, "item") else v for k, v in values.items()}
+    values = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in values.items()}
+    return {k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in values.items()}
 
 
 def fold(parts: list[str], width: int = 88) -> str:
@@ -234,8 +235,8 @@ def fold(parts: list[str], width: int = 88) -> str:
 
 
 def show(name: str, value) -> str:
-    if isinstance(value, str):
-        return value
+    if not isinstance(value, int | float):  # a word, several numbers, or None where there is nothing to measure
+        return str(value)
     if name == "lr" or name.endswith(" lr"):
         return f"{value:.2e}"
     if isinstance(value, float) and abs(value) >= 1e9:  # a run that diverges

@@ -43,6 +43,14 @@ def test_numbers_of_numpy_are_saved_as_numbers(background, tmp_path):
     assert got["loop"]["eval"]["losses"] == losses and got["best"] == 2.0
 
 
+def test_a_best_loss_that_is_a_tensor_is_saved_as_a_number(tmp_path):
+    """An evaluation of one's own returned one: no checkpoint of the run could be resumed."""
+    kept = checkpoint.pack(kind="gpt", model=torch.nn.Linear(1, 1), model_config={}, optimizer=None, loop={}, seed=0,
+                           step=1, best=torch.tensor(2.5), options={}, meta={})  # fmt: skip
+    save(tmp_path / "ckpt.pt", kept)
+    assert load(tmp_path / "ckpt.pt")["best"] == 2.5
+
+
 @pytest.mark.parametrize("value", [np.zeros(2), Path("x"), object()])
 def test_what_could_not_be_read_again_is_named_before_it_is_written(value, tmp_path):
     save(tmp_path / "ckpt.pt", state(2.0))

@@ -47,6 +47,14 @@ def test_a_metric_may_be_a_number_of_numpy_or_of_torch(tmp_path, capsys):
     assert json.loads((tmp_path / "results.json").read_text()) == {"test_share": 0.5, "test_bits": None}
 
 
+def test_a_metric_may_be_several_numbers_or_none(tmp_path, capsys):
+    """The line of the log ended the run."""
+    track = make(tmp_path)
+    track.eval(1, {"each": torch.ones(2), "rank": np.arange(2), "one": torch.ones(1), "none": None, "last": 2.0})
+    assert "each [1.0, 1.0] | rank [0, 1] | one 1.0000 | none None | last 2.0000" in capsys.readouterr().out
+    assert read(tmp_path / "eval.csv")[0]["last"] == 2.0
+
+
 def test_a_table_of_the_users_own_is_not_replaced(tmp_path):
     for theirs in (b"text,label\ngood,1\n", b"\xff\xfe\x00", b"x" * 200_000):
         (tmp_path / "train.csv").write_bytes(theirs)
