@@ -192,6 +192,7 @@ EXPORTS = {"gpt": export_gpt, "reward": export_scores, "classifier": export_clas
 
 @torch.no_grad()
 def main(args: Options) -> None:
+    args = config.made(args)
     if not args.out:
         raise ValueError("--out must name the folder to write")
     path, out = checkpoint.find(args.init_from), Path(args.out)

@@ -196,6 +196,7 @@ def picture(curves: dict[str, list[tuple[int, float]]], metric: str, path: Path)
 
 
 def main(args: Options) -> None:
+    args = config.made(args)
     if not args.runs:
         raise ValueError("which runs? python plot.py out/a out/b")
     opened = [open_run(path) for path in args.runs]

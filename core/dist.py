@@ -120,7 +120,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def pick_device(device: str, local: int) -> torch.device:
+def pick_device(device: str | torch.device, local: int) -> torch.device:
+    device = str(device)
     mps = torch.backends.mps.is_available()
     have = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * mps
     several = setting("WORLD_SIZE", 1) > 1

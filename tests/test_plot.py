@@ -159,6 +159,11 @@ def test_names_of_folders_hold_spaces_and_commas(tmp_path, capsys):
     assert not said.err and all(str(folder) in said.out for folder in folders)
 
 
+def test_options_of_a_notebook_may_name_folders_as_text(tmp_path, capsys):
+    plot.main(plot.Options(runs=[str(make_run(tmp_path / "a", 0.1, [2.0, 1.0]))], text=True))
+    assert f"  a  {tmp_path / 'a'}" in capsys.readouterr().out
+
+
 @pytest.mark.full
 def test_folders_with_spaces_before_and_behind_the_options(tmp_path):
     """They were cut at the space, and words behind an option were refused."""

@@ -418,6 +418,10 @@ def test_a_device_that_is_not_there(device):
         dist.pick_device(device, 0)
 
 
+def test_a_device_of_torch_s_own_will_do():
+    assert dist.pick_device(torch.device("cpu"), 0) == torch.device("cpu")
+
+
 def test_a_macs_gpu_is_one_processs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
