@@ -14,7 +14,7 @@ from pathlib import Path
 
 from core import config, exits
 from core.files import read_json
-from core.picture import pyplot, save
+from core.picture import drawn
 from core.progress import duration
 from core.values import nearest, read_yaml
 
@@ -179,20 +179,19 @@ def terminal(curves: dict[str, list[tuple[int, float]]], metric: str, width: int
 
 
 def picture(curves: dict[str, list[tuple[int, float]]], metric: str, path: Path) -> None:
+    styles = itertools.cycle(("-", "--", "-.", ":"))  # for grey print
     try:
-        plt = pyplot()
+        with drawn(path, 8, 5) as ax:
+            for (name, points), dashes in zip(curves.items(), styles, strict=False):
+                if points:
+                    ax.plot(*zip(*points, strict=True), "o" * (len(points) < 40), ls=dashes, ms=3, lw=1.5, label=name)
+            ax.set_xlabel("step")
+            ax.set_ylabel(metric.replace("_", " "))
+            ax.grid(alpha=0.3)
+            if ax.lines:
+                ax.legend(fontsize=8)
     except ImportError as e:
         raise ValueError(f"the picture needs matplotlib ({e}): pip install matplotlib; --text draws without") from None
-    fig, ax = plt.subplots(figsize=(8, 5), dpi=110)
-    for (name, points), dashes in zip(curves.items(), itertools.cycle(("-", "--", "-.", ":"))):  # for grey print
-        if points:
-            ax.plot(*zip(*points, strict=True), "o" * (len(points) < 40), ls=dashes, ms=3, lw=1.5, label=name)
-    ax.set_xlabel("step")
-    ax.set_ylabel(metric.replace("_", " "))
-    ax.grid(alpha=0.3)
-    if ax.lines:
-        ax.legend(fontsize=8)
-    save(fig, path)
 
 
 def main(args: Options) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core import checkpoint, rng, tracker
-from core.picture import pyplot
+from core.picture import drawn
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,11 +83,9 @@ def main() -> None:
 
 
 def report(args, out: Path, curves: dict[str, list[list[dict]]]) -> None:
-    plt = pyplot()
-    fig, ax = plt.subplots(figsize=(8, 4.5), dpi=110)
     base = [c[-1]["val_loss"] for c in curves["scratch"]]
     print(f"\n{'start':<14}{'val loss':>10}{'min':>9}{'max':>9}{'gain':>9}   the scratch run's loss is reached at step")
-    with open(out / "transfer.csv", "w", newline="") as f:
+    with drawn(out / "transfer.png", 8, 4.5) as ax, open(out / "transfer.csv", "w", newline="") as f:
         table = csv.writer(f)
         table.writerow(["start", "seed", "step", "val_loss"])
         for arm, runs in curves.items():
@@ -102,12 +100,10 @@ def report(args, out: Path, curves: dict[str, list[list[dict]]]) -> None:
             gain = statistics.mean(b - v for b, v in zip(base, final, strict=True))
             reached = next((t for t, v in zip(steps, mean, strict=True) if v <= statistics.mean(base)), "-")
             print(f"{arm:<14}{mean[-1]:>10.4f}{min(final):>9.4f}{max(final):>9.4f}{gain:>9.4f}   {reached}")
-    ax.set(xlabel="step of language modelling", ylabel=f"validation loss on {args.dataset}",
-           title=f"{args.size}, {' '.join(args.parts)} from procedural pretraining, {args.seeds} seeds")  # fmt: skip
-    ax.grid(alpha=0.3)
-    ax.legend()
-    fig.tight_layout()
-    fig.savefig(out / "transfer.png")
+        ax.set(xlabel="step of language modelling", ylabel=f"validation loss on {args.dataset}",
+               title=f"{args.size}, {' '.join(args.parts)} from procedural pretraining, {args.seeds} seeds")  # fmt: skip
+        ax.grid(alpha=0.3)
+        ax.legend()
     print(f"\n{out / 'transfer.png'}, {out / 'transfer.csv'}")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from core.picture import extra, pyplot, save
+from core.picture import drawn, extra
 from core.scores import ranks
 
 
@@ -60,15 +60,14 @@ def measure(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], n
 
 @extra
 def draw_confusion(path: Path, confusion: np.ndarray, names: list[str], title: str) -> None:
-    plt = pyplot()
     n = len(names)
     size = min(12.0, 3 + 0.5 * n)
-    fig, ax = plt.subplots(figsize=(size + 0.8, size), dpi=110)
-    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for i, j in np.ndindex(n, n) if n <= 25 else []:
-        ax.text(j, i, str(confusion[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
-    ax.set_xticks(range(n), names, rotation=45, ha="right")
-    ax.set_yticks(range(n), names)
-    ax.set(xlabel="predicted", ylabel="is", title=title)
-    save(fig, path)
+    with drawn(path, size + 0.8, size) as ax:
+        share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+        ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        for i, j in np.ndindex(n, n) if n <= 25 else []:
+            color = "white" if share[i, j] > 0.5 else "black"
+            ax.text(j, i, str(confusion[i, j]), ha="center", va="center", color=color)
+        ax.set_xticks(range(n), names, rotation=45, ha="right")
+        ax.set_yticks(range(n), names)
+        ax.set(xlabel="predicted", ylabel="is", title=title)

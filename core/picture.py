@@ -1,5 +1,6 @@
 """Pictures as files: matplotlib without a window, loaded when one is drawn."""
 
+import contextlib
 import functools
 import os
 import sys
@@ -8,27 +9,23 @@ from pathlib import Path
 from core import exits
 
 
-def pyplot():
-    import matplotlib
+@contextlib.contextmanager
+def drawn(path: Path, width: float, height: float):
+    """The axes of a picture, which is a file in the end. Without pyplot: a notebook's own figures stay as they are."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    matplotlib.rc("text", parse_math=False)  # $ in a name begins no formula
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def save(fig, path: Path) -> None:
-    """Whole or not there."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
+    with rc_context({"text.parse_math": False}):  # $ in a name begins no formula
+        fig = Figure(figsize=(width, height), dpi=110)
+        yield fig.subplots()
         fig.tight_layout()
-        with exits.writing(path):
-            fig.savefig(temporary, format=path.suffix.lstrip(".") or "png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        pyplot().close(fig)  # which keeps it else
+        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        try:
+            with exits.writing(path):
+                fig.savefig(temporary, format=path.suffix.lstrip(".") or "png")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def extra(draw):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from core import disk, exits
-from core.picture import extra, pyplot, save
+from core.picture import drawn, extra
 
 # -----------------------------------------------------------------------------
 # how good they are
@@ -46,16 +46,14 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 @extra
 def draw(path: Path, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str) -> None:
     """One against the other, with the line where they are equal."""
-    plt = pyplot()
-    fig, ax = plt.subplots(figsize=(5, 5), dpi=110)
-    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-    ax.plot(ends, ends, color="#999999", lw=1)
-    ax.scatter(x, y, s=8, alpha=0.5)
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    ax.grid(alpha=0.3)
-    ax.set_title(str(path.parent), fontsize=9)
-    save(fig, path)
+    with drawn(path, 5, 5) as ax:
+        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        ax.plot(ends, ends, color="#999999", lw=1)
+        ax.scatter(x, y, s=8, alpha=0.5)
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel(ylabel)
+        ax.grid(alpha=0.3)
+        ax.set_title(str(path.parent), fontsize=9)
 
 
 # -----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from core.picture import extra, pyplot, save
+from core.picture import drawn, extra
 from core.progress import duration, progress  # noqa: F401 - torch-free tools take it from there
 
 csv.field_size_limit(1 << 30)  # a table of someone else's may be in the way
@@ -251,35 +251,33 @@ def draw(path: Path, train: list[dict], evals: list[dict], resumes: list[int]) -
     """Train and evaluation losses, the learning rate, and a mark where the run was resumed."""
     if not train and not evals:
         return
-    plt = pyplot()
-    fig, ax = plt.subplots(figsize=(8, 4.5), dpi=110)
 
-    def curve(rows: list[dict], key: str, form: str, **style) -> None:
+    def curve(ax, rows: list[dict], key: str, form: str, **style) -> None:
         points = [(r["step"], r[key]) for r in rows if isinstance(r.get(key), int | float) and math.isfinite(r[key])]
         if points:
             ax.plot(*zip(*points, strict=True), form, **style)
 
-    curve(train, "loss", "-", label="train (batch)", color="#9db7d5", lw=1)
-    for i, key in enumerate(dict.fromkeys(k for r in evals for k in r if k.endswith("loss"))):
-        form = "o-" if len(evals) < 40 else "-"
-        curve(evals, key, form, ms=3, lw=1.5, color=f"C{i + 1}", label=key.replace("_", " "))
-    for i, step in enumerate(resumes):
-        ax.axvline(step, color="#999999", ls=":", lw=1, label="resumed" if i == 0 else None)
-    ax.set_xlabel("step")
-    ax.set_ylabel("loss")
-    ax.grid(alpha=0.3)
-    rates = [(r["step"], r["lr"]) for r in train if isinstance(r.get("lr"), int | float)]
-    if rates:
-        twin = ax.twinx()
-        ax.set_zorder(twin.get_zorder() + 1)  # the rate lies behind the losses and their legend
-        ax.patch.set_visible(False)
-        twin.plot(*zip(*rates, strict=True), color="#bbbbbb", lw=1, ls="--")
-        twin.set_ylabel("learning rate (dashed)")
-        twin.set_ylim(bottom=0)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=8, framealpha=1)
-    ax.set_title(str(path.parent), fontsize=9)
-    save(fig, path)
+    with drawn(path, 8, 4.5) as ax:
+        curve(ax, train, "loss", "-", label="train (batch)", color="#9db7d5", lw=1)
+        for i, key in enumerate(dict.fromkeys(k for r in evals for k in r if k.endswith("loss"))):
+            form = "o-" if len(evals) < 40 else "-"
+            curve(ax, evals, key, form, ms=3, lw=1.5, color=f"C{i + 1}", label=key.replace("_", " "))
+        for i, step in enumerate(resumes):
+            ax.axvline(step, color="#999999", ls=":", lw=1, label="resumed" if i == 0 else None)
+        ax.set_xlabel("step")
+        ax.set_ylabel("loss")
+        ax.grid(alpha=0.3)
+        rates = [(r["step"], r["lr"]) for r in train if isinstance(r.get("lr"), int | float)]
+        if rates:
+            twin = ax.twinx()
+            ax.set_zorder(twin.get_zorder() + 1)  # the rate lies behind the losses and their legend
+            ax.patch.set_visible(False)
+            twin.plot(*zip(*rates, strict=True), color="#bbbbbb", lw=1, ls="--")
+            twin.set_ylabel("learning rate (dashed)")
+            twin.set_ylim(bottom=0)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=8, framealpha=1)
+        ax.set_title(str(path.parent), fontsize=9)
 
 
 # -----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from core.exits import NotFinite
 from core.generate import generate
-from core.picture import extra, pyplot, save
+from core.picture import drawn, extra
 from core.tracker import read
 from procedural_data import Spec, targets
 
@@ -82,18 +82,16 @@ def show_sample(spec: Spec, row: list[int], question: int, answer: list[int]) ->
 def draw_scores(folder: Path) -> None:
     """scores.png: accuracies over the steps, and the curriculum's length."""
     rows = read(folder / "eval.csv")
-    plt = pyplot()
-    fig, ax = plt.subplots(figsize=(8, 4.5), dpi=110)
-    steps = [r["step"] for r in rows]
-    names = [k for k in rows[0] if k.startswith(("accuracy", "exact_match", "mastery", "legal"))]
-    for name in names:  # a length that a resume added has no scores before
-        points = [(r["step"], r[name]) for r in rows if isinstance(r[name], int | float)]
-        ax.plot(*zip(*points, strict=True), label=name.replace("_", " "), lw=1.5)
-    ax.set(xlabel="step", ylabel="share of held-out samples or tokens", ylim=(0, 1.02), title=str(folder))
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=8, loc="lower right")
-    twin = ax.twinx()
-    twin.step(steps, [r["length"] for r in rows], where="post", color="#999999", ls="--", lw=1)
-    twin.set_ylabel("length (dashed)")
-    twin.set_ylim(bottom=0)
-    save(fig, folder / "scores.png")
+    with drawn(folder / "scores.png", 8, 4.5) as ax:
+        steps = [r["step"] for r in rows]
+        names = [k for k in rows[0] if k.startswith(("accuracy", "exact_match", "mastery", "legal"))]
+        for name in names:  # a length that a resume added has no scores before
+            points = [(r["step"], r[name]) for r in rows if isinstance(r[name], int | float)]
+            ax.plot(*zip(*points, strict=True), label=name.replace("_", " "), lw=1.5)
+        ax.set(xlabel="step", ylabel="share of held-out samples or tokens", ylim=(0, 1.02), title=str(folder))
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8, loc="lower right")
+        twin = ax.twinx()
+        twin.step(steps, [r["length"] for r in rows], where="post", color="#999999", ls="--", lw=1)
+        twin.set_ylabel("length (dashed)")
+        twin.set_ylim(bottom=0)

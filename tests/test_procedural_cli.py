@@ -77,14 +77,15 @@ def test_shipped_config(task, tmp_path):
 
 
 def test_scores_of_a_length_that_a_resume_added_begin_there(tmp_path, monkeypatch):
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     from procedural_pretraining.judge import draw_scores
 
     table, drawn = tracker.Table(tmp_path / "eval.csv", 0), []
     table.add({"step": 0, "length": 8, "accuracy": 0.25})
     table.add({"step": 5, "length": 8, "accuracy": 0.5, "accuracy_12": 0.125})
-    monkeypatch.setattr(plt, "close", drawn.append)
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda fig, *a, **how: drawn.append(fig) or save(fig, *a, **how))
     draw_scores(tmp_path)
     lines = {line.get_label(): line.get_xydata().tolist() for line in drawn[0].axes[0].lines}
     assert lines == {"accuracy": [[0, 0.25], [5, 0.5]], "accuracy 12": [[5, 0.125]]}

@@ -129,6 +129,18 @@ def test_dollars_in_names_are_no_formulas(tmp_path):
     assert (folder / "scores.png").exists()
 
 
+def test_a_notebook_s_own_figures_stay_as_they_are(tmp_path):
+    """A run made Agg their backend and took the formulas from their labels."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    before = dict(matplotlib.rcParams)
+    track = make(tmp_path)
+    track.eval(0, {"val loss": 2.0})
+    track.close()
+    assert (tmp_path / "loss.png").exists() and dict(matplotlib.rcParams) == before
+
+
 def test_a_nan_in_the_files_does_not_stop_the_picture(tmp_path):
     track = make(tmp_path)
     track.train(0, {"loss": float("nan"), "lr": 1e-3, "norm": float("inf")}, 10)
