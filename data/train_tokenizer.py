@@ -43,7 +43,7 @@ class Options:
 
 
 def build(kind: str, vocab_size: int, texts):
-    """The trained tokenizer; `texts` is an iterator over lists of examples."""
+    """The trained tokenizer; `texts` is a function that gives an iterator over lists of examples."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tty = sys.stderr.isatty()
@@ -63,14 +63,20 @@ def build(kind: str, vocab_size: int, texts):
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=tty
         )
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.train_from_iterator(texts(), trainer)
     else:
         tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
         short = pre_tokenizers.Split(Regex(".{1,64}"), "isolated")  # the model's time is quadratic in a word's length
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), short])
         tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=tty)
-        tokenizer.train_from_iterator(texts, trainer)
+        first = list(SPECIAL)
+        for size in (0, vocab_size):  # the library numbers ##letters by chance, so all letters are found, then named
+            trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=first, show_progress=tty)
+            tokenizer.train_from_iterator(texts(), trainer)
+            words = tokenizer.get_vocab(with_added_tokens=False)
+            first = [*SPECIAL, *sorted(words.keys() - {*SPECIAL}, key=lambda w: (len(w), w))]
+        before, tokenizer = tokenizer, Tokenizer(models.WordPiece(words, unk_token="<unk>"))  # letters are not special
+        tokenizer.pre_tokenizer, tokenizer.decoder = before.pre_tokenizer, before.decoder
     mask = AddedToken("<mask>", lstrip=kind == "bpe", special=True)  # "a <mask>": the space belongs to the word
     tokenizer.add_special_tokens([mask if word == "<mask>" else word for word in SPECIAL])
     ends = [(word, tokenizer.token_to_id(word)) for word in ("<s>", "</s>")]
@@ -86,7 +92,7 @@ def main(args: Options) -> None:
     vocab_size = args.vocab_size or (16 if args.tokenizer == "by-digit" else 30000)
     if args.tokenizer == "by-digit" and vocab_size != 16:
         raise ValueError(f"--vocab_size must be 16 with --tokenizer by-digit (6 special, 10 digits), got {vocab_size}")
-    tokenizer = build(args.tokenizer, vocab_size, examples.read(args.data_dir, args.column))
+    tokenizer = build(args.tokenizer, vocab_size, lambda: examples.read(args.data_dir, args.column))
     count = tokenizer.get_vocab_size()
     if count > vocab_size:
         raise ValueError(f"--vocab_size {vocab_size} is too small: the characters of the data alone need {count}")

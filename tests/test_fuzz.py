@@ -143,7 +143,7 @@ def state_json(folder: Path) -> Path:
 
 
 def tokenizer_json(folder: Path) -> Path:
-    build("bpe", 300, iter(["some words, and some more words", "words 12 34"])).save(str(folder / "tokenizer.json"))
+    build("bpe", 300, lambda: ["some words, and some more words", "words 12 34"]).save(str(folder / "tokenizer.json"))
     return folder / "tokenizer.json"
 
 

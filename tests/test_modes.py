@@ -337,7 +337,7 @@ def test_what_is_printed_live_is_what_is_printed_at_the_end(data, tmp_path, caps
     """Word pieces are written otherwise where a text begins."""
     from data.train_tokenizer import build
 
-    about = {"kind": "tokenizers", "json": build("wordpiece", 40, iter(["abcab abba cabba"] * 9)).to_str()}
+    about = {"kind": "tokenizers", "json": build("wordpiece", 40, lambda: ["abcab abba cabba"] * 9).to_str()}
     shutil.copytree(data / "toy", tmp_path / "pieces")
     meta = json.loads((tmp_path / "pieces" / "meta.json").read_text())
     vocab_size = vocab.load(about).vocab_size

@@ -153,7 +153,7 @@ def test_a_damaged_file_is_refused(tmp_path, content):
 def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tok") / "tokenizer.json"
     texts = [["good bad film plot one two three four five six seven", *map(str, range(40))] * 9]
-    train_tokenizer.build("wordpiece", 200, iter(texts)).save(str(path))
+    train_tokenizer.build("wordpiece", 200, lambda: texts).save(str(path))
     return str(path)
 
 

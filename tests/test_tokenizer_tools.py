@@ -110,6 +110,8 @@ def test_learnt_tokenizers(tmp_path, kind, size):
         assert 3 not in tokenizer.encode("a\n\nb").ids  # no example holds a line end, a whole text does
         assert (3 in tokenizer.encode("Ä€").ids) == (size < 1000)
     assert 4 in tokenizer.encode("ab <mask> cd").ids
+    again = train("--data_dir", tmp_path / "t.txt", "--out_dir", tmp_path / "2", "--vocab_size", size, "--tokenizer", kind)
+    assert again.read_bytes() == path.read_bytes()  # else what was made with the first one fits no more
 
 
 def test_transformers_takes_the_tokenizer(by_digit):
