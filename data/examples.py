@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.vocab import unknown_word
+
 BLOCK = 1 << 18  # bytes of text a task; the tokenizers library takes some 130 bytes for each token of it
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 # by-digit: characters but no white space, each looked up. encode() recognises it, so it is built here
@@ -369,7 +371,7 @@ class Encoder:
         about = json.loads(self.tokenizer.to_str())
         self.ends = self.tokenizer.encode("").ids  # <s> </s>
         self.pad = next((self.special[name] for name in NAMES["pad"] if name in self.special), None)
-        word = about["model"].get("unk_token")
+        word = unknown_word(about["model"])
         self.unknown = self.tokenizer.token_to_id(word) if word else None
         self.table = None
         if about["model"]["type"] == "WordLevel" and about["pre_tokenizer"] == BY_DIGIT and len(self.ends) == 2:

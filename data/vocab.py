@@ -138,7 +138,7 @@ class Tokenizers:
             raise ValueError("the tokenizers JSON has an empty vocabulary")
         found = [self.tokenizer.token_to_id(word) for word in ENDS]
         self.eot = next((i for i in found if i is not None), None)
-        self.unknown = json.loads(text)["model"].get("unk_token")
+        self.unknown = unknown_word(json.loads(text)["model"])
 
     @functools.cached_property
     def fast(self):
@@ -165,6 +165,12 @@ class Tokenizers:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def unknown_word(model: dict) -> str | None:
+    """What a tokenizer.json's model calls what it has no token for; a Unigram tells its number."""
+    i = model.get("unk_id")
+    return model.get("unk_token") if i is None else model["vocab"][i][0]
 
 
 KINDS = {

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from core import config, exits
-from data import bins, corpus, vocab
+from data import bins, corpus, examples, vocab
 from data.openwebtext import prepare as openwebtext
 from data.python_stdlib import prepare as python_stdlib
 from data.shakespeare_char import prepare as shakespeare_char
@@ -344,6 +344,19 @@ def test_a_folder_of_train_tokenizer_and_what_its_vocabulary_lacks(tmp_path, cap
     (tmp_path / "tok" / "tokenizer_vocab9_max9.json").write_text("{}")
     with pytest.raises(ValueError, match="holds several, name one"):
         vocab.find(str(tmp_path / "tok"))
+
+
+def test_what_a_unigram_lacks_is_counted_too(tmp_path, capsys):
+    """T5's and XLM-R's kind tells the number of its <unk>, not its name."""
+    from tokenizers import Tokenizer, models
+
+    model = models.Unigram([("<pad>", 0.0), ("a", -1.0), ("<unk>", 0.0)], unk_id=2)
+    Tokenizer(model).save(str(tmp_path / "t.json"))
+    (tmp_path / "in.txt").write_text("ab" * 50)
+    corpus.prepare([tmp_path / "in.txt"], tmp_path / "out", str(tmp_path / "t.json"))
+    assert "note: 50 tokens are <unk>" in capsys.readouterr().out
+    coder = examples.Encoder(tmp_path / "t.json", None)
+    assert coder.lost(coder(["abab"]).ids) == 2
 
 
 def test_a_data_set_lends_its_tokenizer_to_another_text(tmp_path, capsys):
