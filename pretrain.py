@@ -190,7 +190,7 @@ def model_config(args: Options, source: dict, n_tokens: int, longest: int) -> Ro
 def open_rows(path: str, option: str, max_size: int | None, end: int, pad: int):
     if not path:
         raise ValueError(f"--{option} is missing: a folder of Arrow files, by data/build_pretrain_data.py")
-    if Path(path).suffix in examples.SUFFIXES:
+    if examples.ending(Path(path)) in examples.SUFFIXES:
         raise ValueError(f"--{option} {path} is text: data/build_pretrain_data.py makes Arrow files of it")
     from data import arrow  # pyarrow takes a tenth of a second to load, which --help need not wait for
 

@@ -61,7 +61,7 @@ def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarr
     ids, lengths, prints, labels, cut, done, pads, column = [], [], [], [], 0, 0, 0, ""
     tokens = vocab.load(examples.describe(args.tokenizer))
     rows = iter(progress(records.read(Path(args.input)), "examples"))
-    if Path(args.input).suffix not in examples.SUFFIXES and Path(args.input).exists():
+    if examples.ending(Path(args.input)) not in examples.SUFFIXES and Path(args.input).exists():
         for file in arrow.files(args.input):
             if (made := arrow.made_with(arrow.open_table(file))) not in (None, tokens.hash):
                 raise ValueError(f"{file} was made with the tokenizer {made}, --tokenizer {args.tokenizer} is"

@@ -93,14 +93,15 @@ def pieces(paths: list[Path], val_fraction: float, column: str) -> Iterator[Piec
     sizes = [p.stat().st_size for p in paths]
     left = int(sum(sizes) * (1 - val_fraction))  # bytes of train that are still to come
     for path, size in zip(paths, sizes, strict=True):
-        read = rows if is_parquet(path) or path.suffix in TABLES else lines if path.suffix in LINES else text
+        kind = examples.ending(path)
+        read = rows if is_parquet(path) or kind in TABLES else lines if kind in LINES else text
         yield from read(path, size, min(left, size), path != paths[-1], column)
         left = max(0, left - size)
 
 
 def is_parquet(path: Path) -> bool:
     with open(path, "rb") as f:  # the hub's cache has files without a suffix
-        return path.suffix == ".parquet" or f.read(4) == b"PAR1"
+        return examples.ending(path) == ".parquet" or f.read(4) == b"PAR1"
 
 
 def text(path: Path, size: int, cut: int, more: bool, column: str) -> Iterator[Piece]:
@@ -171,7 +172,7 @@ def line_start(f, at: int) -> int:
 
 def rows(path: Path, size: int, cut: int, more: bool, column: str) -> Iterator[Piece]:
     """Parquet and CSV: as JSONL, with a share of the rows in place of bytes."""
-    if path.suffix in TABLES:
+    if examples.ending(path) in TABLES:
         read, total = examples.csv_texts, sum(1 for _ in examples.csv_texts(path, column))
     else:
         read, total = examples.parquet_texts, examples.open_parquet(path).metadata.num_rows
@@ -210,7 +211,7 @@ def download(url: str, path: Path, sha256: str) -> None:
 def documents(piece: Piece, column: str) -> list[str]:
     if isinstance(piece.content, list):
         return [t for t in piece.content if t]
-    if piece.path.suffix in LINES:
+    if examples.ending(piece.path) in LINES:
         name = examples.json_column(piece.path, column)
         found = examples.json_lines(piece.content, piece.path, piece.at, name, bool(column))
         return [t for t in found if t]

@@ -41,19 +41,27 @@ BY_DIGIT = {
 # text
 
 
+def ending(path: Path) -> str:
+    """What kind of file it is: DATA.CSV is a CSV as well."""
+    return path.suffix.lower()
+
+
 def files(path: str | Path | list[Path]) -> list[Path]:
     """Those of a folder, or the one; a list of files is taken as it is."""
     if isinstance(path, list):
         return path
     path = Path(path)
     if path.is_file():
-        if path.suffix not in SUFFIXES:
+        if ending(path) not in SUFFIXES:
             raise ValueError(f"{path} ends in none of {', '.join(SUFFIXES)}: rename it, if it is text")
         return [path]
-    found = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else []
+    found = [p for p in path.iterdir() if ending(p) in SUFFIXES and not p.is_dir()] if path.is_dir() else []
+    found = sorted(p for p in found if not p.name.startswith("."))  # macOS puts a ._name.txt beside each name.txt
     if not found:
         what = f"a folder without {', '.join(SUFFIXES)} files" if path.is_dir() else "no such file or folder"
         raise ValueError(f"{path}: {what}")
+    if lost := [p for p in found if not p.exists()]:
+        raise ValueError(f"{lost[0]} is a link to {os.readlink(lost[0])}, which is not there")
     return found
 
 
@@ -170,7 +178,7 @@ def csv_table(path: Path) -> Iterator[list[str]]:
     semicolon and tab that the header has: spreadsheets write semicolons where the comma is a decimal point."""
     lines = csv_lines(path)
     first = next(lines, "")
-    mark = "\t" if path.suffix == ".tsv" else next((m for m in ",;\t" if m in first), ",")
+    mark = "\t" if ending(path) == ".tsv" else next((m for m in ",;\t" if m in first), ",")
     rows = csv.reader(itertools.chain([first] * bool(first), lines), delimiter=mark, strict=True)
     header, line = None, 1
     try:
@@ -249,13 +257,13 @@ class Task(NamedTuple):
 
 def tasks(path: str | Path | list[Path], column: str = "") -> Iterator[Task]:
     for file in files(path):
-        if file.suffix in (".txt", ".jsonl"):
-            name = json_column(file, column) if file.suffix == ".jsonl" else ""
+        if ending(file) in (".txt", ".jsonl"):
+            name = json_column(file, column) if ending(file) == ".jsonl" else ""
             for block, offset in blocks(file):
                 yield Task(file, name, block, offset, len(block), bool(column))
             continue
         texts, size = [], 0
-        for text in (parquet_texts if file.suffix == ".parquet" else csv_texts)(file, column):
+        for text in (parquet_texts if ending(file) == ".parquet" else csv_texts)(file, column):
             texts.append(text)
             size += len(text)
             if size >= BLOCK:
@@ -269,13 +277,13 @@ def texts_of(task: Task, rows: bool = False) -> list[str]:
     """Without blank ones; rows: those of a table stay, so that each row has its place."""
     block = task.block
     if isinstance(block, bytes):
-        if task.file.suffix == ".jsonl":
+        if ending(task.file) == ".jsonl":
             block = json_lines(block, task.file, task.offset, task.column, task.given)
         else:  # not splitlines(): it also cuts at characters that are no line ends to anyone else
             block = decode(block, task.file, task.offset).split("\n")
-    if task.file.suffix == ".txt":
+    if ending(task.file) == ".txt":
         block = [line.strip() for line in block]
-    if rows and task.file.suffix != ".txt":
+    if rows and ending(task.file) != ".txt":
         return list(block)
     return [text for text in block if text and not text.isspace()]  # a row's own spaces are its text's
 

@@ -44,7 +44,7 @@ def parse_json(raw: bytes, where: str, at: int = 0):
 
 def read_file(path: Path, split: str | None) -> Iterator[tuple[str | None, object]]:
     """(split, row) of one file; `split` holds for rows that do not say themselves."""
-    if path.suffix in LINES:
+    if examples.ending(path) in LINES:
         at = 0
         with open(path, "rb") as f:
             for number, line in enumerate(f, 1):
@@ -56,7 +56,7 @@ def read_file(path: Path, split: str | None) -> Iterator[tuple[str | None, objec
                     yield own, row
                 at += len(line)
         return
-    if path.suffix in (".csv", ".tsv"):
+    if examples.ending(path) in (".csv", ".tsv"):
         raise ValueError(f"{path}: questions and answers are read from JSON or JSONL; docs/reward.md turns CSV into it")
     data = parse_json(path.read_bytes(), str(path))
     if isinstance(data, list):
@@ -86,7 +86,7 @@ def records(path: Path) -> Iterator[tuple[str | None, object]]:
         for split, file in files:
             yield from read_file(file, split)
     elif path.is_file():
-        yield from read_file(path, "train" if path.suffix in LINES else None)
+        yield from read_file(path, "train" if examples.ending(path) in LINES else None)
     else:
         raise ValueError(f"{path} does not exist (data files: JSON, JSONL, or a folder with train and test files)")
 

@@ -13,15 +13,16 @@ def read(path: Path) -> Iterator[dict]:
     """Its rows as {column: value}."""
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
-    if path.suffix in (".csv", ".tsv"):
+    kind = examples.ending(path)
+    if kind in (".csv", ".tsv"):
         table = examples.csv_table(path)
         header = next(table, [])
         yield from (dict(zip(header, row, strict=True)) for row in table if row)
-    elif path.suffix == ".parquet":
+    elif kind == ".parquet":
         yield from examples.parquet_rows(path)
-    elif path.suffix in (".txt", ".jsonl"):
+    elif kind in (".txt", ".jsonl"):
         for block, offset in examples.blocks(path):
-            if path.suffix == ".jsonl":
+            if kind == ".jsonl":
                 yield from (row for row, _ in examples.json_rows(block, path, offset))
             else:
                 lines = examples.decode(block, path, offset).split("\n")

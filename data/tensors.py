@@ -24,7 +24,7 @@ def read(path: Path) -> tuple[dict, bool]:
     if not path.is_file():
         what = "is a folder: a .pt file by data/build_tensors.py is wanted" if path.is_dir() else "does not exist"
         raise ValueError(f"data set {path} {what}")
-    if path.suffix in examples.SUFFIXES:
+    if examples.ending(path) in examples.SUFFIXES:
         raise ValueError(f"data set {path} is text: data/build_tensors.py makes a .pt file of it")
     with torch.serialization.safe_globals([TensorDataset]):
         data = checkpoint.load_data(path)

@@ -273,6 +273,31 @@ def test_all_tools_name_what_is_wrong_with_a_file(tmp_path, name, raw, told):
     assert os.listdir(tmp_path) == [name]
 
 
+@pytest.mark.parametrize(("name", "raw"), [
+    ("A.CSV", b"n,text\n1,one\n2,two\n"),
+    ("A.JSONL", b'{"text": "one"}\n{"text": "two"}\n'),
+    ("A.Tsv", b"n\ttext\n1\tone\n2\ttwo\n"),
+    ("A.TXT", b"one\r\ntwo\r\n"),
+])  # fmt: skip
+def test_a_name_in_capitals_is_the_same_kind_of_file(tmp_path, name, raw):
+    """Windows and spreadsheets write them: their headers and braces were trained on as text."""
+    path = tmp_path / name
+    path.write_bytes(raw)
+    assert [*examples.read(path)] == [*examples.read(tmp_path)] == [["one", "two"]]
+    assert [row["text"] for row in records.read(path)] == ["one", "two"]
+    assert corpus.joined(next(corpus.pieces([path], 0.1, "")), "").startswith("one\n")
+
+
+def test_a_folder_gives_its_files_and_nothing_else(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "._a.txt").write_bytes(b"\0\5\x16\7Mac OS X")
+    (tmp_path / "b.txt").mkdir()
+    assert examples.files(tmp_path) == [tmp_path / "a.txt"]
+    (tmp_path / "c.txt").symlink_to("gone.txt")
+    with pytest.raises(ValueError, match="c.txt is a link to gone.txt, which is not there"):
+        examples.files(tmp_path)
+
+
 def test_half_a_surrogate_pair_is_the_same_to_all_tools(tmp_path):
     raw = '{"text": "12 \\ud83d 34", "label": "\\uDE00"}\n{"text": "\\ud83d\\ude00", "label": "b"}\n'
     (tmp_path / "a.jsonl").write_text(raw)
