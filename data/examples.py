@@ -204,7 +204,7 @@ def csv_texts(path: Path, column: str) -> Iterator[str]:
     rows = csv_table(path)
     header = next(rows, [])
     place = header.index(pick(header, column, path))
-    yield from (row[place] if row else "" for row in rows)
+    yield from (row[place] for row in rows if row)  # a blank line is no row: of one column it would be ""
 
 
 def each_once(columns: list[str], path: Path) -> None:

@@ -288,6 +288,14 @@ def test_a_name_in_capitals_is_the_same_kind_of_file(tmp_path, name, raw):
     assert corpus.joined(next(corpus.pieces([path], 0.1, "")), "").startswith("one\n")
 
 
+def test_a_blank_line_of_a_csv_is_no_row(tmp_path):
+    """--embed gave it a vector: those behind it belonged to other rows than pandas, csv and --predict count."""
+    path = tmp_path / "a.csv"
+    path.write_text('n,text\n1,one\n\n2,""\n3,three\n\n')
+    assert [*examples.read(path, "text", rows=True)] == [["one", "", "three"]]
+    assert [row["text"] for row in records.read(path)] == ["one", "", "three"]
+
+
 def test_a_folder_gives_its_files_and_nothing_else(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "._a.txt").write_bytes(b"\0\5\x16\7Mac OS X")
