@@ -26,6 +26,7 @@ from data import examples
 
 SPLITS = ("train", "val", "test")
 LINES = (".jsonl", ".ndjson")
+OTHERS = (*SPLITS, "validation", "valid", "dev", "eval")  # what a file of a folder is called elsewhere
 FIELDS = "wanted are Question, Answer and Score, or, of pairs, Question, Accepted_Answer and Answer"
 
 # -----------------------------------------------------------------------------
@@ -78,6 +79,9 @@ def records(path: Path) -> Iterator[tuple[str | None, object]]:
     path = Path(path)
     if path.is_dir():
         files = [(s, path / (s + end)) for s in SPLITS for end in (".json", *LINES) if (path / (s + end)).is_file()]
+        other = {p for p in path.iterdir() if p.stem.lower() in OTHERS and examples.ending(p) in (".json", *LINES)}
+        if other := sorted(other - {file for _, file in files}):
+            raise ValueError(f"{other[0]} would not be read: the splits are called {', '.join(SPLITS)}, rename it")
         if not files:
             raise ValueError(f"{path} holds none of train.json, val.json, test.json (or .jsonl)")
         for a, b in itertools.pairwise(files):

@@ -189,6 +189,14 @@ def test_a_folder_without_splits_or_with_two_files_for_one_is_refused(tmp_path):
     write(tmp_path / "train.jsonl", [row()])
     with pytest.raises(ValueError, match="both train.json and train.jsonl"):
         qa.check(tmp_path)
+    (tmp_path / "train.jsonl").unlink()
+    write(tmp_path / "dataset_info.json", [])
+    qa.check(tmp_path)
+    for name in ("validation.json", "dev.jsonl", "Test.JSON"):  # the test split would be evaluated on in its place
+        write(tmp_path / name, [row()])
+        with pytest.raises(ValueError, match=f"{name} would not be read: the splits are called train, val, test"):
+            qa.check(tmp_path)
+        (tmp_path / name).unlink()
     with pytest.raises(ValueError, match="does not exist"):
         qa.check(tmp_path / "no.json")
 
