@@ -77,6 +77,7 @@ def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarr
             coded = coder.cut(flat, np.array([len(v) for v in values]))
         else:
             coded = coder(records.texts(batch, column, args.input, done, bool(args.text_column)))
+        examples.some_tokens(coded, args.input, done)
         if args.label_column:
             names = [records.label(row, args.label_column, args.input, i) for i, row in enumerate(batch, done + 1)]
             if "" in names:

@@ -435,6 +435,14 @@ class Encoder:
         return Coded(out, kept.astype(np.int32), len(over), int((lengths - kept).sum()))
 
 
+def some_tokens(coded: Coded, path: str | Path, done: int) -> Coded:
+    """Of rows done + 1, done + 2, ...: a label or a vector is of tokens, and a tokenizer may add no <s> to nothing."""
+    if not coded.lengths.all():
+        raise ValueError(f"{path}: row {done + int(coded.lengths.argmin()) + 1} has no token: it is empty, or holds"
+                         " nothing that the tokenizer keeps")  # fmt: skip
+    return coded
+
+
 def note_lost(lost: int, tokens: int, pads: int = 0) -> None:
     if lost:
         print(f"note: {lost:,} of the {tokens:,} tokens are <unk>: the tokenizer has none for what stood there")
@@ -449,7 +457,9 @@ def encoder(path: str, max_size: int | None) -> Encoder:
 
 def work(task: Task, tokenizer: str, max_size: int | None) -> Coded | str:
     try:
-        return encoder(tokenizer, max_size)(texts_of(task))._replace(size=task.size)
+        coded = encoder(tokenizer, max_size)(texts_of(task))
+        lengths = coded.lengths[coded.lengths > 0]  # of a line of zero-width spaces a tokenizer may keep nothing
+        return coded._replace(lengths=lengths, size=task.size)
     except ValueError as e:
         return str(e)  # an exception would reach the parent without the place it was raised at
 

@@ -52,7 +52,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     def label(numbered: list[tuple[int, dict]]) -> list[list]:
         nonlocal cut, tokens, lost, pads
         done, part = numbered[0][0], [row for _, row in numbered]
-        coded = coder(some := records.texts(part, column, texts, done, bool(text_column)))
+        some = records.texts(part, column, texts, done, bool(text_column))
+        coded = examples.some_tokens(coder(some), texts, done)
         cut, pads = cut + coded.cut, pads + coded.pads
         tokens, lost = tokens + len(coded.ids), lost + coder.lost(coded.ids)
         with autocast:

@@ -43,7 +43,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
                 os.posix_fallocate(f.fileno(), 0, draft.stat().st_size)
         for part in progress(examples.read(texts, column, True), "embedding"):
             for i in range(0, len(part), 64):
-                coded = coder(part[i : i + 64])
+                coded = examples.some_tokens(coder(part[i : i + 64]), texts, done)
                 ids = torch.from_numpy(coded.ids.astype(np.int64)).to(device)
                 with autocast:
                     if pooling == "cls":

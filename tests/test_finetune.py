@@ -609,6 +609,13 @@ def test_prediction_needs_a_classifier(data, tmp_path):
         (tmp_path / "new.jsonl").write_text(content)
         with pytest.raises(ValueError, match=message):
             predict(init_from=str(tmp_path / "run"), predict=str(tmp_path / "new.jsonl"))
+    state = checkpoint.load(tmp_path / "run" / "best.pt")
+    bare = json.loads(state["meta"]["tokenizer"]["json"]) | {"post_processor": None}  # adds no <s>
+    state["meta"]["tokenizer"]["json"] = json.dumps(bare)
+    checkpoint.save(tmp_path / "bare.pt", state)
+    (tmp_path / "new.jsonl").write_text('{"text": "7"}\n{"text": ""}\n')
+    with pytest.raises(ValueError, match="row 2 has no token"):
+        predict(init_from=str(tmp_path / "bare.pt"), predict=str(tmp_path / "new.jsonl"), out=str(tmp_path / "no.csv"))
     lines = '{"text": "7", "label": "seven"}\n{"text": "8"}\n{"label": "nine"}\n'
     (tmp_path / "new.jsonl").write_text(lines)
     for label, message in (("", "row 3: text is wanted in 'text', got None"), ("label", "row 2 has no label in")):

@@ -542,6 +542,13 @@ def test_each_row_of_a_table_has_its_vector(run, tmp_path, monkeypatch):
     (tmp_path / "half.jsonl").write_text('{"text": "12 \\ud83d"}\n{"text": "12 \ufffd"}\n')
     run(source, f"--embed={tmp_path / 'half.jsonl'}", f"--out={tmp_path / 'half.npy'}")
     assert np.abs(np.diff(np.load(tmp_path / "half.npy"), axis=0)).max() < 1e-5
+    state = checkpoint.load(checkpoint.find(tmp_path / "run"))
+    bare = json.loads(state["meta"]["tokenizer"]["json"]) | {"post_processor": None}  # adds no <s>
+    state["meta"]["tokenizer"]["json"] = json.dumps(bare)
+    checkpoint.save(tmp_path / "bare.pt", state)
+    with pytest.raises(ValueError, match="t.csv: row 2 has no token"):
+        argv = [f"--init_from={tmp_path / 'bare.pt'}", f"--embed={tmp_path / 't.csv'}", f"--out={tmp_path / 'no.npy'}"]
+        pretrain.main(config.parse(pretrain.Options, argv, doc=""))
     monkeypatch.setattr(examples.Encoder, "cut", lambda *_: {}["no"])
     with pytest.raises(KeyError):
         run(source, f"--embed={tmp_path / 't.csv'}", f"--out={tmp_path / 'new' / 't.npy'}")

@@ -323,6 +323,15 @@ def test_no_row_is_taken_for_what_it_is_not(tmp_path, tokenizer, rows, message):
         list(examples.read(tmp_path / "a.jsonl"))
 
 
+def test_a_row_without_a_token_is_named(tmp_path, tokenizer):
+    """A tokenizer that adds no [CLS] leaves nothing of an empty text, and its label would have nothing to go by."""
+    bare = json.loads(examples.describe(tokenizer)["json"]) | {"post_processor": None}
+    (tmp_path / "bare.json").write_text(json.dumps(bare))
+    (tmp_path / "a.csv").write_text('text,label\none,a\n"",b\n')
+    with pytest.raises(ValueError, match="a.csv: row 2 has no token"):
+        build(tmp_path, str(tmp_path / "bare.json"), input=str(tmp_path / "a.csv"), label_column="label")
+
+
 @pytest.mark.parametrize("none", ["null", "NaN", '" "'])
 def test_a_label_that_is_missing_is_no_class(tmp_path, tokenizer, none):
     (tmp_path / "a.jsonl").write_text(f'{{"text": "one", "label": 1.0}}\n{{"text": "two", "label": {none}}}\n')

@@ -365,6 +365,18 @@ def test_ids_may_have_gaps(tmp_path):
     assert coded.ids.tolist() == [1, 70_000, 70_000] and coded.lengths.tolist() == [2, 1]
 
 
+def test_nothing_is_no_example_where_the_tokenizer_adds_no_ends(tmp_path):
+    """A line of zero-width spaces is not blank, and a normalizer leaves nothing of it: pretrain.py refused the row."""
+    from tokenizers import Tokenizer, models, normalizers
+
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    tokenizer.save(str(tmp_path / "t.json"))
+    (tmp_path / "t.txt").write_text("a\n\u200b\nb\n" * 2, encoding="utf-8")
+    (coded,) = examples.encode(tmp_path / "t.txt", tmp_path / "t.json")
+    assert coded.ids.tolist() == [1, 2, 1, 2] and coded.lengths.tolist() == [1] * 4
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
     def refused(*words, source="t.txt", tokenizer=by_digit, **options):
         argv = ["--train_dir", tmp_path / source, "--tokenizer", tokenizer, "--out_dir", tmp_path / "out",
