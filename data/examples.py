@@ -28,6 +28,8 @@ from data.vocab import unknown_word
 
 BLOCK = 1 << 18  # bytes of text a task; the tokenizers library takes some 130 bytes for each token of it
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
+PACKED = {b"\x1f\x8b": "gzip -d", b"\x28\xb5\x2f\xfd": "zstd -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d",
+          b"PK\3\4": "unzip"}  # fmt: skip
 # by-digit: characters but no white space, each looked up. encode() recognises it, so it is built here
 BY_DIGIT = {
     "type": "Sequence",
@@ -74,7 +76,9 @@ def decode(block: bytes, path: Path, offset: int) -> str:
         return block.decode("utf-8")
     except UnicodeDecodeError as e:
         why = "iconv -f latin1 -t utf-8 turns Latin-1 into it"
-        if b"\0" in block:
+        if packer := next((p for start, p in PACKED.items() if offset == 0 and block.startswith(start)), ""):
+            why = f"it is packed: {packer} unpacks it"
+        elif b"\0" in block:
             why = "UTF-16, which iconv turns into it, or no text: name those wanted, as in 'notes/**/*.md'"
         raise ValueError(f"{path} is not UTF-8 at byte {offset + e.start} ({why})") from None
 

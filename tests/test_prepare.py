@@ -2,8 +2,10 @@
 
 import concurrent.futures
 import csv
+import gzip
 import hashlib
 import json
+import lzma
 import multiprocessing
 import os
 import random
@@ -412,6 +414,8 @@ def line(value) -> bytes:
         ("a.txt", b"\xef\xbb\xbfab\xff", "a.txt is not UTF-8 at byte 5"),
         ("a.txt", b"\xff\xfea\x00b\x00", r"a.txt is not UTF-8 at byte 0 \(UTF-16"),
         ("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", r"a.png is not UTF-8 at byte 0 \(.*no text: name those wanted"),
+        ("a.jsonl", gzip.compress(line({"text": "a"})), r"a.jsonl is not UTF-8 at byte 1 \(it is packed: gzip -d"),
+        ("a.txt.xz", lzma.compress(b"text"), r"a.txt.xz is not UTF-8 at byte 0 \(it is packed: xz -d unpacks it\)"),
         ("a.jsonl", line({"text": "é"}) * 3 + b'{"text": "\xff"}', "a.jsonl is not UTF-8 at byte 67"),
         ("a.jsonl", line({"text": "a"}) * 2 + b"{", "a.jsonl at byte 28"),
         ("a.jsonl", line({"text": "a"}) * 2 + line(3), "a.jsonl at byte 28: an object"),
