@@ -86,7 +86,12 @@ def shuffled(folder: Path, suffix: str = "") -> list[Path]:
 def hashed(paths: list[Path], folder: str | Path = "") -> list[Path]:
     """In the order of a hash of their names in the folder, or below what they have in common: the same everywhere."""
     folder = folder or (os.path.commonpath([p.parent for p in paths]) if paths else "")
-    return sorted(paths, key=lambda p: hashlib.sha256(p.relative_to(folder).as_posix().encode()).digest())
+
+    def key(path: Path) -> bytes:
+        name = path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape")  # it may be Latin-1
+        return hashlib.sha256(name).digest()
+
+    return sorted(paths, key=key)
 
 
 def pieces(paths: list[Path], val_fraction: float, column: str) -> Iterator[Piece]:

@@ -314,6 +314,10 @@ def test_files_follow_each_other(tmp_path, small_pieces):
     for folder, mark in (("byte", "\n"), ("bpe", "<|endoftext|>")):
         found = "".join(texts(tmp_path / folder).values()).split(mark)
         assert sorted(found) == sorted(f"text of {name}" for name in names) and found != sorted(found)
+    latin = tmp_path / "in" / os.fsdecode(b"caf\xe9.txt")  # out of an old archive
+    latin.write_text("text")
+    assert latin in corpus.files([tmp_path / "in"], [])
+    latin.unlink()
     twice = [tmp_path / "in", tmp_path / "in" / "deep" / ".." / "3.txt", str(tmp_path / "in" / "*.txt")]
     assert len(corpus.files(twice, [tmp_path / "out"])) == 12  # else one could be train and val
     assert corpus.files([tmp_path / "in" / "**" / "*.txt"], []) == corpus.files([tmp_path / "in"], [])  # a pattern
