@@ -182,7 +182,8 @@ def picture(curves: dict[str, list[tuple[int, float]]], metric: str, path: Path)
     styles = itertools.cycle(("-", "--", "-.", ":"))  # for grey print
     try:
         with drawn(path, 8, 5) as ax:
-            for (name, points), dashes in zip(curves.items(), styles, strict=False):
+            for name, points in curves.items():
+                dashes = next(styles)
                 if points:
                     ax.plot(*zip(*points, strict=True), "o" * (len(points) < 40), ls=dashes, ms=3, lw=1.5, label=name)
             ax.set_xlabel("step")
