@@ -289,9 +289,9 @@ def main(args: Options) -> None:
     # resume
 
     first_step, best = 0, None
-    last_step, ending = run.ends({"--epochs": args.epochs * epoch_steps, "--max_steps": args.max_steps})
-    if (args.max_steps or 0) > last_step:
-        say(f"note: --max_steps {args.max_steps} is not reached: {ending} ends the run at step {last_step}")
+    last_step, ending, unreached = run.ends({"--epochs": args.epochs * epoch_steps, "--max_steps": args.max_steps})
+    for line in unreached:
+        say(line)
     warmup, every = round(args.warmup_ratio * last_step), args.eval_interval or epoch_steps
     loop = {"eval": None, "resumes": [], "bad_steps": 0, "empty": 0, "scaler": None, "batch": B, "seconds": 0.0,
             "counts": counts}  # fmt: skip

@@ -45,7 +45,7 @@ from core import checkpoint, compiler, config, disk, dist, files, hf, optim, pre
 from core.config import option
 from core.files import Files
 from core.progress import duration
-from core.schedule import lr_at
+from core.schedule import lr_at, outlasts
 from core.tracker import Tracker, peak_flops, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from data import examples, tensors, vocab
@@ -349,8 +349,8 @@ def main(args: Options) -> None:
     first_step, last_step, best = 0, args.max_steps or args.epochs * epoch_steps, None
     ending = "--max_steps" if args.max_steps else "--epochs"
     warmup, every = args.warmup_steps or round(args.warmup_ratio * last_step), args.eval_interval or epoch_steps
-    if 0 < last_step <= warmup:
-        say(f"note: the run's {last_step} steps are all within the warmup of {warmup}: the rate does not get to --lr")
+    for line in outlasts(warmup, last_step):
+        say(line)
     loop = {"eval": None, "resumes": [], "bad_steps": 0, "empty": 0, "scaler": None, "batch": B,
             "seconds": 0.0, "counts": counts}  # fmt: skip
     if resuming:

@@ -362,10 +362,10 @@ def main(args: Options) -> None:
     betas = optim.pair(p.adam_betas, "model_params.adam_betas")
     optimizer = torch.optim.AdamW(groups, lr=p.learning_rate, betas=betas, fused=optim.fused(d.device))
     epoch_steps = -(-len(train) // B)
-    last_step, ending = run.ends({"--trainer.params.max_epochs": t.max_epochs * epoch_steps,
-                                  "--trainer.params.max_steps": t.max_steps})  # fmt: skip
-    if (t.max_steps or 0) > last_step:
-        say(f"note: --trainer.params.max_steps {t.max_steps} is not reached: {ending} ends the run at step {last_step}")
+    limits = {"--trainer.params.max_epochs": t.max_epochs * epoch_steps, "--trainer.params.max_steps": t.max_steps}
+    last_step, ending, unreached = run.ends(limits)
+    for line in unreached:
+        say(line)
     warmup = round(p.warmup_steps_per_cent * last_step)
     every = some(t.val_check_interval, "trainer.params.val_check_interval", epoch_steps * micro_steps)
     if every < 1:

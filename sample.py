@@ -105,11 +105,12 @@ def beginnings(text: str, tokens: list) -> list[list[int]]:
         return [encoded(tokens[0], prompt(text), "--start") or [tokens[0].eot or 0]]
     if text == Options.start:
         return [[0]] * len(tokens)
-    # another number of texts than streams is refused below, with what there is of them
-    parts = [encoded(t, prompt(part), "--start") for t, part in zip(tokens, text.split("||"), strict=False)]
-    if text.count("||") + 1 != len(tokens) or len({len(p) for p in parts}) > 1 or not parts[0]:
-        raise ValueError(f"--start needs {len(tokens)} texts of equally many tokens with || between them, one a stream;"
-                         f" got {text!r}, {' and '.join(str(len(p)) for p in parts)} tokens")  # fmt: skip
+    wanted = f"--start needs {len(tokens)} texts of equally many tokens with || between, one a stream; got {text!r}"
+    if len(texts := text.split("||")) != len(tokens):
+        raise ValueError(wanted)
+    parts = [encoded(t, prompt(part), "--start") for t, part in zip(tokens, texts, strict=True)]
+    if len({len(p) for p in parts}) > 1 or not parts[0]:
+        raise ValueError(f"{wanted}, {' and '.join(str(len(p)) for p in parts)} tokens")
     return parts
 
 

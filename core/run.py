@@ -277,10 +277,14 @@ def refuse(path: Path, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
                          " --files.second=overwrite) replaces it, another name keeps both")  # fmt: skip
 
 
-def ends(limits: dict[str, int | None]) -> tuple[int, str]:
-    """The last step, and the options that end the run there: the lowest of their limits, where None is none."""
+def ends(limits: dict[str, int | None]) -> tuple[int, str, list[str]]:
+    """The last step, the options that end the run there (the lowest of their limits, where None is none), and notes of
+    a number of steps that is not reached."""
     last = min(n for n in limits.values() if n)
-    return last, " and ".join(option for option, n in limits.items() if n == last)
+    names = " and ".join(option for option, n in limits.items() if n == last)
+    beyond = [(option, n) for option, n in limits.items() if option.endswith("max_steps") and (n or 0) > last]
+    return last, names, [f"note: {option} {n} is not reached: {names} ends the run at step {last}"
+                         for option, n in beyond]  # fmt: skip
 
 
 def not_beyond(first_step: int, last_step: int, option: str) -> None:

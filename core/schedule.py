@@ -9,6 +9,12 @@ step `warmup` is the first at the full rate.
 import math
 
 
+def outlasts(warmup: int, last_step: int) -> list[str]:
+    """A note of a warmup that is as long as the run."""
+    return [f"note: the run's {last_step} steps are all within the warmup of {warmup}: the rate does not get to"
+            " --lr"] * (0 < last_step <= warmup)  # fmt: skip
+
+
 def cosine(t: float, **_) -> float:
     return 0.5 * (1 + math.cos(math.pi * t))
 

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 import procedural_data
 from core import checkpoint, compiler, config, dist, hf, optim, preflight, rng, run, transfer
 from core.config import option
-from core.schedule import lr_at
+from core.schedule import lr_at, outlasts
 from core.tracker import Tracker, duration, peak_flops, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from model import GPT, GPTConfig
@@ -198,14 +198,12 @@ def main(args: Options) -> None:
     groups = optim.groups(model, args.weight_decay)
     betas = optim.pair(args.betas, "--betas")
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=betas, fused=optim.fused(d.device))
-    last_step, ending = run.ends({"--epochs": args.epochs * args.steps_per_epoch, "--max_steps": args.max_steps})
-    if args.max_steps > last_step and "max_steps" in args.given:
-        say(f"note: --max_steps {args.max_steps} is not reached: {ending} ends the run at step {last_step}")
+    limits = {"--epochs": args.epochs * args.steps_per_epoch, "--max_steps": args.max_steps}
+    last_step, ending, unreached = run.ends(limits)
+    for line in [*unreached * ("max_steps" in args.given), *outlasts(args.warmup_steps, last_step)]:
+        say(line)
     rates = {"kind": args.lr_schedule, "lr": args.lr, "warmup": args.warmup_steps, "total": last_step,
              "min_lr": 0.1 * args.lr}  # fmt: skip
-    if 0 < last_step <= args.warmup_steps:
-        say(f"note: the run's {last_step} steps are all within the warmup of {args.warmup_steps}: the rate does"
-            " not get to --lr")  # fmt: skip
 
     # -----------------------------------------------------------------------------
     # resume
