@@ -77,10 +77,22 @@ def files(inputs: Iterable[str | Path], outs: list[Path]) -> list[Path]:
 
 
 def shuffled(folder: Path, suffix: str = "") -> list[Path]:
-    """Its files that are not hidden, nor in a hidden folder, in the order of a hash of their names."""
-    names = [p.relative_to(folder) for p in folder.rglob("*" + suffix) if p.is_file()]
-    names = [name for name in names if not any(part.startswith((".", "__pycache__")) for part in name.parts)]
-    return hashed([folder / name for name in names], folder)
+    """Its files that are not hidden, nor in a hidden folder, in the order of a hash of their names. What links lead
+    to is read as well, each folder once."""
+    found, seen = [], {folder.resolve()}
+    for at, folders, names in os.walk(folder, followlinks=True):
+        found += [p for name in names if name.endswith(suffix) and not hidden(name) and (p := Path(at, name)).is_file()]
+        inner = sorted((p.is_symlink(), p) for p in (Path(at, name) for name in folders if not hidden(name)))
+        folders.clear()
+        for _, path in inner:  # links last
+            if path.resolve() not in seen:
+                folders.append(path.name)
+                seen.add(path.resolve())
+    return hashed(found, folder)
+
+
+def hidden(name: str) -> bool:
+    return name.startswith((".", "__pycache__"))
 
 
 def hashed(paths: list[Path], folder: str | Path = "") -> list[Path]:

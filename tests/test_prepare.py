@@ -330,6 +330,18 @@ def test_files_follow_each_other(tmp_path, small_pieces):
     assert "".join(texts(tmp_path / "in").values()).count("text of") == 12
 
 
+def test_what_links_in_a_folder_lead_to_is_input(tmp_path):
+    """Each file once, and a circle ends."""
+    here, there = tmp_path / "in", tmp_path / "disk" / "web"
+    for folder in (here / "sub", there / "deep"):
+        folder.mkdir(parents=True)
+        (folder / f"{folder.name}.txt").write_text("text")
+    for link, goal in (("web", there), ("again", there), ("sub/up", here), ("to_sub", here / "sub"), ("gone", tmp_path / "no")):
+        (here / link).symlink_to(goal, target_is_directory=True)
+    assert sorted(corpus.files([here], [])) == [here / "again" / "deep" / "deep.txt", here / "sub" / "sub.txt"]
+    assert sorted(corpus.shuffled(here, ".txt")) == sorted(corpus.files([here], []))
+
+
 def test_a_folder_of_train_tokenizer_and_what_its_vocabulary_lacks(tmp_path, capsys):
     from data import train_tokenizer
 
