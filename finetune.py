@@ -33,7 +33,7 @@ from core.progress import duration
 from core.schedule import lr_at
 from core.tracker import Tracker, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
-from data import examples, tensors, vocab
+from data import encoding, tensors, vocab
 from data.pretrained import check_fit, open_encoder
 from data.split import in_both
 from model import Classifier, RobertaConfig
@@ -211,7 +211,7 @@ def main(args: Options) -> None:
         say(f"{config.said(args, 'max_length')} {args.max_length} is more than the encoder's {longest} positions: texts"
             " are cut at these")  # fmt: skip
     splits, hash_ = {}, vocab.load(tokenizer).hash
-    end = examples.token_id(examples.load_tokenizer(tokenizer), "end")
+    end = encoding.token_id(encoding.load_tokenizer(tokenizer), "end")
     for name, file in (("train", args.train), ("val", args.val), ("test", args.test)):
         if file:
             splits[name] = split = tensors.Rows(file, longest, end, cfg.pad_id)

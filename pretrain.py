@@ -48,7 +48,7 @@ from core.progress import duration
 from core.schedule import lr_at, outlasts
 from core.tracker import Tracker, peak_flops, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
-from data import examples, tensors, vocab
+from data import encoding, examples, tensors, vocab
 from data.masking import Masking
 from data.pretrained import check_fit, export, open_weights
 from model import POSITION_KINDS, RobertaConfig, RobertaMLM
@@ -268,17 +268,17 @@ def main(args: Options) -> None:
     source, weights, about = ({}, {}, None)
     if resuming:
         source, weights, about = stored["model_config"], stored["model"], stored["meta"]["tokenizer"]
-        if args.tokenizer and (now := vocab.load(examples.describe(args.tokenizer)).hash) != vocab.load(about).hash:
+        if args.tokenizer and (now := vocab.load(encoding.describe(args.tokenizer)).hash) != vocab.load(about).hash:
             raise ValueError(f"--tokenizer {args.tokenizer} is {now}, {path} was trained with {vocab.load(about).hash}")
     elif args.reset or args.init_from not in ("", "scratch"):
         last = folder.gone_to(args.save_path) if args.reset else ""
         source, weights, about = open_weights(args.init_from, args.tokenizer, args.transfer, last)
     if not args.tokenizer and not about:
         raise ValueError("--tokenizer is missing: a tokenizers JSON, by data/train_tokenizer.py")
-    about = examples.describe(args.tokenizer) if args.tokenizer else about
-    tokenizer = examples.load_tokenizer(args.tokenizer or about)
+    about = encoding.describe(args.tokenizer) if args.tokenizer else about
+    tokenizer = encoding.load_tokenizer(args.tokenizer or about)
     tokens = vocab.load(about)
-    pad, end, mask_id = (examples.token_id(tokenizer, name) for name in ("pad", "end", "mask"))
+    pad, end, mask_id = (encoding.token_id(tokenizer, name) for name in ("pad", "end", "mask"))
     names = ("train", "eval", *["test"] * bool(args.test))
     splits = {name: open_rows(getattr(args, name), name, args.max_size, end, pad) for name in names}
     longest = args.max_size or max(split.longest for split in splits.values())

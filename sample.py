@@ -20,7 +20,7 @@ from core import checkpoint, config, dist, run
 from core.generate import stream
 from core.progress import progress
 from core.values import Count, Fraction, NonNegative, Whole
-from data import examples, vocab
+from data import encoding, examples, vocab
 from model import GPTConfig, RobertaConfig, RobertaMLM, build_gpt
 from variants.losses import IGNORE
 
@@ -117,8 +117,8 @@ def beginnings(text: str, tokens: list) -> list[list[int]]:
 @torch.no_grad()
 def fill(args: Options, state: dict, device: torch.device) -> None:
     """An encoder's guesses for each mask in the start, and the text with the first of them."""
-    tokenizer = examples.load_tokenizer(state["meta"]["tokenizer"])
-    mask = examples.token_id(tokenizer, "mask")
+    tokenizer = encoding.load_tokenizer(state["meta"]["tokenizer"])
+    mask = encoding.token_id(tokenizer, "mask")
     model = RobertaMLM(config.build(RobertaConfig, state["model_config"], args.init_from))
     if args.perplexity or args.dataset:
         raise ValueError("--perplexity and --dataset are for language models, this is an encoder: --start with a"

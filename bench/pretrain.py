@@ -32,7 +32,7 @@ def write_data(folder: Path, shape: str, steps: int) -> None:
 
     from core import rng
     from data.build_pretrain_data import Writer
-    from data.examples import narrowest
+    from data.encoding import narrowest
     from data.train_tokenizer import SPECIAL
 
     (_, (batch, size, middle), *_) = SHAPES[shape]

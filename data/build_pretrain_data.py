@@ -29,7 +29,7 @@ if __name__ == "__main__":
 from core import config, exits
 from core.progress import progress
 from core.values import Count, Fraction
-from data import bins, examples, split, vocab
+from data import bins, encoding, examples, split, vocab
 
 FILE_SIZE = 1 << 29  # bytes of ids a file: `datasets` cuts its own at 500 MB
 
@@ -100,7 +100,7 @@ def main(args: Options, apart: bool = True) -> None:
         raise ValueError(f"--max_size must be at least 3 (<s>, one token, </s>), got {args.max_size}")
     if not args.eval_dir and not 0 < args.split_prop < 1:
         raise ValueError(f"--split_prop must lie between 0 and 1 where there is no --eval_dir, got {args.split_prop}")
-    coder = examples.encoder(args.tokenizer, args.max_size)
+    coder = encoding.encoder(args.tokenizer, args.max_size)
     sources = [args.train_dir] + [args.eval_dir] * bool(args.eval_dir)
     parts = [examples.files(source) for source in sources]
     evaluated = {file.resolve() for part in parts[1:] for file in part}
@@ -114,7 +114,7 @@ def main(args: Options, apart: bool = True) -> None:
     for folder in folders:
         if folder.exists() and not (folder / "state.json").is_file():
             raise ValueError(f"{folder} exists and is no data set: it is not replaced")
-    hash_ = vocab.load(examples.describe(args.tokenizer)).hash
+    hash_ = vocab.load(encoding.describe(args.tokenizer)).hash
     new = [folder for folder in (folders[0].parent, *folders[0].parent.parents) if not folder.exists()]
     train, held = writers = [Writer(folder, coder.dtype, hash_) for folder in folders]
     sides, again = split.Sides(), False
@@ -124,7 +124,7 @@ def main(args: Options, apart: bool = True) -> None:
             share = args.split_prop if not args.eval_dir else float(which)
             drawn = functools.partial(split.held_out, share=share, seed=args.seed)
             done, size = 0, examples.source_size(files)
-            coded = examples.encode(files, args.tokenizer, args.max_size, args.column, args.workers)
+            coded = encoding.encode(files, args.tokenizer, args.max_size, args.column, args.workers)
             for c in progress(coded, source, size / 1e6, "MB", size=lambda c: c.size / 1e6):
                 out = drawn(done, len(c.lengths))
                 if apart:
@@ -169,7 +169,7 @@ def main(args: Options, apart: bool = True) -> None:
         more = f" and {len(both) - 1} more" if both[1:] else ""
         print(f"note: --eval_dir holds {both[0]}{more}, too: left out of training")
     print(f"{cut:,} of {total:,} examples were cut to {args.max_size} tokens ({lost:,} tokens left out)")
-    examples.note_lost(unknown, sum(writer.tokens for writer in writers), pads)
+    encoding.note_lost(unknown, sum(writer.tokens for writer in writers), pads)
 
 
 if __name__ == "__main__":

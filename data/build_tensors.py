@@ -27,7 +27,7 @@ if __name__ == "__main__":
 from core import config
 from core.progress import progress
 from core.values import Count, Fraction, coerce, nearest, read_yaml
-from data import arrow, examples, records, split, tensors, vocab
+from data import arrow, encoding, examples, records, split, tensors, vocab
 
 
 @dataclass
@@ -56,10 +56,10 @@ def ids_of(row: dict, size: int, where: str) -> list[int]:
     return ids
 
 
-def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str], int, int]:
+def encode(args: Options, coder: encoding.Encoder) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str], int, int]:
     """Flat ids, lengths, fingerprints, labels as they are called, how many were cut, and how many <pad> left out."""
     ids, lengths, prints, labels, cut, done, pads, column = [], [], [], [], 0, 0, 0, ""
-    tokens = vocab.load(examples.describe(args.tokenizer))
+    tokens = vocab.load(encoding.describe(args.tokenizer))
     rows = iter(progress(records.read(Path(args.input)), "examples"))
     if examples.ending(Path(args.input)) not in examples.SUFFIXES and Path(args.input).exists():
         for file in arrow.files(args.input):
@@ -77,7 +77,7 @@ def encode(args: Options, coder: examples.Encoder) -> tuple[np.ndarray, np.ndarr
             coded = coder.cut(flat, np.array([len(v) for v in values]))
         else:
             coded = coder(records.texts(batch, column, args.input, done, bool(args.text_column)))
-        examples.some_tokens(coded, args.input, done)
+        encoding.some_tokens(coded, args.input, done)
         if args.label_column:
             names = [records.label(row, args.label_column, args.input, i) for i, row in enumerate(batch, done + 1)]
             if "" in names:
@@ -124,9 +124,9 @@ def main(args: Options) -> None:
         raise ValueError("--labels gives labels their numbers: --label_column names the column that holds them")
     if args.max_length < 3:
         raise ValueError(f"--max_length must be at least 3 (<s>, one token, </s>), got {args.max_length}")
-    coder = examples.encoder(args.tokenizer, args.max_length)
-    pad = examples.token_id(coder.tokenizer, "pad")
-    tokenizer = vocab.load(examples.describe(args.tokenizer)).hash
+    coder = encoding.encoder(args.tokenizer, args.max_length)
+    pad = encoding.token_id(coder.tokenizer, "pad")
+    tokenizer = vocab.load(encoding.describe(args.tokenizer)).hash
     ids, lengths, prints, labels, cut, pads = encode(args, coder)
     names = number_labels(labels, args.labels) if labels else None
     numbers = np.array([names.index(x) for x in labels]) if labels else None
@@ -154,7 +154,7 @@ def main(args: Options) -> None:
         if len(names) > n // 2:
             print(f"note: {len(names):,} labels for {n:,} examples: is {args.label_column!r} the column of labels?")
     print(f"{cut:,} of {n:,} examples were cut to {args.max_length} tokens")
-    examples.note_lost(coder.lost(ids), len(ids), pads)
+    encoding.note_lost(coder.lost(ids), len(ids), pads)
 
 
 if __name__ == "__main__":

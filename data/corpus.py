@@ -27,7 +27,7 @@ import numpy as np
 
 from core import exits
 from core.progress import progress
-from data import bins, examples, vocab
+from data import bins, encoding, examples, vocab
 
 PIECE = 1 << 18  # bytes of text a task
 SMALL = 1 << 23  # bytes: below, starting processes costs more than it saves
@@ -301,7 +301,7 @@ def begin(new_job: Callable) -> None:
     job = new_job
     if multiprocessing.parent_process():
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
-        examples.follow_parent()
+        encoding.follow_parent()
     job.start()
 
 
@@ -316,7 +316,7 @@ def work(piece: Piece):
 
 def spread(new_job: Callable, tasks: Iterator[Piece], processes: int) -> Iterator[tuple[Piece, object]]:
     """(piece, result) in the order of the pieces; at most a few pieces a process are in memory."""
-    if processes == 1 or not examples.processes_share():
+    if processes == 1 or not encoding.processes_share():
         begin(new_job)
         yield from ((piece, good(work(piece))) for piece in tasks)
         return

@@ -16,7 +16,7 @@ from core.exits import NotFinite
 from core.progress import progress
 from core.scores import write_csv
 from core.values import nearest
-from data import examples, records
+from data import encoding, records
 from data.pretrained import open_encoder
 from model import Classifier, RobertaConfig
 
@@ -35,7 +35,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     model.to(device).eval()
     dtype, precision = dist.precision(dtype, device)
     autocast = dist.autocast(device, dtype)
-    coder = examples.Encoder(about, min(max_length or sys.maxsize, model.config.block_size))
+    coder = encoding.Encoder(about, min(max_length or sys.maxsize, model.config.block_size))
     rows = records.read(Path(texts))
     if not (first := next(rows, {})):
         raise ValueError(f"--predict {texts} holds no texts")
@@ -53,7 +53,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
         nonlocal cut, tokens, lost, pads
         done, part = numbered[0][0], [row for _, row in numbered]
         some = records.texts(part, column, texts, done, bool(text_column))
-        coded = examples.some_tokens(coder(some), texts, done)
+        coded = encoding.some_tokens(coder(some), texts, done)
         cut, pads = cut + coded.cut, pads + coded.pads
         tokens, lost = tokens + len(coded.ids), lost + coder.lost(coded.ids)
         with autocast:
@@ -80,7 +80,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
              "how": [tokenizer, coder.max_size, precision]}  # fmt: skip
     n = write_csv(out, header, rows, label, about, 64)
     print(f"{out}: {n:,} texts labelled on {device}, {precision}; {cut:,} of them cut to {coder.max_size} tokens")
-    examples.note_lost(lost, tokens, pads)
+    encoding.note_lost(lost, tokens, pads)
     if label_column:
         csv.field_size_limit(1 << 30)
         with open(out, newline="", encoding="utf-8") as f:  # all of them, also those before a kill

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core import checkpoint, config, disk, files, hf, hub, transfer
-from data import examples, qa, vocab
+from data import encoding, qa, vocab
 from model import RobertaConfig
 
 BLOCKS = " --transfer attn mlp norm, blocks alone, with a --tokenizer"
@@ -24,8 +24,8 @@ def open_encoder(source: str, tokenizer: str = "", parts: list[str] | tuple = ("
     if source == "scratch" or blocks and tokenizer:
         if not tokenizer:
             raise ValueError("--tokenizer is missing: a model from scratch brings none")
-        about = examples.describe(tokenizer)
-        pad = examples.token_id(examples.load_tokenizer(about), "pad")
+        about = encoding.describe(tokenizer)
+        pad = encoding.token_id(encoding.load_tokenizer(about), "pad")
         ours = {"vocab_size": vocab.load(about).vocab_size, "pad_id": pad}
         if source == "scratch":
             return Encoder(ours, {}, about, {})
@@ -39,7 +39,7 @@ def open_encoder(source: str, tokenizer: str = "", parts: list[str] | tuple = ("
             raise ValueError(f"--init_from {path} is a {state['kind']!r} checkpoint: an encoder's is needed"
                              f" (pretrain.py), or{BLOCKS}")  # fmt: skip
         own = vocab.load(meta["tokenizer"]).hash
-        if tokenizer and (given := vocab.load(examples.describe(tokenizer)).hash) != own:
+        if tokenizer and (given := vocab.load(encoding.describe(tokenizer)).hash) != own:
             raise ValueError(f"--tokenizer {tokenizer} is {given}, {path} was trained with {own}: leave it out,"
                              f" or{BLOCKS}")  # fmt: skip
         return Encoder(cfg, state["model"], meta["tokenizer"], meta.get("head", {}))
@@ -50,7 +50,7 @@ def open_encoder(source: str, tokenizer: str = "", parts: list[str] | tuple = ("
     out = weights.get("classifier.out_proj.weight")
     names = [] if out is None else label_names(files.read_json(folder / "config.json"), len(out))
     head = {"pooling": "cls", "pooler_type": "roberta", "names": names} if names else {}
-    return Encoder(cfg, weights, examples.describe(tokenizer) if tokenizer else qa.tokenizer(folder), head)
+    return Encoder(cfg, weights, encoding.describe(tokenizer) if tokenizer else qa.tokenizer(folder), head)
 
 
 def label_names(about: dict, n: int) -> list[str]:
@@ -68,7 +68,7 @@ def tokenizer_of(path: str, found: dict, given: str = "") -> dict | None:
     if found["meta"] or Path(path).exists() and not hub.is_folder(path):
         return found["meta"].get("tokenizer")
     if given:
-        return examples.describe(given)
+        return encoding.describe(given)
     return qa.tokenizer(Path(path) if hub.is_folder(path) else hub.download(path))
 
 
@@ -82,7 +82,7 @@ def open_weights(source: str, tokenizer: str, parts: list[str], run: str = "") -
         path, found = source, hf.source(source)
     about = tokenizer_of(path, found, tokenizer)
     if tokenizer and about and {"embed", "head"} & set(transfer.wanted(parts)):
-        given, own = (vocab.load(t).hash for t in (examples.describe(tokenizer), about))
+        given, own = (vocab.load(t).hash for t in (encoding.describe(tokenizer), about))
         if given != own:
             raise ValueError(f"--tokenizer {tokenizer} is {given}, {path} was trained with {own}: leave it out,"
                              " or --transfer attn mlp norm")  # fmt: skip
@@ -127,10 +127,10 @@ def check_fit(model, weights: dict, there: dict, source: str, parts: list[str], 
 
 def special_tokens(about: dict) -> tuple[dict[str, str], dict[str, int]]:
     """An encoder's special tokens in transformers' terms: words for tokenizer_config.json, ids for config.json."""
-    tokenizer = examples.load_tokenizer(about)
+    tokenizer = encoding.load_tokenizer(about)
     names = {"bos_token": "start", "eos_token": "end", "cls_token": "start", "sep_token": "end", "pad_token": "pad",
              "mask_token": "mask", "unk_token": "unk"}  # fmt: skip
-    found = {k: next(filter(tokenizer.get_vocab().__contains__, examples.NAMES[v]), None) for k, v in names.items()}
+    found = {k: next(filter(tokenizer.get_vocab().__contains__, encoding.NAMES[v]), None) for k, v in names.items()}
     words = {k: word for k, word in found.items() if word}
     return words, {f"{k}_id": tokenizer.token_to_id(words[k]) for k in ("bos_token", "eos_token") if k in words}
 

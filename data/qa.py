@@ -22,7 +22,7 @@ import numpy as np
 
 from core import exits, rng
 from core.values import nearest
-from data import examples
+from data import encoding, examples
 
 SPLITS = ("train", "val", "test")
 LINES = (".jsonl", ".ndjson")
@@ -241,7 +241,7 @@ def tokenizer(folder: Path) -> dict:
     """The description of the tokenizer in a Hugging Face folder, for data/vocab.py."""
     files = {name: Path(folder) / name for name in ("tokenizer.json", "vocab.json", "merges.txt")}
     if files["tokenizer.json"].is_file():
-        return examples.describe(files["tokenizer.json"])
+        return encoding.describe(files["tokenizer.json"])
     if missing := [name for name in ("vocab.json", "merges.txt") if not files[name].is_file()]:
         raise ValueError(f"{folder} holds no tokenizer: tokenizer.json, or {' and '.join(missing)}, is missing")
     from tokenizers import AddedToken, ByteLevelBPETokenizer, processors

@@ -14,7 +14,7 @@ from core import checkpoint, config, dist, files
 from core.exits import NotFinite
 from core.progress import progress
 from core.scores import predict, write_csv
-from data import examples, pretrained, qa, vocab
+from data import encoding, pretrained, qa, vocab
 from model import GPT, GPTConfig, Roberta, RobertaConfig, ScoreModel
 
 # -----------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def make_template(description: dict, model: ScoreModel, max_length: int, **sizes
     tokenizer, start = vocab.load(description), []
     wte, n, end = model.transformer.wte, tokenizer.vocab_size, tokenizer.eot
     if not model.causal:
-        start, end = [examples.token_id(tokenizer.tokenizer, "start")], examples.token_id(tokenizer.tokenizer, "end")
+        start, end = [encoding.token_id(tokenizer.tokenizer, "start")], encoding.token_id(tokenizer.tokenizer, "end")
     if end is None:
         end, n = n, n + 1
         if len(wte.weight) == end:

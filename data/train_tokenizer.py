@@ -27,7 +27,7 @@ if __name__ == "__main__":
 from core import config, exits
 from core.progress import progress
 from core.values import Count
-from data import bins, examples
+from data import bins, encoding, examples
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>"]
 
@@ -53,7 +53,7 @@ def build(kind: str, vocab_size: int, texts):
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("."), "isolated")]
         )
-        assert json.loads(tokenizer.to_str())["pre_tokenizer"] == examples.BY_DIGIT
+        assert json.loads(tokenizer.to_str())["pre_tokenizer"] == encoding.BY_DIGIT
         tokenizer.decoder = decoders.Fuse()
     elif kind == "bpe":
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -106,8 +106,8 @@ def main(args: Options) -> None:
         with exits.writing(out):  # .save() hides why it could not write
             draft.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         counts: collections.Counter[int] = collections.Counter()
-        lost, pads, coder = 0, 0, examples.Encoder(draft, None)
-        coded = examples.encode(args.data_dir, draft, column=args.column)
+        lost, pads, coder = 0, 0, encoding.Encoder(draft, None)
+        coded = encoding.encode(args.data_dir, draft, column=args.column)
         size = examples.source_size(args.data_dir) / 1e6
         for c in progress(coded, "measuring lengths", size, "MB", size=lambda c: c.size / 1e6):
             counts.update(c.lengths.tolist())
@@ -132,7 +132,7 @@ def main(args: Options) -> None:
     print(f"{path}: {count:,} tokens; {total:,} examples, {tokens:,} tokens with <s> and </s>, longest {max(counts):,}")
     if count < (args.vocab_size or 0):
         print(f"note: {count:,} tokens in place of {vocab_size:,}: the text has no more that come together twice")
-    examples.note_lost(lost, tokens, pads)
+    encoding.note_lost(lost, tokens, pads)
     if lost and args.tokenizer == "by-digit":
         print("note: --tokenizer bpe is for text that is not digits")
 

@@ -12,7 +12,7 @@ import torch
 
 from core import checkpoint, config, dist, exits
 from core.progress import progress
-from data import examples
+from data import encoding, examples
 from data.pretrained import check_fit, open_encoder
 from model import RobertaConfig, RobertaMLM, starts
 
@@ -27,7 +27,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     checkpoint.put(model, {k: weights.get(k, v) for k, v in model.state_dict().items()}, source)  # the head is not used
     model.to(device).eval()
     autocast = dist.autocast(device, dist.precision(dtype, device)[0])
-    coder = examples.Encoder(about, min(max_size or sys.maxsize, model.config.block_size))
+    coder = encoding.Encoder(about, min(max_size or sys.maxsize, model.config.block_size))
     n = sum(map(len, examples.read(texts, column, True)))
     cut = done = tokens = lost = pads = 0
     if not n:
@@ -43,7 +43,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
                 os.posix_fallocate(f.fileno(), 0, draft.stat().st_size)
         for part in progress(examples.read(texts, column, True), "embedding"):
             for i in range(0, len(part), 64):
-                coded = examples.some_tokens(coder(part[i : i + 64]), texts, done)
+                coded = encoding.some_tokens(coder(part[i : i + 64]), texts, done)
                 ids = torch.from_numpy(coded.ids.astype(np.int64)).to(device)
                 with autocast:
                     if pooling == "cls":
@@ -61,4 +61,4 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     finally:
         draft.unlink(missing_ok=True)  # there is one only where something failed
     print(f"{out}: {n:,} vectors of {model.config.n_embd}, {cut:,} texts cut to {coder.max_size} tokens")
-    examples.note_lost(lost, tokens, pads)
+    encoding.note_lost(lost, tokens, pads)

@@ -20,7 +20,7 @@ import torch
 
 import train
 from core import checkpoint, config, exits, hf
-from data import arrow, bins, examples, qa, records, tensors, vocab
+from data import arrow, bins, encoding, examples, qa, records, tensors, vocab
 from data.train_tokenizer import build
 
 SECONDS = 10  # a file
@@ -148,7 +148,7 @@ def tokenizer_json(folder: Path) -> Path:
 
 
 def read_tokenizer(path: Path) -> None:
-    tokenizer = vocab.load(examples.describe(path))
+    tokenizer = vocab.load(encoding.describe(path))
     tokenizer.decode(tokenizer.encode("some words"))
 
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from core import config, exits
-from data import bins, corpus, examples, vocab
+from data import bins, corpus, encoding, vocab
 from data.openwebtext import prepare as openwebtext
 from data.python_stdlib import prepare as python_stdlib
 from data.shakespeare_char import prepare as shakespeare_char
@@ -373,7 +373,7 @@ def test_what_a_unigram_lacks_is_counted_too(tmp_path, capsys):
     (tmp_path / "in.txt").write_text("ab" * 50)
     corpus.prepare([tmp_path / "in.txt"], tmp_path / "out", str(tmp_path / "t.json"))
     assert "note: 50 tokens are <unk>" in capsys.readouterr().out
-    coder = examples.Encoder(tmp_path / "t.json", None)
+    coder = encoding.Encoder(tmp_path / "t.json", None)
     assert coder.lost(coder(["abab"]).ids) == 2
 
 

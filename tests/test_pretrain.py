@@ -15,7 +15,7 @@ import sample
 from core import checkpoint, config, tracker
 from core.run import NotFinite, read_status
 from core.values import read_yaml
-from data import arrow, build_pretrain_data, examples, masking, train_tokenizer, vocab
+from data import arrow, build_pretrain_data, encoding, masking, train_tokenizer, vocab
 from model import RobertaConfig, RobertaMLM
 from tests import loops
 
@@ -72,7 +72,7 @@ def test_documented_defaults():
 def test_padding_without_a_mask_is_said(run, data, tmp_path):
     import pyarrow as pa
 
-    pad = examples.token_id(examples.load_tokenizer(str(data / "tokenizer.json")), "pad")
+    pad = encoding.token_id(encoding.load_tokenizer(str(data / "tokenizer.json")), "pad")
     table = pa.table({"input_ids": [[5, 6, 7], [5, 6, pad], [5, 7, 6]]})
     with pa.ipc.new_stream(str(tmp_path / "padded.arrow"), table.schema) as f:
         f.write_table(table)
@@ -386,7 +386,7 @@ def test_the_export_equals_ours_in_transformers(run, tmp_path):
     texts = ["3141592653", "27", "<mask>718"]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     logits = theirs(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    coded = examples.Encoder(state["meta"]["tokenizer"], None)(texts)
+    coded = encoding.Encoder(state["meta"]["tokenizer"], None)(texts)
     got = ours(torch.from_numpy(coded.ids.astype(np.int64)), coded.lengths, np.arange(len(coded.ids)))
     torch.testing.assert_close(got, logits[batch["attention_mask"].bool()], atol=1e-4, rtol=1e-4)
 
@@ -412,7 +412,7 @@ def test_another_tokenizer_is_refused_with_both_hashes(run, data, tmp_path):
     words["0"], words["1"] = words["1"], words["0"]
     (tmp_path / "other.json").write_text(json.dumps(about))
     both = (data / "tokenizer.json", tmp_path / "other.json")
-    hashes = {vocab.load(examples.describe(p)).hash for p in both}
+    hashes = {vocab.load(encoding.describe(p)).hash for p in both}
     run("--max_steps=1")
     for argv in (["--max_steps=2"], [f"--init_from={tmp_path / 'run'}"], ["--init_from=scratch"]):
         where = {"out": "new"} if "run" in argv[0] else {}
@@ -474,7 +474,7 @@ def test_vectors_do_not_depend_on_their_batch(run, tmp_path, monkeypatch):
         state = checkpoint.load(tmp_path / "run" / "best.pt")
         model = RobertaMLM(RobertaConfig(**state["model_config"])).eval()
         model.load_state_dict(state["model"])
-        coder = examples.Encoder(state["meta"]["tokenizer"], 12)
+        coder = encoding.Encoder(state["meta"]["tokenizer"], 12)
         for i in (0, 1, 50, 101):
             coded = coder([texts[i]])
             x = model.encode(torch.from_numpy(coded.ids.astype(np.int64)), coded.lengths)
@@ -549,7 +549,7 @@ def test_each_row_of_a_table_has_its_vector(run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="t.csv: row 2 has no token"):
         argv = [f"--init_from={tmp_path / 'bare.pt'}", f"--embed={tmp_path / 't.csv'}", f"--out={tmp_path / 'no.npy'}"]
         pretrain.main(config.parse(pretrain.Options, argv, doc=""))
-    monkeypatch.setattr(examples.Encoder, "cut", lambda *_: {}["no"])
+    monkeypatch.setattr(encoding.Encoder, "cut", lambda *_: {}["no"])
     with pytest.raises(KeyError):
         run(source, f"--embed={tmp_path / 't.csv'}", f"--out={tmp_path / 'new' / 't.npy'}")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["t.npy"]

@@ -16,7 +16,7 @@ import yaml
 import export_hf
 import reward_train
 from core import checkpoint, config, exits, run, scores, tracker
-from data import examples, pretrained, qa, scorer, vocab
+from data import encoding, pretrained, qa, scorer, vocab
 from data.qa_toy import prepare
 from model import GPT, GPTConfig, Roberta, RobertaConfig, RobertaMLM, ScoreModel
 
@@ -1132,7 +1132,7 @@ def test_tokenizers_of_gpt2_and_roberta_folders(toy, tmp_path):
     words = {w: len(about["vocab"]) + i for i, w in enumerate(("<s>", "<pad>", "</s>", "<unk>", "<mask>"))}
     (tmp_path / "vocab.json").write_text(json.dumps(about["vocab"] | words))
     about, text = qa.tokenizer(tmp_path), "How good is the soup?"
-    assert examples.Encoder(about, 64)([text]).ids.tolist() == [words["<s>"], *a.ids(text).tolist(), words["</s>"]]
+    assert encoding.Encoder(about, 64)([text]).ids.tolist() == [words["<s>"], *a.ids(text).tolist(), words["</s>"]]
 
 
 # -----------------------------------------------------------------------------

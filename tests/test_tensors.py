@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from core import exits
-from data import build_tensors, examples, tensors, train_tokenizer, vocab
+from data import build_tensors, encoding, examples, tensors, train_tokenizer, vocab
 
 IDS = torch.tensor([[0, 7, 8, 9, 2], [0, 5, 2, 1, 1], [0, 6, 7, 2, 1]])
 REAL = IDS != 1
@@ -164,7 +164,7 @@ def build(tmp_path, tokenizer, **options):
 
 
 def text_of(rows, i, tokenizer):
-    return examples.load_tokenizer(tokenizer).decode(rows.row(i).tolist())
+    return encoding.load_tokenizer(tokenizer).decode(rows.row(i).tolist())
 
 
 def write_csv(path, n=40):
@@ -208,7 +208,7 @@ def test_all_formats_give_the_same_file(tmp_path, tokenizer):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     table = pa.Table.from_pylist(rows)
     pq.write_table(table, tmp_path / "a.parquet")
-    encoded = [{"input_ids": examples.load_tokenizer(tokenizer).encode(t).ids + [1], "label": y, "attention_mask": None}
+    encoded = [{"input_ids": encoding.load_tokenizer(tokenizer).encode(t).ids + [1], "label": y, "attention_mask": None}
                for t, y in zip(texts, labels, strict=True)]  # fmt: skip
     for row in encoded:
         row["attention_mask"] = [1] * (len(row["input_ids"]) - 1) + [0]
@@ -229,7 +229,7 @@ def test_all_formats_give_the_same_file(tmp_path, tokenizer):
 
 def test_ids_of_another_tokenizer_are_refused(tmp_path, tokenizer):
     """Arrow files of build_pretrain_data.py tell which tokenizer made them: the .pt files would name another one."""
-    for made, place in ((vocab.load(examples.describe(tokenizer)).hash, "own"), ("0123456789abcdef", "other")):
+    for made, place in ((vocab.load(encoding.describe(tokenizer)).hash, "own"), ("0123456789abcdef", "other")):
         table = pa.table({"input_ids": [[0, 5, 2], [0, 6, 2]]}).replace_schema_metadata({"tokenizer": made})
         (tmp_path / place).mkdir()
         with pa.ipc.new_stream(str(tmp_path / place / "a.arrow"), table.schema) as f:
@@ -325,7 +325,7 @@ def test_no_row_is_taken_for_what_it_is_not(tmp_path, tokenizer, rows, message):
 
 def test_a_row_without_a_token_is_named(tmp_path, tokenizer):
     """A tokenizer that adds no [CLS] leaves nothing of an empty text, and its label would have nothing to go by."""
-    bare = json.loads(examples.describe(tokenizer)["json"]) | {"post_processor": None}
+    bare = json.loads(encoding.describe(tokenizer)["json"]) | {"post_processor": None}
     (tmp_path / "bare.json").write_text(json.dumps(bare))
     (tmp_path / "a.csv").write_text('text,label\none,a\n"",b\n')
     with pytest.raises(ValueError, match="a.csv: row 2 has no token"):
@@ -375,10 +375,10 @@ def test_cut_examples_are_counted(tmp_path, tokenizer, capsys):
 def test_a_bert_vocabulary_is_a_tokenizer(tmp_path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film", "##s"]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
-    tokenizer = examples.load_tokenizer(tmp_path)
+    tokenizer = encoding.load_tokenizer(tmp_path)
     assert tokenizer.encode("Good films!").ids == [2, 5, 6, 7, 1, 3]
-    assert [examples.token_id(tokenizer, what) for what in ("pad", "start", "end", "mask")] == [0, 2, 3, 4]
+    assert [encoding.token_id(tokenizer, what) for what in ("pad", "start", "end", "mask")] == [0, 2, 3, 4]
     (tmp_path / "blank.txt").write_text("\n".join([*words, "", "\u3000", "soup"]) + "\r\n")  # both have an id
-    assert examples.load_tokenizer(tmp_path / "blank.txt").encode("soup").ids[1] == len(words) + 2
+    assert encoding.load_tokenizer(tmp_path / "blank.txt").encode("soup").ids[1] == len(words) + 2
     (tmp_path / "vocab.txt").write_text("\n".join([*words, "Good"]) + "\n")
-    assert examples.load_tokenizer(tmp_path).encode("Good good").ids == [2, 8, 5, 3]
+    assert encoding.load_tokenizer(tmp_path).encode("Good good").ids == [2, 8, 5, 3]

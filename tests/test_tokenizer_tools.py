@@ -1,4 +1,4 @@
-"""data/train_tokenizer.py, data/build_pretrain_data.py and data/examples.py, by their documented command lines."""
+"""The tools of tokenizers and examples (data/examples.py, data/encoding.py), by their documented command lines."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from core import config, exits
-from data import build_pretrain_data, corpus, examples, records, train_tokenizer
+from data import build_pretrain_data, corpus, encoding, examples, records, train_tokenizer
 from data.arrow import Rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +75,7 @@ def test_the_seeds_command_lines(tmp_path):
 
 def test_by_digit_has_the_documented_vocabulary(by_digit):
     assert by_digit.name == "tokenizer_vocab16_max7619.json"
-    tokenizer = examples.load_tokenizer(by_digit)
+    tokenizer = encoding.load_tokenizer(by_digit)
     assert tokenizer.get_vocab() == {w: i for i, w in enumerate([*SPECIAL, *"0123456789"])}
     assert tokenizer.encode("12<mask>4 5x").ids == [0, 7, 8, 4, 10, 11, 3, 2]
     assert tokenizer.decode([0, 7, 8, 10, 2]) == "124"
@@ -100,7 +100,7 @@ def test_learnt_tokenizers(tmp_path, kind, size):
     text = [" ".join(r.choices(words, k=20)) for _ in range(300)] + ["ab" * 5000]
     (tmp_path / "t.txt").write_text("\n".join(text))
     path = train("--data_dir", tmp_path / "t.txt", "--out_dir", tmp_path, "--vocab_size", size, "--tokenizer", kind)
-    tokenizer = examples.load_tokenizer(path)
+    tokenizer = encoding.load_tokenizer(path)
     assert [tokenizer.token_to_id(w) for w in SPECIAL] == list(range(6))
     assert tokenizer.get_vocab_size() == size and path.name.startswith(f"tokenizer_vocab{size}_max")
     ids = tokenizer.encode(text[0]).ids
@@ -238,7 +238,7 @@ def test_what_is_evaluated_is_not_trained_on(tmp_path, by_digit, capsys):
 def test_the_table_and_the_library_agree(by_digit):
     space = [chr(c) for c in range(0x3001) if chr(c).isspace()]  # to str.split(); the library calls less white space
     texts = [*(f"1{c}2" for c in space), "0123456789", "1 2\t3", "1x2é3€4😀5", "12<mask>45", "7", "</s>", "9" * 3000, "1< 2"]
-    fast, slow = examples.Encoder(by_digit, 50), examples.Encoder(by_digit, 50)
+    fast, slow = encoding.Encoder(by_digit, 50), encoding.Encoder(by_digit, 50)
     assert fast.table is not None
     slow.table = None
     for batch in ([t] for t in texts):
@@ -361,7 +361,7 @@ def test_ids_may_have_gaps(tmp_path):
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 70_000}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "t.json"))
-    coded = examples.encoder(str(tmp_path / "t.json"), 9)(["a b", "b"])
+    coded = encoding.encoder(str(tmp_path / "t.json"), 9)(["a b", "b"])
     assert coded.ids.tolist() == [1, 70_000, 70_000] and coded.lengths.tolist() == [2, 1]
 
 
@@ -373,7 +373,7 @@ def test_nothing_is_no_example_where_the_tokenizer_adds_no_ends(tmp_path):
     tokenizer.normalizer = normalizers.Replace("\u200b", "")
     tokenizer.save(str(tmp_path / "t.json"))
     (tmp_path / "t.txt").write_text("a\n\u200b\nb\n" * 2, encoding="utf-8")
-    (coded,) = examples.encode(tmp_path / "t.txt", tmp_path / "t.json")
+    (coded,) = encoding.encode(tmp_path / "t.txt", tmp_path / "t.json")
     assert coded.ids.tolist() == [1, 2, 1, 2] and coded.lengths.tolist() == [1] * 4
 
 
