@@ -7,6 +7,7 @@ It builds no model and imports none.
 """
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -193,6 +194,7 @@ def roberta_weights_back(ours: Weights, config: dict) -> Weights:
     return out
 
 
+NUMBERS = {"norm_eps": 1, "rope_base": math.inf, "dropout": 1, "hidden_dropout": 1, "attn_dropout": 1}  # below
 FROM = {"gpt2": (gpt2_config, gpt2_weights), "roberta": (roberta_config, roberta_weights)}
 FROM |= dict.fromkeys(hf_llama.TYPES, (hf_llama.config, hf_llama.weights))
 BACK = {"gpt2": (gpt2_config_back, gpt2_weights_back), "roberta": (roberta_config_back, roberta_weights_back),
@@ -233,6 +235,12 @@ def load(where: str | Path) -> tuple[str, dict, Weights]:
         for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "mlp_size"):
             if type(ours[key]) is not int:
                 raise TypeError(f"{key} is {ours[key]!r}, no whole number")
+        for key, most in NUMBERS.items():
+            if isinstance(value := ours.get(key, 0), bool | str) or not 0 <= value < most:
+                raise ValueError(f"{where}: {key} is {value!r} by its config.json, wanted is a number from 0 to {most}")
+        for key in ("wte_weight_tying", "tie", "bias"):
+            if ours.get(key) not in (None, True, False):
+                raise TypeError(f"{key} is {ours[key]!r}, not true or false")
         what = "weights lack"
         weights = to_weights(weights, ours)
     except KeyError as e:
