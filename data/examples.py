@@ -50,15 +50,21 @@ def source_size(path: str | Path | list[Path]) -> int:
 
 
 def decode(block: bytes, path: Path, offset: int) -> str:
+    zeros = block.count(b"\0") > 8 + len(block) // 100  # UTF-16 without its mark, token ids: they pass for UTF-8
+    tar = offset == 0 and block[257:262] == b"ustar"
     try:
-        return block.decode("utf-8")
+        text = block.decode("utf-8")
+        if not zeros and not tar:
+            return text
+        what, at = "is no text: zero at byte", block.find(b"\0")
     except UnicodeDecodeError as e:
-        why = "iconv -f latin1 -t utf-8 turns Latin-1 into it"
-        if packer := next((p for start, p in PACKED.items() if offset == 0 and block.startswith(start)), ""):
-            why = f"it is packed: {packer} unpacks it"
-        elif b"\0" in block:
-            why = "UTF-16, which iconv turns into it, or no text: name those wanted, as in 'notes/**/*.md'"
-        raise ValueError(f"{path} is not UTF-8 at byte {offset + e.start} ({why})") from None
+        what, at = "is not UTF-8 at byte", e.start
+    why = "iconv -f latin1 -t utf-8 turns Latin-1 into it"
+    if packer := next((p for start, p in PACKED.items() if offset == 0 and block.startswith(start)), "tar -xf" * tar):
+        why = f"it is packed: {packer} unpacks it"
+    elif b"\0" in block:
+        why = "UTF-16, which iconv turns into UTF-8, or no text: name those wanted, as in 'notes/**/*.md'"
+    raise ValueError(f"{path} {what} {offset + at} ({why})")
 
 
 def pick(names: list[str], column: str, path: Path) -> str:
@@ -122,7 +128,8 @@ def json_rows(block: bytes, path: Path, offset: int) -> Iterator[tuple[dict, int
         if line.strip():
             row = parse_json(line, f"{path} at byte {offset}")
             if not isinstance(row, dict):
-                raise ValueError(f"{path} at byte {offset}: an object a line is wanted, got {line[:40]!r}")
+                hint = " (jq -c '.[]' writes a list's items so)" * isinstance(row, list)
+                raise ValueError(f"{path} at byte {offset}: an object a line is wanted, got {line[:40]!r}{hint}")
             yield row, offset
         offset += len(line.encode()) + 1
 

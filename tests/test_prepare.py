@@ -4,6 +4,7 @@ import concurrent.futures
 import csv
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import multiprocessing
@@ -11,6 +12,7 @@ import os
 import random
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -422,6 +424,16 @@ def line(value) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
+def tarred(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, content in files.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            tar.addfile(about, io.BytesIO(content))
+    return out.getvalue()
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(
     "name, raw, told",
@@ -429,12 +441,17 @@ def line(value) -> bytes:
         ("a.txt", b"abc\xff", "a.txt is not UTF-8 at byte 3"),
         ("a.txt", b"\xef\xbb\xbfab\xff", "a.txt is not UTF-8 at byte 5"),
         ("a.txt", b"\xff\xfea\x00b\x00", r"a.txt is not UTF-8 at byte 0 \(UTF-16"),
+        ("a.txt", "so it goes".encode("utf-16-le"), r"a.txt is no text: zero at byte 1 \(UTF-16"),
+        ("train.bin", np.arange(99, dtype="<u2").tobytes(), "train.bin is no text: zero at byte 0"),
+        ("a.tar", tarred({"a.txt": b"text " * 9000}), r"a.tar is no text: .*\(it is packed: tar -xf unpacks it\)"),
+        ("a.tar", tarred({"a.txt": b"\xff" * 9000}), r"a.tar is not UTF-8 .*\(it is packed: tar -xf unpacks it\)"),
         ("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", r"a.png is not UTF-8 at byte 0 \(.*no text: name those wanted"),
         ("a.jsonl", gzip.compress(line({"text": "a"})), r"a.jsonl is not UTF-8 at byte 1 \(it is packed: gzip -d"),
         ("a.txt.xz", lzma.compress(b"text"), r"a.txt.xz is not UTF-8 at byte 0 \(it is packed: xz -d unpacks it\)"),
         ("a.jsonl", line({"text": "é"}) * 3 + b'{"text": "\xff"}', "a.jsonl is not UTF-8 at byte 67"),
         ("a.jsonl", line({"text": "a"}) * 2 + b"{", "a.jsonl at byte 28"),
         ("a.jsonl", line({"text": "a"}) * 2 + line(3), "a.jsonl at byte 28: an object"),
+        ("a.json", line([{"text": "a"}]), r"a.json at byte 0: an object a line is wanted, .*\(jq -c '.\[\]'"),
         ("a.jsonl", line({"text": "a"}) * 2 + line({"text": None}), "a.jsonl at byte 28: text is wanted"),
         ("a.jsonl", line({"text": "a"}) * 2 + line({"body": 1, "n": 2}), "text is wanted in 'text', got None"),
         ("a.parquet", b"PAR1 nothing", "a.parquet"),
