@@ -30,6 +30,7 @@ DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 NANOGPT_VOCAB = 50304  # GPT-2's 50257 rounded up, nanoGPT's choice where a folder says nothing
 METHODS = ("random", "sequential", "without_replacement")
 BLOCK = 1 << 22  # ids a scan looks at once
+HEADS = (20240520, 20240801)  # the first word of llm.c's files, of which modded-nanogpt's shards are
 REMEMBER = 1 << 28  # bytes: what is larger is scanned once, not at every start
 
 
@@ -203,7 +204,12 @@ class Split:
         return out[:, :-1].astype(np.int64), out[:, 1:].astype(np.int64)
 
     def check_width(self) -> None:
-        """Nothing says how wide the ids are: uint32 read as uint16 has its every second id next to zero."""
+        """Nothing says what the files hold: uint32 read as uint16 has its every second id next to zero."""
+        for path, ids in zip(self.paths, self.shards, strict=True):
+            if int.from_bytes(ids[:2].tobytes()[:4], "little") in HEADS:
+                name = shlex.quote(str(path))
+                raise ValueError(f"{path} begins with llm.c's header, 1,024 bytes that are no ids:"
+                                 f" `tail -c +1025 {name} >NEW` leaves it out")  # fmt: skip
         ids = self.shards[0][: 1 << 20]
         if self.dataset.dtype == "uint16" and len(ids) >= 64:
             low, high = (ids[::2] < 4).mean(), (ids[1::2] < 4).mean()

@@ -273,6 +273,20 @@ def test_uint32_read_as_uint16_is_noticed(tmp_path, meta):
     assert bins.Dataset(tmp_path).split("train", 16).n == 5000
 
 
+@pytest.mark.parametrize("magic, dtype, vocab_size", [(20240520, "<u2", 65536), (20240801, "<u4", 128256)])
+def test_the_header_of_llm_c_is_not_read_as_ids(tmp_path, magic, dtype, vocab_size):
+    ids = np.random.default_rng(0).integers(0, vocab_size, 5000).astype(dtype)
+    head = np.array([magic, 1, len(ids), *[0] * 253], "<i4").tobytes()
+    kind = {"<u2": "uint16", "<u4": "uint32"}[dtype]
+    (tmp_path / "meta.json").write_text(json.dumps({"vocab_size": vocab_size, "dtype": kind}))
+    (tmp_path / "train_000.bin").write_bytes(ids.tobytes())
+    (tmp_path / "train_001.bin").write_bytes(head + ids.tobytes())
+    with pytest.raises(ValueError, match=r"train_001.bin begins with llm.c's header.*tail -c \+1025"):
+        bins.Dataset(tmp_path).split("train", 16)
+    (tmp_path / "train_001.bin").write_bytes((head + ids.tobytes())[1024:])  # what tail writes
+    assert bins.Dataset(tmp_path).split("train", 16).n == 10_000
+
+
 def test_small_vocabularies_are_plausible(tmp_path):
     np.random.default_rng(0).integers(0, 4, 5000).astype("<u2").tofile(tmp_path / "train.bin")
     assert bins.Dataset(tmp_path).split("train", 16).n == 5000
