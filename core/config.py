@@ -27,7 +27,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from core.values import coerce, dump, nearest, read_yaml
+from core.values import coerce, dump, native, nearest, read_yaml
 
 SUFFIXES = (".yaml", ".yml", ".json")  # of config files
 
@@ -183,7 +183,8 @@ def flatten(cls: type, data: dict, source: str) -> dict[str, Any]:
                 continue
             target = other.get(name, name)
             if target not in known:
-                raise ValueError(f"{source}: unknown key {name!r}{nearest(name, [*sections, *known, *other])}")
+                near = nearest(native(name, known), [*sections, *known, *other])
+                raise ValueError(f"{source}: unknown key {name!r}{near}")
             if target in out and out[target] != value:
                 raise ValueError(f"{source}: {name} is given twice, as {out[target]!r} and as {value!r}")
             out[target] = value
@@ -328,7 +329,8 @@ def parse(cls: type, argv: list[str] | None = None, *, doc: str = "", config_fla
             name = word.lstrip("-").split("=")[0]
             if not word.startswith("--") and name.replace("-", "_") in specs(cls):
                 raise ValueError(f"unknown option {word.split('=')[0]}: options have two dashes, --{name}")
-            raise ValueError(f"unknown option --{name}{nearest(name, [*specs(cls), *aliases(cls)], '--')}")
+            near = nearest(native(name, specs(cls)), [*specs(cls), *aliases(cls)], "--")
+            raise ValueError(f"unknown option --{name}{near}")
         if not word.endswith(SUFFIXES):
             raise ValueError(f"unexpected argument {word!r} (options start with --; a config file ends in .yaml)")
         files.append(word)

@@ -28,6 +28,34 @@ Beta = Annotated[float, "0..<1"]  # of Adam: at 1 its averages would never move
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
+# names of one thing here and in nanoGPT, transformers, TRL and Lightning; of those that a script has the first is meant
+SAME = [names.split() for names in """
+    learning_rate lr
+    batch_size per_device per_device_train_batch_size train_batch_size device_batch_size
+    epochs max_epochs num_train_epochs num_epochs
+    max_iters max_steps num_iterations num_train_steps
+    gradient_accumulation_steps grad_acc grad_accum_steps accumulate_grad_batches
+    weight_decay decay
+    grad_clip max_grad_norm gradient_clip_val
+    warmup_iters warmup_steps
+    lr_scheduler lr_schedule lr_scheduler_type
+    max_length max_size block_size max_seq_length model_max_length context_length
+    dtype precision bf16 fp16
+    eval_interval val_check_interval eval_steps
+    log_interval log_steps log_every_n_steps logging_steps
+    model_name init_from model_name_or_path
+    out_dir save_path save_dir dirpath output_dir output_path init_from
+    dataset data_dir train dataset_name train_file
+    val eval validation_file eval_file
+""".strip().splitlines()]
+
+
+def native(name: str, known) -> str:
+    """What the field calls otherwise by its name among the known ones: "num_train_epochs" -> "epochs"."""
+    word = name.split(".")[-1].replace("-", "_").lower()
+    same = next((names for names in SAME if word in names), [])
+    return next((k for n in same for k in known if k.split(".")[-1] == n), name)
+
 
 def nearest(word: str, words, prefix: str = "") -> str:
     """", did you mean 'x'?" or nothing."""

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from core import config
-from core.values import coerce, nearest, read_yaml
+from core.values import coerce, native, nearest, read_yaml
 from experiments import folders
 from experiments.sections import KINDS, LSH, Favor
 
@@ -109,7 +109,7 @@ def settings(pairs: list[str], kind: str) -> dict:
         if not eq:
             raise ValueError(f"--set takes section.key=value, got {pair!r}")
         if key not in known:
-            raise ValueError(f"--set {key}: no such key{nearest(key, known)}")
+            raise ValueError(f"--set {key}: no such key{nearest(native(key, known), known)}")
         if key in out:
             raise ValueError(f"--set {key} twice: {out[key]!r} and {value!r}")
         out[key] = coerce(value, known[key].type, f"--set {key}", known[key].meta.get("choices"))

@@ -1,5 +1,6 @@
 """Options: every spelling of a command line, YAML's traps, and one line for what is wrong."""
 
+import importlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,20 @@ def test_what_is_wrong_is_named_in_one_line(line, says):
     assert says in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize(("script", "line", "says"), [
+    ("train_args", "--lr=3e-4", "learning_rate"), ("train_args", "--max-steps=3", "max_iters"), ("train_args", "--bf16", "dtype"),
+    ("train_args", "--per_device_train_batch_size 8", "batch_size"), ("train_args", "--model_name_or_path gpt2", "init_from"),
+    ("pretrain", "--num_train_epochs=3", "epochs"), ("pretrain", "--learning_rate 1e-4", "lr"), ("pretrain", "--output_dir x", "save_path"),
+    ("pretrain", "--gradient_accumulation_steps 2", "grad_acc"), ("finetune", "--lr 3", "learning_rate"), ("sample", "--out_dir=x", "init_from"),
+    ("reward_train", "--per_device_train_batch_size 2", "data.batch_size"), ("reward_train", "--output_dir x", "trainer.checkpoint.dirpath"),
+    ("procedural_pretraining.cli", "--learning_rate 1", "lr"),
+])  # fmt: skip
+def test_a_name_from_elsewhere_is_answered_with_ours(script, line, says):
+    """nanoGPT's, transformers', TRL's."""
+    with pytest.raises(ValueError, match=f"unknown option --[^ ]*, did you mean '--{says}'"):
+        config.parse(importlib.import_module(script).Options, line.split())
+
+
 def read(tmp_path, text: str, more: tuple = (), name="c.yaml"):
     (tmp_path / name).write_text(text)
     return config.parse(Options, [str(tmp_path / name), *more])
@@ -103,7 +118,7 @@ def test_yaml_means_what_it_says(tmp_path, text, name, value):
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("batch: 1\nbatch: 2", "key 'batch' twice"), ("bach: 1", "unknown key 'bach', did you mean 'batch'?"),
+    ("batch: 1\nbatch: 2", "key 'batch' twice"), ("bach: 1", "unknown key 'bach', did you mean 'batch'?"), ("inner: {learning_rate: 1}", "unknown key 'inner.learning_rate', did you mean 'lr'?"),
     ("batch: many", "batch must be a whole number, got 'many'"), ("batch: 12:30", "batch must be a whole number"),
     ("text: !!python/object/apply:os.system [ls]", "python/object"), ("inner: 3", "inner is a section, got 3"),
     ("- a\n- b", "must hold key: value lines"), ("batch: [1", "c.yaml: while parsing a flow sequence at line 1"), ("flag: 3", "flag must be true or false"),
