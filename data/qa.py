@@ -149,7 +149,8 @@ def check(path: Path, scored: bool = True, needed: tuple[str, ...] = ()) -> tupl
         place = f"{split or 'row'}[{counts[split]}]"
         shown += [place + w for w in wrong][: 8 - len(shown)]
         if wrong and not fields and isinstance(row, dict) and not {"Question", "Answer"} & row.keys():
-            fields = f" ({place} has {', '.join(map(repr, row)) or 'no field'}; {FIELDS})"
+            hub = "; docs/reward.md makes them of chosen and rejected" * ("chosen" in row)
+            fields = f" ({place} has {', '.join(map(repr, row)) or 'no field'}; {FIELDS}{hub})"
         bad[split] += bool(wrong)
         counts[split] += 1
     if total := sum(bad.values()):

@@ -125,7 +125,7 @@ def test_each_bad_row_is_counted_and_the_first_ones_shown(tmp_path):
     assert "train[5] is 7, not an object" in text and "train[6].Question is null, not text" in text
     assert "test[0].Question is missing" in text and text.endswith("; ...")
     chosen = [{"prompt": "q", "chosen": "a", "rejected": "b"}]
-    with pytest.raises(ValueError, match=r"train\[0\] has 'prompt', 'chosen', 'rejected'; wanted are .*Accepted_Answer"):
+    with pytest.raises(ValueError, match=r"train\[0\] has 'prompt', 'chosen', 'rejected'; wanted are .*Accepted_Answer.*docs/reward.md"):
         qa.check(write(tmp_path / "other.json", {"train": chosen, "test": chosen}))
 
 
