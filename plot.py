@@ -21,8 +21,8 @@ from core.values import nearest, read_yaml
 PLACES = (("eval.csv", "train.csv"), ("metrics/eval/metrics.csv", "metrics/train/metrics.csv"))
 WIDTH = 80  # of the table, or the terminal if that is narrower; a wider one is turned
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
-HIDDEN = ("out", "out_dir", "output_dir", "run_name", "save_path", "name", "dirpath", "init_from", "init_from_ckpt",
-          "ckpt_path")  # no settings
+HIDDEN = ("out", "out_dir", "output_dir", "run_name", "save_path", "save_dir", "name", "dirpath", "init_from",
+          "init_from_ckpt", "ckpt_path", "wandb_name", "wandb_run_name")  # no settings
 
 
 @dataclass

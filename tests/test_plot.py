@@ -53,7 +53,7 @@ def test_the_table_shows_what_differs_the_best_and_the_time(runs, tmp_path, caps
 def test_what_ran_is_shown_not_what_config_yaml_holds_since(runs, capsys):
     for run, lr in zip(runs, (0.001, 0.01), strict=True):
         (run / "config.yaml").write_text("training:\n  learning_rate: 7.0\n")  # edited for the next run
-        (run / "config.resolved.yaml").write_text(f"lr: {lr}\nfiles:\n  ckpt: {run}\nout: {run}\n")
+        (run / "config.resolved.yaml").write_text(f"lr: {lr}\nfiles:\n  ckpt: {run}\nout: {run}\nwandb_run_name: {run}\n")
     show(*runs, text=True)
     head, first, second, *_ = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["run", "lr", "best"]
