@@ -11,6 +11,7 @@ import csv
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -164,10 +165,12 @@ def csv_lines(path: Path) -> Iterator[str]:
 
 def csv_table(path: Path) -> Iterator[list[str]]:
     """The header, then rows of as many fields, or of none. A tab separates a .tsv; else it is the first of comma,
-    semicolon and tab that the header has: spreadsheets write semicolons where the comma is a decimal point."""
+    semicolon and tab that the header has outside quotes: spreadsheets write semicolons where the comma is a decimal
+    point."""
     lines = csv_lines(path)
     first = next(lines, "")
-    mark = "\t" if ending(path) == ".tsv" else next((m for m in ",;\t" if m in first), ",")
+    bare = re.sub('"[^"]*("|$)', "", first)
+    mark = "\t" if ending(path) == ".tsv" else next((m for m in ",;\t" if m in bare), ",")
     rows = csv.reader(itertools.chain([first] * bool(first), lines), delimiter=mark, strict=True)
     header, line = None, 1
     try:

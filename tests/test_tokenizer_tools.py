@@ -176,6 +176,15 @@ def test_workers_and_file_kinds_change_nothing(tmp_path, by_digit):
     assert len(hashes) == 1
 
 
+@pytest.mark.parametrize(("header", "row"), [
+    ('"from, to";text', 'x;"one, two"'), ('text;"from, to";"tab\tin"', "one, two;x;x"),
+    ('"a ""b, c""";text', "x;one, two"), ('"a;b",text', 'x,"one, two"'), ('text;"over, two\nlines"', "one, two;x"),
+])  # fmt: skip
+def test_a_mark_within_the_quotes_of_a_header_parts_nothing(tmp_path, header, row):
+    (tmp_path / "a.csv").write_text(f"{header}\n{row}\n")
+    assert [*examples.read(tmp_path / "a.csv")] == [["one, two"]]
+
+
 def test_a_column_without_a_name_is_not_taken_for_the_text(tmp_path):
     """pandas writes its index as the first column of a CSV, under no name."""
     (tmp_path / "a.csv").write_text(",text,label\n0,one two,a\n1,three,b\n")
