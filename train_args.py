@@ -257,10 +257,13 @@ def notes(args: Options, streams: list[dict]) -> list[str]:
     if args.lr_decay_match_max_iters and args.lr_decay_iters not in (default, args.max_iters):
         out.append(f"--lr_decay_iters {args.lr_decay_iters} is not used, as --lr_decay_match_max_iters makes it"
                    f" --max_iters, {args.max_iters}")  # fmt: skip
-    if schedule(args)[0]["kind"] != "none" and 0 < args.max_iters <= args.warmup_iters:
-        name = "decay_lr" if args.lr_scheduler == "none" else "lr_scheduler"
-        out.append(f"--{name} does nothing here: the {args.max_iters} steps of --max_iters are all within"
-                   f" --warmup_iters {args.warmup_iters}")
+    if 0 < args.max_iters <= args.warmup_iters:
+        within = f"the {args.max_iters} steps of --max_iters are all within --warmup_iters {args.warmup_iters}"
+        if schedule(args)[0]["kind"] != "none":
+            name = "decay_lr" if args.lr_scheduler == "none" else "lr_scheduler"
+            out.append(f"--{name} does nothing here: {within}")
+        elif "learning_rate" in args.given:
+            out.append(f"the rate does not get to --learning_rate {args.learning_rate:g}: {within}")
     if low := [s["lr"] for s in schedule(args) if s["kind"] != "none" and s["lr"] <= args.min_lr]:
         out.append(f"the rate stays at {low[0]:g} after warmup: --min_lr {args.min_lr:g} is no less")
     if args.window_size and args.window_size >= args.block_size and "window_size" in args.given:

@@ -229,6 +229,7 @@ def test_a_run_cannot_end_before_the_step_it_is_at(loop, data, tmp_path, capsys)
 
 LONG = [(TRAIN, ["--warmup_iters=9"], "--lr_scheduler=linear", "--lr_scheduler does nothing here: the 3 steps"),
         (TRAIN, ["--warmup_iters=9"], "--decay_lr", "--decay_lr does nothing here: the 3 steps"),
+        (TRAIN, ["--warmup_iters=9"], "--learning_rate=0.002", "the rate does not get to --learning_rate 0.002: the 3"),
         (PRETRAIN, [], "--warmup_steps=9", "the run's 3 steps are all within the warmup of 9"),
         (PROCEDURAL, [], "--warmup_steps=9", "the run's 3 steps are all within the warmup of 9")]  # fmt: skip
 
