@@ -47,6 +47,8 @@ SAME = [names.split() for names in """
     out_dir save_path save_dir dirpath output_dir output_path init_from
     dataset data_dir train dataset_name train_file
     val eval validation_file eval_file
+    start prompt
+    text_column column field
 """.strip().splitlines()]
 
 
