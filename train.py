@@ -186,9 +186,10 @@ def main(args: Options) -> None:
     if replaying:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
     plateau = Plateau(args.plateau_factor, args.plateau_patience, loop["plateau"])
-    turns = mix.turns(first_step)  # batches that each data set has given
     if resuming and "turns" in loop and first_step >= saved_at:  # given before more steps made the mixture slower
-        turns += np.array(loop["turns"]) - mix.turns(saved_at)
+        turns = np.array(loop["turns"]) + mix.turns(first_step, saved_at)
+    else:
+        turns = mix.turns(first_step)  # batches that each data set has given
     finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
     stored = source = None  # a copy of the model that nobody needs any more
 

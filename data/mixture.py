@@ -56,6 +56,11 @@ class Mixture:
     def start(self) -> np.ndarray:
         return shares(np.ones(self.n) if self.probs is None else self.probs)
 
+    @property
+    def round(self) -> np.ndarray:
+        """Where they are interleaved, the batches of each in a round."""
+        return np.array([int(p) for p in self.probs or [1] * self.n])
+
     def at(self, step) -> np.ndarray:
         """The probabilities at a step, (n,), or at many, (steps, n)."""
         first = self.start
@@ -75,7 +80,7 @@ class Mixture:
         if self.n == 1:
             return np.zeros_like(steps)
         if self.interleaving:
-            ends = np.cumsum([int(p) for p in self.probs or [1] * self.n])
+            ends = np.cumsum(self.round)
             rounds, place = np.divmod(np.atleast_1d(steps), ends[-1])
             if self.shuffle:
                 for r in np.unique(rounds):
@@ -83,12 +88,17 @@ class Mixture:
                     place[now] = rng.permute(place[now], int(ends[-1]), self.seed, "mixture", int(r))
             return np.searchsorted(ends, place, side="right").reshape(steps.shape)
         u = rng.hash64(steps, self.seed, "mixture").astype(np.float64) / 2**64
+        if self.final is None:
+            return np.searchsorted(np.cumsum(self.start)[:-1], u, side="right")
         cuts = np.cumsum(self.at(steps), axis=-1)[..., :-1]  # the last one's end is 1, whatever rounding says
         return (u[..., None] >= cuts).sum(-1)
 
-    def turns(self, step: int) -> np.ndarray:
-        """How many batches each data set has given before this step, (n,): its own count of steps."""
-        counts = np.zeros(self.n, dtype=np.int64)
-        for begin in range(0, step, 1 << 20):
-            counts += np.bincount(self.pick(np.arange(begin, min(step, begin + (1 << 20)))), minlength=self.n)
+    def turns(self, step: int, first: int = 0) -> np.ndarray:
+        """How many batches each data set gives from step `first` up to this one, (n,): its own count of steps."""
+        counts, many = np.zeros(self.n, dtype=np.int64), (1 << 20) // self.n + 1  # where the mix moves, `at` is of all
+        if self.interleaving and not first:  # whole rounds need no drawing
+            first = step - step % int(self.round.sum())
+            counts = self.round * (first // int(self.round.sum()))
+        for begin in range(first, step, many):
+            counts += np.bincount(self.pick(np.arange(begin, min(step, begin + many))), minlength=self.n)
         return counts

@@ -1,6 +1,8 @@
 """Mixtures: within sampling error of their probabilities, on their curves, and the same wherever they are asked."""
 
 import math
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -64,7 +66,19 @@ def test_a_step_alone_picks_what_it_picks_among_others(options):
     together = mix.pick(np.arange(60))
     assert [int(mix.pick(np.array(s))) for s in range(60)] == together.tolist()
     assert mix.turns(37).tolist() == np.bincount(together[:37], minlength=2).tolist()
+    assert mix.turns(37, 11).tolist() == np.bincount(together[11:37], minlength=2).tolist()
     assert mix.turns(0).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("options", [{}, {"interleaving": True, "shuffle": True}, {"final": [1] * 200, "total": 9000}])
+def test_a_count_over_many_steps_of_many_data_sets_takes_little_memory_and_time(options):
+    steps = 60_000 if "final" in options else 1_000_000
+    tracemalloc.start()
+    began = time.monotonic()
+    assert Mixture(200, probs=list(range(1, 201)), **options).turns(steps).sum() == steps
+    took, (_, peak) = time.monotonic() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6 and took < 3, (peak, took)
 
 
 def test_the_seed_matters():
