@@ -142,17 +142,16 @@ def open_dataset(name: str, root: str | Path = "data") -> Dataset:
 
 
 def allow_open(paths: list[Path]) -> None:
-    """Each shard stays open, and a shell may allow 1,024 files: so many more are asked for."""
+    """Each file stays open, and a shell may allow 1,024: as many more as it takes are asked for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if len(paths) < 64 or soft == resource.RLIM_INFINITY:
-        return
-    want = soft + len(paths)
+    there = len(os.listdir("/dev/fd")) if os.path.isdir("/dev/fd") else 16
+    want = there + len(paths) + 64  # what else a run opens
     if hard != resource.RLIM_INFINITY and want > hard:
-        if len(paths) > hard - 64:
-            raise ValueError(f"{paths[0].parent} holds {len(paths):,} shards, and {hard:,} files may be open here"
-                             " (ulimit -Hn): join some of them, as cat does")  # fmt: skip
-        want = hard
-    resource.setrlimit(resource.RLIMIT_NOFILE, (want, hard))
+        more = f" and {len(paths) - 1:,} more" * (len(paths) > 1)
+        raise ValueError(f"{paths[0]}{more}: {there:,} files are open already, and {hard:,} may be here (ulimit -Hn):"
+                         " join shards, as cat does, or have the limit raised")  # fmt: skip
+    if soft != resource.RLIM_INFINITY and want > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (want, hard))
 
 
 class Split:
