@@ -105,11 +105,10 @@ def number_labels(labels: list[str], file: str) -> list[str]:
     if any(type(i) is not int for i in numbers) or sorted(numbers) != list(range(len(numbers))):
         raise ValueError(f"--labels {file}: {len(numbers)} labels must have the numbers 0 to {len(numbers) - 1}, each"
                          f" once, got {', '.join(map(str, numbers))[:60]}")  # fmt: skip
-    known = sorted(known, key=known.get)
     if unknown := [x for x in found if x not in known]:
         raise ValueError(f"{file} has no label {unknown[0]!r} (row {labels.index(unknown[0]) + 1})"
                          f"{nearest(unknown[0], known)}")  # fmt: skip
-    return known
+    return sorted(known, key=known.get)
 
 
 def main(args: Options) -> None:
@@ -129,7 +128,8 @@ def main(args: Options) -> None:
     tokenizer = vocab.load(encoding.describe(args.tokenizer)).hash
     ids, lengths, prints, labels, cut, pads = encode(args, coder)
     names = number_labels(labels, args.labels) if labels else None
-    numbers = np.array([names.index(x) for x in labels]) if labels else None
+    number = {name: i for i, name in enumerate(names or [])}
+    numbers = np.array([number[x] for x in labels]) if labels else None
 
     n, out = len(lengths), Path(args.out_dir)
     parts = split.parts(prints, list(shares.values()), args.seed)
@@ -149,8 +149,7 @@ def main(args: Options) -> None:
         counts = counts if len(names or []) <= 20 else f"; {len(names)} labels"
         print(f"{out / name}.pt: {len(rows):,} examples, {lengths[rows].sum():,} tokens{counts}")
     if names:
-        mapping = {name: i for i, name in enumerate(names)}
-        (out / "labels.json").write_text(json.dumps(mapping, ensure_ascii=False, indent=1), encoding="utf-8")
+        (out / "labels.json").write_text(json.dumps(number, ensure_ascii=False, indent=1), encoding="utf-8")
         if len(names) > n // 2:
             print(f"note: {len(names):,} labels for {n:,} examples: is {args.label_column!r} the column of labels?")
     print(f"{cut:,} of {n:,} examples were cut to {args.max_length} tokens")

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -187,6 +188,17 @@ def test_csv_to_splits_with_labels_by_name(tmp_path, tokenizer):
         build(tmp_path, tokenizer, input=source, max_length=2)
     again = build(tmp_path, tokenizer, input=str(tmp_path / "b.csv"), label_column="label")  # semicolons
     assert all((again[k].labels == found[k].labels).all() and (again[k].ids == found[k].ids).all() for k in found)
+
+
+def test_a_label_for_each_row_is_told_soon(tmp_path, tokenizer, capsys):
+    """The wrong column: each row's label was looked for among all of them, at a million rows for hours."""
+    lines = [f"film {i},id{i}" for i in range(50_000)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *lines]))
+    began = time.monotonic()
+    found = build(tmp_path, tokenizer, input=str(tmp_path / "a.csv"), label_column="label")
+    assert time.monotonic() - began < 8
+    assert "50,000 labels for 50,000 examples" in capsys.readouterr().out
+    assert sorted(np.concatenate([rows.labels for rows in found.values()])) == list(range(50_000))
 
 
 def test_splits_hold_each_example_once_whatever_their_shares(tmp_path, tokenizer):
