@@ -150,7 +150,7 @@ def stand_still(model: Classifier, args: Options) -> list[torch.nn.Parameter]:
 
 def main(args: Options) -> None:
     args = config.made(args)
-    started, replaying = time.time(), args.replay_step is not None
+    started, replaying = time.monotonic(), args.replay_step is not None
     args.files.check()
     if not args.init_from:
         raise ValueError("--init_from is missing: an encoder's folder or checkpoint, scratch, or resume")
@@ -334,7 +334,7 @@ def main(args: Options) -> None:
     def save(step: int, *also: str, background: bool = True) -> None:
         if not folder.writes:
             return
-        loop.update(bad_steps=finite.total, scaler=scaler.state_dict(), seconds=time.time() - clock)
+        loop.update(bad_steps=finite.total, scaler=scaler.state_dict(), seconds=time.monotonic() - clock)
         state = checkpoint.pack(kind="classifier", model=model, model_config=vars(cfg), optimizer=optimizer,
                                 loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
                                 meta=meta)  # fmt: skip
@@ -377,8 +377,8 @@ def main(args: Options) -> None:
     track.say(f"batch    {B} texts a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
     track.say(f"steps    {first_step} to {last_step}, {epoch_steps} an epoch, evaluated every {every}")
     track.say(f"machine  {d.device}, {precision}, {torch.get_num_threads()} threads")
-    track.say(f"run      {folder.path}, ready after {time.time() - started:.1f} s")
-    clock = time.time() - loop["seconds"]
+    track.say(f"run      {folder.path}, ready after {time.monotonic() - started:.1f} s")
+    clock = time.monotonic() - loop["seconds"]
     texts = 0  # since the last log line
 
     for step in range(first_step, last_step + 1):
@@ -476,7 +476,7 @@ def main(args: Options) -> None:
     dist.barrier()  # rank 0 writes the best weights, all read them
     if (folder.path / place.best).is_file():
         model.load_state_dict(checkpoint.load(folder.path / place.best)["model"])
-    took = round(time.time() - clock, 1)  # of all legs of the run
+    took = round(time.monotonic() - clock, 1)  # of all legs of the run
     results = {"steps": last_step, "epochs": round(last_step / epoch_steps, 3), "seconds": took, "labels": names}
     for name in [n for n in ("val", "test") if n in splits]:
         if (logits := evaluate(splits[name])) is None:
@@ -487,7 +487,7 @@ def main(args: Options) -> None:
     if d.main:
         metrics.draw_confusion(folder.path / "confusion.png", confusion, names, f"{folder.path}, {name}")
     shown = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in results.items() if k.startswith(name + "_"))
-    took, lowest = duration(time.time() - started), math.nan if best is None else best
+    took, lowest = duration(time.monotonic() - started), math.nan if best is None else best
     if loop["empty"]:
         track.say(f"{loop['empty']:,} batches had no label that weighs anything and trained nothing")
     track.say(f"done in {took}: {shown}; best weights by val loss {lowest:.4f}")

@@ -217,7 +217,7 @@ def main(args: Options) -> None:
         return vectors.write(args.embed, Path(args.out), source, tokenizer=args.tokenizer,
                              device=dist.pick_device(args.device, 0), dtype=args.dtype, column=args.column,
                              pooling=args.pooling, max_size=args.max_size)  # fmt: skip
-    started, replaying = time.time(), args.replay_step is not None
+    started, replaying = time.monotonic(), args.replay_step is not None
     args.files.check()
     d = dist.init(args.device, timeout=args.timeout)
     say = print if d.main else lambda *a: None
@@ -404,7 +404,7 @@ def main(args: Options) -> None:
     def save(step: int, *also: Path, background: bool = True) -> dict | None:
         if not folder.writes:
             return None
-        loop.update(bad_steps=finite.total, scaler=scaler.state_dict(), seconds=time.time() - clock)
+        loop.update(bad_steps=finite.total, scaler=scaler.state_dict(), seconds=time.monotonic() - clock)
         state = checkpoint.pack(kind="roberta", model=model, model_config=asdict(cfg), optimizer=optimizer,
                                 loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
                                 meta=meta)  # fmt: skip
@@ -455,8 +455,8 @@ def main(args: Options) -> None:
     track.say(f"batch    {B} sequences a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
     track.say(f"machine  {d.device}, {precision}, {compiled}, {torch.get_num_threads()} threads")
     track.say(f"run      {folder.path}, steps {first_step} to {last_step}, {epoch_steps} an epoch, evaluated every"
-              f" {every}, ready after {time.time() - started:.1f} s")  # fmt: skip
-    clock = time.time() - loop["seconds"]
+              f" {every}, ready after {time.monotonic() - started:.1f} s")  # fmt: skip
+    clock = time.monotonic() - loop["seconds"]
     seen = 0.0  # tokens since the last log line
 
     for step in range(first_step, last_step + 1):
@@ -558,7 +558,7 @@ def main(args: Options) -> None:
         final.mkdir(exist_ok=True) if also else None
         state = save(last_step, *also, *[best_path] * better, background=False)
         say(f"{final}: {export(final, state, args.class_prob)}") if also else None
-    took = time.time() - clock  # of all legs of the run
+    took = time.monotonic() - clock  # of all legs of the run
     results = {"steps": last_step, "epochs": round(last_step / epoch_steps, 3), "seconds": round(took, 1), **values}
     dist.barrier()
     if args.test:
@@ -570,7 +570,7 @@ def main(args: Options) -> None:
         results |= tested
     track.results({k.replace(" ", "_"): v for k, v in results.items()} | {"best_eval_loss": best})
     track.close()
-    took, memory = duration(time.time() - started), peak_memory(d.device) / 2**20
+    took, memory = duration(time.monotonic() - started), peak_memory(d.device) / 2**20
     if loop["empty"]:
         track.say(f"{loop['empty']:,} batches had no hidden token and trained nothing")
     lowest = math.nan if best is None else best

@@ -222,7 +222,7 @@ def machine(t: Params) -> tuple[str, str, str]:
 
 def main(args: Options) -> None:
     args = config.made(args)
-    started, replaying = time.time(), args.replay_step is not None
+    started, replaying = time.monotonic(), args.replay_step is not None
     device, dtype, note = machine(args.trainer.params)
     d = dist.init(device, timeout=args.timeout)
     say = print if d.main else lambda *a: None
@@ -488,7 +488,8 @@ def main(args: Options) -> None:
     track.say(f"batch      {B} samples a step, {d.world} rank(s) x {micro_steps} micro-step(s), strategy {t.strategy};"
               f" {epoch_steps} steps an epoch")  # fmt: skip
     track.say(f"machine    {d.device}, {note}{precision}, {torch.get_num_threads()} threads")
-    track.say(f"run        {folder.path}, steps {first_step} to {last_step}, ready after {time.time() - started:.1f} s")
+    track.say(f"run        {folder.path}, steps {first_step} to {last_step}, ready after"
+              f" {time.monotonic() - started:.1f} s")  # fmt: skip
     if first_step == 0 and sanity and not replaying and evaluate(val, sanity) is not None:
         track.say(f"sanity     {sanity} evaluation batch(es) passed")
     track.clock(first_step)
@@ -598,7 +599,7 @@ def main(args: Options) -> None:
         else:
             i = val.order()
             draw(folder.path / "scores.png", val.labels[i], scores[i] * std + mean, "target score", "predicted score")
-    track.say(f"done in {duration(time.time() - started)}: "
+    track.say(f"done in {duration(time.monotonic() - started)}: "
               + ", ".join(f"{k} {v:.4f}" for k, v in loop["eval"]["losses"].items())
               + f"; best {keep.log_obg} {math.nan if best is None else best:.4f};"
               f" peak memory {peak_memory(d.device) / 2**20:,.0f} MiB")  # fmt: skip

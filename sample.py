@@ -180,7 +180,7 @@ def main(args: Options) -> None:
     x = start[:, None].repeat(1, args.num_samples, 1)  # (S, B, T)
     options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed,
                "use_cache": args.use_cache, **which}  # fmt: skip
-    began, out = time.time(), []
+    began, out = time.monotonic(), []
     live = args.stream and args.num_samples == len(tokens) == 1
     shown = tokens[0].decode(start[0].tolist()) if live else ""
     print(shown, end="", flush=True)
@@ -191,7 +191,7 @@ def main(args: Options) -> None:
             if not text.endswith("\ufffd"):  # a character of several tokens is not there yet
                 print(text[len(shown) :], end="", flush=True)
                 shown = text
-    seconds = time.time() - began
+    seconds = time.monotonic() - began
     if live:
         print(text[len(shown) :] if out else "")  # what a last character that is cut short held back
     else:

@@ -32,7 +32,7 @@ def main(args: Options) -> None:
     args = config.made(args)
     if args.list:
         return print(train_args.catalogue(args.list))
-    started, replaying = time.time(), args.replay_step is not None
+    started, replaying = time.monotonic(), args.replay_step is not None
     d = dist.init(args.device, args.backend, timeout=args.timeout)
     say = print if d.main else lambda *a: None
 
@@ -290,7 +290,8 @@ def main(args: Options) -> None:
         track.say(f"data     {name}: {train.n:,} + {val.n:,} tokens, vocabulary {s.vocab_size:,}")
     track.say(f"batch    {B} x {T} = {B * T:,} tokens a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
     track.say(f"machine  {d.device}, {precision}, {compiled}, {torch.get_num_threads()} threads")
-    track.say(f"run      {folder.path}, steps {first_step} to {last_step}, ready after {time.time() - started:.1f} s")
+    track.say(f"run      {folder.path}, steps {first_step} to {last_step}, ready after"
+              f" {time.monotonic() - started:.1f} s")  # fmt: skip
 
     for step in range(first_step, last_step + 1):
         # -----------------------------------------------------------------------------
@@ -385,7 +386,7 @@ def main(args: Options) -> None:
 
     checkpoint.wait()
     track.close()
-    took, memory = duration(time.time() - started), peak_memory(d.device) / 2**20
+    took, memory = duration(time.monotonic() - started), peak_memory(d.device) / 2**20
     track.say(f"done in {took}: val loss {val:.4f}, best {best or val:.4f}; peak memory {memory:,.0f} MiB")
     if not args.never_save_checkpoint:
         track.say(f"next: python sample.py --init_from={shlex.quote(str(folder.path))}")

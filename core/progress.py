@@ -17,12 +17,12 @@ def progress(
 ) -> Iterator:
     """Passes items through and says how far it is and when it ends; `size` is what an item counts for, else one."""
     total = len(items) if total is None and hasattr(items, "__len__") else total
-    tty, start = sys.stderr.isatty(), time.time()
+    tty, start = sys.stderr.isatty(), time.monotonic()
     shown, wrote, done = start + 2 - (0.2 if tty else 10), False, 0
     for item in items:
         yield item
         done += size(item) if size else 1
-        now = time.time()
+        now = time.monotonic()
         if now - shown >= (0.2 if tty else 10):
             shown, wrote = now, True
             rate = max(done, 1e-9) / (now - start)

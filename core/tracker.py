@@ -112,7 +112,7 @@ class Tracker:
                  resumes: list[int] | None = None):  # fmt: skip
         self.folder, self.main, self.total, self.unit = Path(folder), main, total, unit
         self.flops, self.peak, self.resumes = flops, peak, resumes or []
-        self.started = self.drawn = time.time()
+        self.drawn = time.monotonic()
         self.tables = [Table(self.folder / n, first_step) for n in names] if main and csv_log else []
         self.board = self.wandb = None
         if main and tensorboard:
@@ -127,12 +127,12 @@ class Tracker:
 
     def clock(self, step: int) -> None:
         """Starts the stopwatch of the next log line: what lies before it was no training."""
-        self.t, self.at = time.time(), step
+        self.t, self.at = time.monotonic(), step
 
     def train(self, step: int, values: dict, units: int) -> None:
         """One log line; `units` (tokens, samples) were trained on a step, by all ranks."""
         values = plain(values)
-        seconds = max(1e-9, time.time() - self.t) / max(1, step + 1 - self.at)
+        seconds = max(1e-9, time.monotonic() - self.t) / max(1, step + 1 - self.at)
         self.clock(step + 1)
         if not self.main:
             return
@@ -157,7 +157,7 @@ class Tracker:
             shown = [f"{k} {show(k, v)}" for k, v in values.items()]
             tell(fold([f"eval {step:>{width}}/{self.total}", *shown, *([note] if note else [])]))
         self.record(1, {"step": step, **values}, "eval/")
-        if time.time() - self.drawn > 300:
+        if time.monotonic() - self.drawn > 300:
             self.plot()
 
     def record(self, which: int, row: dict, prefix: str) -> None:
@@ -181,7 +181,7 @@ class Tracker:
         """loss.png beside the CSV files."""
         if not self.tables:
             return
-        self.drawn = time.time()
+        self.drawn = time.monotonic()
         train, evals = (read(t.path) for t in self.tables)
         draw(self.folder / "loss.png", train, evals, self.resumes)
 

@@ -108,7 +108,7 @@ class Options:
 
 def main(args: Options) -> None:
     args = config.made(args)
-    started, replaying = time.time(), args.replay_step is not None
+    started, replaying = time.monotonic(), args.replay_step is not None
     if args.device.isdigit() and not torch.cuda.is_available():
         print(f"device {args.device}: no CUDA here, the CPU is used", file=sys.stderr)
         args.device = "cpu"
@@ -293,7 +293,8 @@ def main(args: Options) -> None:
     track.say(f"machine  {d.device}, {precision}, {compiled}, {torch.get_num_threads()} threads")
     if args.num_workers:
         track.say(f"data     num_workers {args.num_workers} is not needed: samples are drawn in place")
-    track.say(f"run      {folder.path}, steps {first_step} to {last_step}, ready after {time.time() - started:.1f} s")
+    track.say(f"run      {folder.path}, steps {first_step} to {last_step}, ready after"
+              f" {time.monotonic() - started:.1f} s")  # fmt: skip
     every, score = args.eval_interval or args.save_every_steps, "accuracy" if spec.asks else "mastery"
 
     for step in range(first_step, last_step + 1):
@@ -389,7 +390,7 @@ def main(args: Options) -> None:
     track.close()
     if folder.writes:
         draw_scores(folder.path)
-    took, memory = duration(time.time() - started), peak_memory(d.device) / 2**20
+    took, memory = duration(time.monotonic() - started), peak_memory(d.device) / 2**20
     what = f"{score} {scores[score]:.4f} at length {scores['length']}"
     track.say(f"done in {took}: {what}; peak memory {memory:,.0f} MiB")
     place = shlex.quote(str(folder.path))

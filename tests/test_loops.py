@@ -1,8 +1,10 @@
 """One contract for all loops: exact resume, batches cut in any way, ranks, the logged loss, and that they learn."""
 
 import importlib
+import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -162,6 +164,19 @@ def test_results_tell_the_seconds_of_all_legs(loop, data, tmp_path, monkeypatch)
     checkpoint.save(path, stored, keep=False)
     loop.run(loop.resume(tmp_path / "r"))
     assert json.loads((tmp_path / "r" / "results.json").read_text())["seconds"] >= 1000
+
+
+@pytest.mark.parametrize("loop", FIRST, ids=lambda x: x.name)
+def test_a_clock_that_is_set_back_is_not_what_a_run_measures(loop, data, tmp_path, monkeypatch, capsys):
+    """At the switch a line told of 12,800,000,000,000 tok/s, and a run was done in -1h00m."""
+    hours = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: 1.9e9 - 3600 * next(hours))
+    loop.run(begin(loop, data(loop), tmp_path / "a", *loop.steps(4)))
+    rows = tracker.read(tmp_path / "a" / loop.csv)
+    assert rows and all(row["ms"] > 0 for row in rows), rows
+    assert not re.search(r"(done in|eta|after|,) -\d", capsys.readouterr().out)
+    state = checkpoint.load(loop.last(tmp_path / "a"))
+    assert state["loop"].get("seconds", 0) >= 0
 
 
 @pytest.mark.parametrize("loop", [x for x in LOOPS if x.name in ("train", "train-multidataset", "pretrain", "reward", "finetune")],
