@@ -319,15 +319,15 @@ class Finite:
         self.lazy = device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
         self.optimizer, self.limit = optimizer, limit
         self.total, self.row = total, 0
-        self.state = torch.zeros(3, device=device)  # in a row, since the last check, last bad step
+        self.state = torch.zeros(3, device=device, dtype=torch.int64)  # in a row, since the last check, last bad step
 
     def ok(self, norm: torch.Tensor, step: int, where: str) -> bool:
         """Whether to step. The norm is over all ranks' gradients, so all decide alike."""
         if self.lazy:
-            bad = (~torch.isfinite(norm)).float()
-            self.optimizer.found_inf = bad
+            bad = ~torch.isfinite(norm)
+            self.optimizer.found_inf = bad.float()
             self.state = torch.stack([(self.state[0] + 1) * bad, self.state[1] + bad,
-                                      torch.where(bad > 0, float(step), self.state[2])])  # fmt: skip
+                                      torch.where(bad, step, self.state[2])])  # fmt: skip
             return True
         if torch.isfinite(norm):
             self.row = 0
@@ -339,7 +339,7 @@ class Finite:
     def check(self, where: str) -> None:
         """At log steps: reads what the device counted."""
         if self.lazy:
-            row, new, step = (int(v) for v in self.state.tolist())
+            row, new, step = self.state.tolist()
             self.row, self.total = row, self.total + new
             self.state[1] = 0
             if new:

@@ -370,6 +370,17 @@ def test_steps_that_are_not_finite_change_nothing(fused, capsys):
     assert float(state["step"]) == 2
 
 
+def test_a_late_step_that_is_not_finite_is_named_as_it_is(capsys):
+    """Kept on the device as float32, step 16,777,217 was 16,777,216, whose batch --replay_step showed."""
+    finite = run.Finite(torch.optim.AdamW([torch.nn.Parameter(torch.ones(4))]), torch.device("cpu"), limit=2)
+    finite.lazy = True
+    for step in (2**24 + 1, 2**33 + 1):
+        finite.ok(torch.tensor(float("nan")), step, "here")
+        finite.ok(torch.tensor(1.0), step + 1, "here")
+        finite.check("here")
+        assert f"--replay_step {step} " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("args", "want"), [((64, 64, 1), (1, 64)), ((64, 64, 2), (1, 32)), ((64, 16, 2), (2, 16)),
                                             ((12, 8, 1), (2, 6)), ((6, 4, 2), (1, 3))])  # fmt: skip
 def test_a_rank_s_share_of_a_batch(args, want):
