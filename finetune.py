@@ -323,7 +323,7 @@ def main(args: Options) -> None:
         logits = np.zeros((len(split), C), np.float32)
         size = 4 * args.batch_size
         for i in range(0, len(split), size * d.world):
-            mine = np.arange(len(split))[i + d.rank * size :][:size]
+            mine = np.arange(i + d.rank * size, min(i + (d.rank + 1) * size, len(split)))
             if len(mine):
                 logits[mine] = forward(model, split, mine).cpu().numpy()
             if folder.stopping():

@@ -383,7 +383,8 @@ def main(args: Options) -> None:
         rows, n = splits[name], 0
         found = [torch.zeros(2, device=d.device)]  # loss, right guesses: read at the end, so that no batch waits
         for i in range(0, len(rows), args.per_device * d.world):
-            mine = np.arange(len(rows))[i + d.rank * args.per_device :][: args.per_device]
+            first = i + d.rank * args.per_device
+            mine = np.arange(first, min(first + args.per_device, len(rows)))
             if len(mine):
                 ids, lengths, where, targets = masked(rows, mine, "eval")
                 with autocast:

@@ -166,6 +166,21 @@ def test_results_tell_the_seconds_of_all_legs(loop, data, tmp_path, monkeypatch)
     assert json.loads((tmp_path / "r" / "results.json").read_text())["seconds"] >= 1000
 
 
+@pytest.mark.parametrize("loop", [x for x in LOOPS if x.name in ("pretrain", "finetune")], ids=lambda x: x.name)
+def test_an_evaluation_numbers_no_text_twice(loop, data, tmp_path, monkeypatch):
+    """All of them for each batch is the square of their number: at 10 million, half an hour."""
+    made, arange = [], np.arange
+
+    def counted(*args, **more):
+        out = arange(*args, **more)
+        made.extend([len(out)] * (sys._getframe(1).f_code.co_name == "evaluate"))
+        return out
+
+    monkeypatch.setattr(np, "arange", counted)
+    loop.run([*begin(loop, data(loop), tmp_path / "a"), *loop.steps(1), *loop.batch(1, 1, 1)])
+    assert len(made) > 4 and max(made) <= 4, made
+
+
 @pytest.mark.parametrize("loop", FIRST, ids=lambda x: x.name)
 def test_a_clock_that_is_set_back_is_not_what_a_run_measures(loop, data, tmp_path, monkeypatch, capsys):
     """At the switch a line told of 12,800,000,000,000 tok/s, and a run was done in -1h00m."""
