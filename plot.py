@@ -139,7 +139,7 @@ def upright(rows: list[list[str]], width: int) -> list[str]:
     names, *runs = rows
     out: list[str] = []
     while runs:
-        for n in range(len(runs), 0, -1):
+        for n in range(max(1, min(len(runs), width // 3)), 0, -1):  # a column takes three at least
             block = lines([list(row) for row in zip(names, *runs[:n], strict=True)])
             if len(block[0]) <= width:
                 break
@@ -189,8 +189,9 @@ def picture(curves: dict[str, list[tuple[int, float]]], metric: str, path: Path)
             ax.set_xlabel("step")
             ax.set_ylabel(metric.replace("_", " "))
             ax.grid(alpha=0.3)
-            if ax.lines:
-                ax.legend(fontsize=8)
+            if ax.lines:  # more names than these would cover the curves
+                more = f"20 of {len(ax.lines):,}" if len(ax.lines) > 20 else None
+                ax.legend(handles=ax.lines[:20], title=more, fontsize=8)
     except ImportError as e:
         raise ValueError(f"the picture needs matplotlib ({e}): pip install matplotlib; --text draws without") from None
 

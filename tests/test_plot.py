@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,18 @@ def test_a_wide_table_is_turned_and_runs_of_several_scripts_show_what_they_share
     assert max(map(len, capsys.readouterr().out.split("\n\nval_loss")[0].splitlines())) <= 30
     with pytest.raises(ValueError, match="--out must end in .png"):
         show(*folders, out="x.txt")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_thousand_runs_are_shown_soon_and_not_hidden_by_their_names(tmp_path):
+    """The turned table took the cube of their number, half a minute; the legend covered the curves."""
+    rows = [["run", "lr", "best", "steps"], *([f"out/{i}", "0.1", f"{i}", "100"] for i in range(1000))]
+    began = time.monotonic()
+    told = plot.upright(rows, 80)
+    assert time.monotonic() - began < 3
+    assert [word for line in told if line.startswith("best") for word in line.split()[1:]] == [*map(str, range(1000))]
+    plot.picture({f"out/{i}": [(0, i), (1, i)] for i in range(1000)}, "loss", tmp_path / "many.png")
+    assert (tmp_path / "many.png").stat().st_size > 5000
 
 
 def test_small_and_huge_values_are_told_apart(tmp_path, capsys):
