@@ -37,16 +37,10 @@ class Options:
 class Run:
     path: Path
     settings: dict  # {dotted name: value}
-    train: list[dict]
+    steps: int
+    seconds: float  # of training, over all its resumes
     eval: list[dict]
     results: dict  # of results.json, where the script writes one
-
-    @property
-    def seconds(self) -> float:
-        """Of training, over all its resumes."""
-        rows = [r for r in self.train if isinstance(r.get("ms"), int | float) and math.isfinite(r["ms"])]
-        first = rows[0]["ms"] if rows else 0  # a line tells the mean of the steps since the one before
-        return (first + sum((b["step"] - a["step"]) * b["ms"] for a, b in itertools.pairwise(rows))) / 1000
 
     def metrics(self) -> list[str]:
         found = (k for r in self.eval for k, v in r.items() if isinstance(v, int | float))
@@ -67,6 +61,19 @@ def flat(data: dict, prefix: str = "") -> dict:
     return out
 
 
+def trained(path: Path) -> tuple[int, float]:
+    """The last step of a run, and its seconds: line by line, as there may be millions."""
+    from core.tracker import lines, number
+
+    header, table = lines(path)
+    step, at, ms = 0, -1, 0.0
+    for step, row in table:
+        took = number(row[header.index("ms")]) if "ms" in header else ""
+        if isinstance(took, int | float) and math.isfinite(took):  # the mean of the steps since the line before
+            ms, at = ms + took * (step - at if at >= 0 else 1), step
+    return step, ms / 1000
+
+
 def open_run(path: Path) -> Run | None:
     """None where the folder holds no run."""
     from core.tracker import read
@@ -77,7 +84,8 @@ def open_run(path: Path) -> Run | None:
             file = next((path / n for n in ("config.resolved.yaml", "config.yaml") if (path / n).is_file()), None)
             settings = flat(read_yaml(file)) if file else {}
             results = read_json(path / "results.json") if (path / "results.json").is_file() else {}
-            return Run(path, settings, read(path / trains), read(path / evals), results)
+            (steps, seconds), found = trained(path / trains), read(path / evals)
+            return Run(path, settings, max([steps, *(row["step"] for row in found)]), seconds, found, results)
     return None
 
 
@@ -111,10 +119,9 @@ def table(runs: list[Run], metric: str) -> list[list[str]]:
     scored = [(best(r, metric), r) for r in runs]
     for found, r in sorted(scored, key=lambda s: sign * s[0][1] if s[0] else math.inf):
         shown = [show(r.settings.get(n, "")) for n in differ]
-        steps = max((row["step"] for row in [*r.eval, *r.train]), default=0)
         value = [number(found[1]), str(found[0])] if found else ["", ""]
         score = [number(r.results[t]) if isinstance(r.results.get(t), float) else "" for t in tests]
-        rows.append([str(r.path), *shown, *value, *score, str(steps), duration(r.seconds)])
+        rows.append([str(r.path), *shown, *value, *score, str(r.steps), duration(r.seconds)])
     return rows
 
 

@@ -5,6 +5,7 @@ Nothing here may end a run but a full disk: a logger that fails is switched off 
 
 import csv
 import errno
+import itertools
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from core.picture import drawn, extra
 from core.progress import duration, progress  # noqa: F401 - torch-free tools take it from there
 
 csv.field_size_limit(1 << 30)  # a table of someone else's may be in the way
+MOST = 20_000  # points of a curve in loss.png: of more each pixel would hold dozens
 # dense bf16 FLOP/s, from the vendors' data sheets
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12, "V100": 125e12}
 
@@ -51,47 +54,62 @@ class Table:
         self.path, self.columns = path, []
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            with open(path, newline="", encoding="utf-8", errors="replace") as f:
-                if "step" not in next(csv.reader(f), ["step"]):
-                    raise ValueError(f"{path} is a table of something else, without steps, and would be replaced: name"
-                                     " another run folder")  # fmt: skip
-            rows = [r for r in read(path) if r["step"] < first_step]
-            self.rewrite(rows)
+            header, table = lines(path)
+            if "step" not in header:
+                raise ValueError(f"{path} is a table of something else, without steps, and would be replaced: name"
+                                 " another run folder")  # fmt: skip
+            self.rewrite(header, (row for step, row in table if step < first_step))
 
-    def rewrite(self, rows: list[dict]) -> None:
-        self.columns = list(dict.fromkeys(k for r in rows for k in r))
+    def rewrite(self, columns: list[str], table: Iterator[list]) -> None:
+        """Row by row: of a long run there are millions."""
         temporary = self.path.with_name(self.path.name + ".tmp")
         with open(temporary, "w", newline="", encoding="utf-8") as f:
-            out = csv.DictWriter(f, self.columns)
-            if rows:
-                out.writeheader()
-                out.writerows(rows)
+            first = list(itertools.islice(table, 1))
+            self.columns = columns if first else []
+            csv.writer(f).writerows(itertools.chain([columns] * len(first), first, table))
         temporary.replace(self.path)
 
     def add(self, row: dict) -> None:
         if set(row) - set(self.columns):
-            self.rewrite([*(read(self.path) if self.columns else []), row])
+            header, table = lines(self.path) if self.columns else ([], ())
+            columns = [*header, *(k for k in row if k not in header)]
+            wider = (old + [""] * (len(columns) - len(old)) for _, old in table)
+            self.rewrite(columns, itertools.chain(wider, [[row.get(k, "") for k in columns]]))
             return
         with open(self.path, "a", newline="", encoding="utf-8") as f:
             csv.DictWriter(f, self.columns).writerow(row)
 
 
-def read(path: Path) -> list[dict]:
-    """Rows with numbers as numbers; a last line cut short by a crash, be it within a letter, is left out."""
-    rows = []
-    if not path.exists():
-        return rows
-    with open(path, newline="", encoding="utf-8", errors="replace") as f:
-        table = csv.DictReader(f)
-        for row in table:
-            if None in row or None in row.values():
-                continue
-            try:
-                row["step"] = int(row["step"])
-            except (ValueError, KeyError):  # or a table of someone else's
-                continue
-            rows.append({k: number(v) for k, v in row.items()})
-    return rows
+def lines(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The header, and the rows as text, with their steps; a last line cut short by a crash, be it within a letter, is
+    left out."""
+
+    def table() -> Iterator:
+        with open(path, newline="", encoding="utf-8", errors="replace") as f:
+            found = csv.reader(f)
+            yield (header := next(found, ["step"]))
+            at = header.index("step") if "step" in header else len(header)  # or a table of someone else's
+            for row in found:
+                try:
+                    step = int(row[at])
+                except (ValueError, IndexError):
+                    continue
+                if len(row) == len(header):
+                    yield step, row
+
+    both = table() if path.exists() else iter([["step"]])
+    return next(both), both
+
+
+def read(path: Path, most: int = 0) -> list[dict]:
+    """Rows with numbers as numbers: all or, of more than twice as many as `most`, each second, each fourth ..."""
+    (header, table), out, every = lines(path), [], 1
+    for i, (step, row) in enumerate(table):
+        if i % every == 0:
+            out.append(dict(zip(header, map(number, row), strict=True)) | {"step": step})
+            if most and len(out) > 2 * most:
+                out, every = out[::2], 2 * every
+    return out
 
 
 def number(text):
@@ -182,7 +200,7 @@ class Tracker:
         if not self.tables:
             return
         self.drawn = time.monotonic()
-        train, evals = (read(t.path) for t in self.tables)
+        train, evals = (read(t.path, MOST) for t in self.tables)
         draw(self.folder / "loss.png", train, evals, self.resumes)
 
     def results(self, values: dict) -> None:

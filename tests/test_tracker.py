@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -64,6 +65,24 @@ def test_a_table_of_the_users_own_is_not_replaced(tmp_path):
     (tmp_path / "train.csv").write_bytes(b"")
     Table(tmp_path / "train.csv", 0).add({"step": 0, "loss": 1.5})
     assert read(tmp_path / "train.csv") == [{"step": 0, "loss": 1.5}]
+
+
+def test_a_table_of_many_rows_is_gone_through_in_little_memory(tmp_path):
+    """At a million rows a resume took 6 s and 700 MB, each picture 8 s and 900 MB, anew every five minutes."""
+    path = tmp_path / "train.csv"
+    text = [f"{i},{3 + i / 7},0.001\n" for i in range(60_000)]
+    path.write_text("".join(["step,loss,lr\n", *text]))
+    tracemalloc.start()
+    table = Table(path, 50_000)
+    table.add({"step": 50_000, "loss": 1.5, "norm": 2.0})
+    few = read(path, 100)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3e6, peak
+    first, *rest = path.read_text().splitlines()
+    assert first == "step,loss,lr,norm" and rest == [*(line[:-1] + "," for line in text[:50_000]), "50000,1.5,,2.0"]
+    assert 100 < len(few) <= 200 and few[0] == {"step": 0, "loss": 3.0, "lr": 0.001, "norm": ""}
+    assert len({b["step"] - a["step"] for a, b in zip(few, few[1:], strict=False)}) == 1
 
 
 def make(tmp_path, **options) -> Tracker:
