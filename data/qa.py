@@ -286,7 +286,8 @@ class QA:
 
     def sizes(self, which=slice(None)) -> np.ndarray:
         """Tokens of each text of the samples, (n, 1) or (n, 2)."""
-        return np.diff(self.offsets)[self.samples[which]]
+        texts = self.samples[which]
+        return self.offsets[texts + 1] - self.offsets[texts]
 
     def lengths(self) -> np.ndarray:
         """Tokens of each sample's longest text."""

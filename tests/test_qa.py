@@ -328,3 +328,14 @@ def test_a_full_temporary_folder_is_named(monkeypatch):
     with pytest.raises(OSError) as e:
         qa.load([("train", row)], template(), False)
     assert e.value.filename == "/small"
+
+
+def test_the_sizes_of_a_batch_are_those_of_a_batch():
+    """Of all texts, 5 million, they took 15 ms of each step."""
+    n = 1_000_000
+    data = qa.QA(np.zeros(1, np.int32), np.arange(n + 1) ** 2, np.zeros(n), np.arange(n).reshape(-1, 2))
+    tracemalloc.start()
+    assert data.sizes([3, 0]).tolist() == [[13, 15], [1, 3]]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1e5 and data.lengths()[:3].tolist() == [3, 7, 11]
