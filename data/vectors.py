@@ -32,8 +32,10 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     cut = done = tokens = lost = pads = 0
     if not n:
         raise ValueError(f"--embed {texts} holds no text")
-    if out.exists() and out.read_bytes()[:6] != np.lib.format.MAGIC_PREFIX:
-        raise ValueError(f"--out {out} exists and is no .npy file: another name, so that nothing is lost")
+    if out.exists():
+        with open(out, "rb") as f:
+            if f.read(6) != np.lib.format.MAGIC_PREFIX:
+                raise ValueError(f"--out {out} exists and is no .npy file: another name, so that nothing is lost")
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.tmp.npy")
     try:

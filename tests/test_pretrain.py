@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import tracemalloc
 from unittest.mock import Mock
 
 import numpy as np
@@ -486,6 +487,19 @@ def test_vectors_do_not_depend_on_their_batch(run, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*full*"))
     with pytest.raises(ValueError, match="t.txt exists and is no .npy file"):
         run(f"--init_from={tmp_path / 'run'}", f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 't.txt'}")
+
+
+def test_vectors_take_the_place_of_large_ones_in_little_memory(run, tmp_path):
+    """Six bytes tell whether it is such a file; all of it was read for them."""
+    run("--max_steps=1")
+    (tmp_path / "t.txt").write_text("123\n7\n")
+    (tmp_path / "v.npy").write_bytes(np.lib.format.MAGIC_PREFIX)
+    os.truncate(tmp_path / "v.npy", 1 << 28)
+    tracemalloc.start()
+    run(f"--init_from={tmp_path / 'run'}", f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 'v.npy'}")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.load(tmp_path / "v.npy").shape == (2, 16) and peak < 1 << 27
 
 
 def test_a_runs_config_says_what_the_model_is_and_runs_again(run, tmp_path):
