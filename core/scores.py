@@ -5,6 +5,7 @@
 """
 
 import csv
+import fcntl
 import io
 import json
 import math
@@ -96,13 +97,14 @@ def write_csv(out: Path, header: list[str], rows: Iterable, make: Callable, abou
                 raise ValueError(f"--out {out} exists and holds something else: another name, so that nothing is lost")
     part, notes = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
     done, size = 0, 0
-    if part.is_file() and notes.is_file():
-        before = json.loads(notes.read_text())
-        if before["about"] == about and part.stat().st_size >= before["bytes"]:
-            done, size = before["done"], before["bytes"]
-            print(f"going on in {part} after {done:,} rows")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with exits.writing(part), open(part, "r+" if size else "w", newline="", encoding="utf-8") as f:
+    with exits.writing(part), open(part, "a", newline="", encoding="utf-8") as f:
+        alone(f, part, out)
+        if notes.is_file():
+            before = json.loads(notes.read_text())
+            if before["about"] == about and part.stat().st_size >= before["bytes"]:
+                done, size = before["done"], before["bytes"]
+                print(f"going on in {part} after {done:,} rows")
         f.truncate(size)
         f.seek(size)
         table = csv.writer(f)
@@ -128,6 +130,19 @@ def write_csv(out: Path, header: list[str], rows: Iterable, make: Callable, abou
                 flush()
         if waiting:
             flush()
-    part.replace(out)
-    notes.unlink()
+        notes.unlink(missing_ok=True)  # before another one may begin here
+        part.replace(out)
     return done
+
+
+def alone(f, part: Path, out: Path) -> None:
+    """Two at once would write their rows between each other's; flock goes with the process, also on SIGKILL."""
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = os.path.samestat(part.stat(), os.fstat(f.fileno()))
+    except (BlockingIOError, FileNotFoundError):
+        free = False
+    except OSError:  # a cluster's file system without locks
+        free = True
+    if not free:  # or it was finished, and is --out by now
+        raise ValueError(f"--out {out} is being written by another process: another name")

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -984,6 +985,20 @@ def test_a_killed_scoring_goes_on_where_it_was(toy, tmp_path, capsys, monkeypatc
     (tmp_path / "c.csv.part.json").write_text(json.dumps({"about": {"checkpoint": "other"}, "done": 1, "bytes": 1}))
     reward_train.main(options([*flags, f"--out={tmp_path / 'c.csv'}"]))
     assert (tmp_path / "c.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
+
+
+def test_two_at_one_output_do_not_mix_their_rows(tmp_path):
+    """Two calls with the default --out in one folder, each with its own texts; the second one is refused."""
+    out = tmp_path / "out.csv"
+
+    def lines(rows):
+        with pytest.raises(ValueError, match="out.csv is being written by another process"):
+            scores.write_csv(out, ["x"], [["b"]], list, {"of": "b"}, 1)
+        return rows
+
+    for _ in range(2):  # what is finished may be replaced
+        assert scores.write_csv(out, ["x"], [["1"], ["2"]], lines, {"of": "a"}, 1) == 2
+        assert out.read_bytes() == b"x\r\n1\r\n2\r\n" and os.listdir(tmp_path) == ["out.csv"]
 
 
 def test_pairs_are_scored_as_two_rows(toy, tmp_path):
