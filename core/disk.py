@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from core import exits
+from core.files import draft
 
 BLOCK = 1 << 22  # bytes written at once
 
@@ -23,7 +24,7 @@ def replace(path: Path, write, also: tuple[Path, ...] = ()) -> None:
     would name no best one for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = draft(path)
     try:
         with exits.writing(path), open(temporary, "wb") as f:
             write(f)
@@ -51,7 +52,7 @@ def sync_folder(path: Path) -> None:
 def link(source: Path, target: Path) -> None:
     """A second name for the same bytes, in one step; a copy where the file system has no links."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    temporary = draft(target)
     temporary.unlink(missing_ok=True)
     try:
         try:

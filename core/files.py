@@ -1,6 +1,10 @@
-"""Where a run's results lie below its folder: the scripts' places, or an experiment's. And JSON, read or refused."""
+"""Where a run's results lie below its folder: the scripts' places, or an experiment's. And files in general: JSON, read
+or refused; names of those that are not whole yet."""
 
+import glob
 import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +34,31 @@ def stamp(path: Path) -> list:
     """What tells a file, or a folder's files, from changed ones."""
     found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in found]
+
+
+def draft(path: Path) -> Path:
+    """What becomes `path` when it is whole, this process's own; what killed ones have left of it goes."""
+    if not path.name:
+        raise ValueError(f"{path} is a folder, and a file is wanted there")
+    sweep(path.parent, f".{glob.escape(path.name)}.tmp-*")
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+def sweep(folder: Path, names: str = "*.tmp-*") -> None:
+    """Removes what a killed process left behind; that of a living one stays."""
+    for path in folder.glob(names):
+        owner = path.name.rsplit("-", 1)[1]
+        try:
+            os.kill(int(owner), 0)
+        except ProcessLookupError:
+            remove(path)
+        except (ValueError, OverflowError, PermissionError):  # no process's number, or that of another user's
+            pass
+
+
+def remove(path: Path) -> None:
+    """A file, a link, or a folder with what is in it; or what is not there."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 @dataclass

@@ -2,11 +2,11 @@
 
 import contextlib
 import functools
-import os
 import sys
 from pathlib import Path
 
 from core import exits
+from core.files import draft
 
 
 @contextlib.contextmanager
@@ -19,7 +19,7 @@ def drawn(path: Path, width: float, height: float):
         fig = Figure(figsize=(width, height), dpi=110)
         yield fig.subplots()
         fig.tight_layout()
-        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        temporary = draft(path)
         try:
             with exits.writing(path):
                 fig.savefig(temporary, format=path.suffix.lstrip(".") or "png")

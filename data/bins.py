@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from core import rng
-from core.files import read_json
+from core.files import read_json, sweep
 from core.progress import progress
 
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -363,18 +363,6 @@ class Writer:
             file.close()
             os.replace(file.name, self.folder / f"{split}.bin")
         os.replace(temporary, self.folder / "meta.json")
-
-
-def sweep(folder: Path, names: str = "*.tmp-*") -> None:
-    """Removes what a killed process left behind; that of a living one stays."""
-    for path in folder.glob(names):
-        owner = path.name.rsplit("-", 1)[1]
-        try:
-            os.kill(int(owner), 0)
-        except ProcessLookupError:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        except (ValueError, OverflowError, PermissionError):  # no process's number, or that of another user's
-            pass
 
 
 def write(folder: str | Path, vocab_size: int, train, val, tokenizer: dict | None = None, **more) -> Dataset:

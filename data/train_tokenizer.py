@@ -15,7 +15,6 @@ wordpiece   BERT's, cased; words longer than 64 characters are pieces of 64
 
 import collections
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,10 @@ from typing import Literal
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from core import config, exits
+from core import config, exits, files
 from core.progress import progress
 from core.values import Count
-from data import bins, encoding, examples
+from data import encoding, examples
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>"]
 
@@ -100,8 +99,7 @@ def main(args: Options) -> None:
     out = Path(args.out_dir)
     new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    bins.sweep(out, ".tokenizer.tmp-*")
-    draft = out / f".tokenizer.tmp-{os.getpid()}"  # its name is known when all examples are encoded
+    draft = files.draft(out / "tokenizer")  # its name is known when all examples are encoded
     try:
         with exits.writing(out):  # .save() hides why it could not write
             draft.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import checkpoint, config, dist, exits
+from core import checkpoint, config, dist, exits, files
 from core.progress import progress
 from data import encoding, examples
 from data.pretrained import check_fit, open_encoder
@@ -37,7 +37,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
             if f.read(6) != np.lib.format.MAGIC_PREFIX:
                 raise ValueError(f"--out {out} exists and is no .npy file: another name, so that nothing is lost")
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.tmp.npy")
+    draft = files.draft(out)  # two at once: one each, the last one stays
     try:
         vectors = np.lib.format.open_memmap(draft, "w+", np.float32, (n, model.config.n_embd))
         if hasattr(os, "posix_fallocate"):  # a full disk found when a page of it is written kills the process

@@ -661,6 +661,14 @@ def test_a_killed_worker_is_one_line(tmp_path, capsys):
     assert e.value.code == exits.BUG and err.startswith("error: a worker process was killed") and err.count("\n") == 1
 
 
+def test_a_folder_in_place_of_the_file_of_topics(tmp_path, monkeypatch):
+    from data.python_topics import prepare as topics
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^\. is a folder, and a file is wanted there"):
+        topics.main(topics.Options(out=".", each=2))
+
+
 @pytest.mark.parametrize("name, file", [("python_topics --each=99", "snippets.csv"), ("qa_toy --train=99", "scores.json")])
 def test_a_full_disk_leaves_what_was_there(tmp_path, name, file):
     (tmp_path / file).write_text("old")

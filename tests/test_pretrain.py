@@ -541,6 +541,17 @@ def test_a_runs_config_embeds_with_the_runs_own_weights(run, tmp_path):
     assert (vectors["file"] == vectors["new"]).all() and (vectors["file"] != vectors["old"]).any()
 
 
+def test_another_ones_half_written_vectors_stay(run, tmp_path):
+    """Two calls into one file of vectors: both wrote in the same place, and one died of a bus error."""
+    run("--max_steps=1")
+    (tmp_path / "t.txt").write_text("12 3\n")
+    for process in (1, 2**30):  # the first is alive, the second is none
+        (tmp_path / f".v.npy.tmp-{process}").write_bytes(b"half")
+    argv = [f"--init_from={tmp_path / 'run'}", f"--embed={tmp_path / 't.txt'}", f"--out={tmp_path / 'v.npy'}"]
+    pretrain.main(config.parse(pretrain.Options, argv, doc=""))
+    assert [p.name for p in tmp_path.glob(".v.npy*")] == [".v.npy.tmp-1"] and len(np.load(tmp_path / "v.npy")) == 1
+
+
 def test_each_row_of_a_table_has_its_vector(run, tmp_path, monkeypatch):
     """Blank ones, too; and a folder for the vectors is made. Vectors that are not all there leave nothing behind."""
     run("--max_steps=2")

@@ -7,7 +7,6 @@ Another version of Python gives other pieces.
 """
 
 import csv
-import os
 import random
 import sys
 import sysconfig
@@ -17,7 +16,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from core import config, exits
+from core import config, exits, files
 from core.values import Count
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "urllib", "xml")
@@ -51,7 +50,7 @@ def main(args: Options) -> None:
     rng.shuffle(rows)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    draft = files.draft(out)
     try:
         with exits.writing(out), open(draft, "w", newline="", encoding="utf-8") as f:
             table = csv.writer(f)
