@@ -15,7 +15,6 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,10 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from core import config, exits
+from core.files import draft, remove
 from core.progress import progress
 from core.values import Count, Fraction
-from data import bins, encoding, examples, split, vocab
+from data import encoding, examples, split, vocab
 
 FILE_SIZE = 1 << 29  # bytes of ids a file: `datasets` cuts its own at 500 MB
 
@@ -51,8 +51,8 @@ class Writer:
     """A folder as `datasets` saves it: streaming Arrow files, state.json, dataset_info.json."""
 
     def __init__(self, folder: Path, dtype: np.dtype, tokenizer: str):
-        self.folder, self.name = folder, folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-        bins.sweep(folder.parent, f".{folder.name}.tmp-*")
+        self.folder, self.name = folder, draft(folder)
+        self.old = folder.with_name(f".{folder.name}.tmp-old-{os.getpid()}")  # for the one that it replaces
         self.name.mkdir(parents=True)
         self.type = pa.list_(pa.from_numpy_dtype(dtype))
         item = {"dtype": str(pa.from_numpy_dtype(dtype)), "_type": "Value"}
@@ -144,18 +144,20 @@ def main(args: Options, apart: bool = True) -> None:
                 raise ValueError(f"{folder.name} would be empty: {' and '.join(sources)} hold(s) {total} examples, and"
                                  f" --split_prop is {args.split_prop}")  # fmt: skip
             writer.close()
-        for writer, folder in zip(writers, folders, strict=True):
-            if again:
-                break
-            if folder.exists():
-                shutil.rmtree(folder)
-            writer.name.rename(folder)
-            print(f"{folder}: {writer.rows:,} examples, {writer.tokens:,} tokens")
+        done = [] if again else writers
+        for writer in done:  # in one step each: half a folder is no data set, and would not be replaced
+            if writer.folder.exists():
+                writer.folder.rename(writer.old)
+        for writer in done:
+            writer.name.rename(writer.folder)
+            print(f"{writer.folder}: {writer.rows:,} examples, {writer.tokens:,} tokens")
     finally:
         for writer in writers:
             with contextlib.suppress(OSError):  # a full disk's: all the more what is there has to go
                 writer.end_file()
-            shutil.rmtree(writer.name, ignore_errors=True)
+            for left in (writer.name, writer.old):
+                with contextlib.suppress(OSError):
+                    remove(left)
         for folder in new:  # what failed leaves nothing behind
             with contextlib.suppress(OSError):  # else it holds something
                 folder.rmdir()

@@ -364,6 +364,22 @@ def test_a_killed_run_leaves_no_workers_and_the_next_one_sweeps(tmp_path, by_dig
         "pretrain_eval_trunc1000", "pretrain_train_trunc1000"]  # fmt: skip
 
 
+def test_a_data_set_is_replaced_in_one_step(tmp_path, by_digit):
+    """Killed as the old one went, it left a folder that was no data set, and that the next call refused to replace."""
+    (tmp_path / "t.txt").write_text("".join(f"{i}\n" for i in range(100)))
+    more = ["--train_dir", str(tmp_path / "t.txt"), "--tokenizer", str(by_digit), "--out_dir", str(tmp_path / "out")]
+    more += ["--max_size", "9", "--workers", "1"]
+    build(*more)
+    dies = "import os, runpy, sys\nsys.path[0] = os.getcwd()\n"
+    dies += "sys.addaudithook(lambda event, _: event == 'os.rmdir' and os.kill(os.getpid(), 9))\n"
+    dies += "runpy.run_path('data/build_pretrain_data.py', run_name='__main__')"
+    assert subprocess.run([sys.executable, "-c", dies, *more, "--seed", "1"], cwd=ROOT).returncode == -9
+    folders = ["pretrain_eval_trunc9", "pretrain_train_trunc9"]
+    assert all((tmp_path / "out" / name / "state.json").is_file() for name in folders)
+    build(*more)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == folders
+
+
 def test_ids_may_have_gaps(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
