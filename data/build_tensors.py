@@ -24,7 +24,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from core import config
+from core import config, files
 from core.progress import progress
 from core.values import Count, Fraction, coerce, nearest, read_yaml
 from data import arrow, encoding, examples, records, split, tensors, vocab
@@ -140,18 +140,25 @@ def main(args: Options) -> None:
         print(f"note: so few of the {n:,} examples differ that equal ones have to be in several splits")
     first = np.cumsum(lengths) - lengths
     out.mkdir(parents=True, exist_ok=True)
+    draft = files.draft(out / "splits")  # a folder: no split of this call is to stand beside one of an earlier call
+    try:
+        for name, rows in zip(shares, parts, strict=True):
+            flat = np.concatenate([ids[first[i] : first[i] + lengths[i]] for i in rows])
+            y = None if numbers is None else numbers[rows]
+            tensors.save(draft / f"{name}.pt", flat, lengths[rows], pad, y, names, tokenizer, args.layout)
+        if names:
+            (draft / "labels.json").write_text(json.dumps(number, ensure_ascii=False, indent=1), encoding="utf-8")
+        for path in sorted(draft.iterdir()):
+            path.replace(out / path.name)
+    finally:
+        files.remove(draft)
     for name, rows in zip(shares, parts, strict=True):
-        flat = np.concatenate([ids[first[i] : first[i] + lengths[i]] for i in rows])
-        y = None if numbers is None else numbers[rows]
-        tensors.save(out / f"{name}.pt", flat, lengths[rows], pad, y, names, tokenizer, args.layout)
-        each = [] if y is None else zip(names, np.bincount(y, minlength=len(names)), strict=True)
+        each = zip(names, np.bincount(numbers[rows], minlength=len(names)), strict=True) if names else []
         counts = "; " + ", ".join(f"{label} {count:,}" for label, count in each) if names else ""
         counts = counts if len(names or []) <= 20 else f"; {len(names)} labels"
         print(f"{out / name}.pt: {len(rows):,} examples, {lengths[rows].sum():,} tokens{counts}")
-    if names:
-        (out / "labels.json").write_text(json.dumps(number, ensure_ascii=False, indent=1), encoding="utf-8")
-        if len(names) > n // 2:
-            print(f"note: {len(names):,} labels for {n:,} examples: is {args.label_column!r} the column of labels?")
+    if names and len(names) > n // 2:
+        print(f"note: {len(names):,} labels for {n:,} examples: is {args.label_column!r} the column of labels?")
     print(f"{cut:,} of {n:,} examples were cut to {args.max_length} tokens")
     encoding.note_lost(coder.lost(ids), len(ids), pads)
 

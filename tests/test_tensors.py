@@ -201,6 +201,25 @@ def test_a_label_for_each_row_is_told_soon(tmp_path, tokenizer, capsys):
     assert sorted(np.concatenate([rows.labels for rows in found.values()])) == list(range(50_000))
 
 
+def test_splits_of_two_calls_never_stand_side_by_side(tmp_path, tokenizer, monkeypatch):
+    """A new val.pt beside an old train.pt holds what that one trains on."""
+    write_csv(tmp_path / "a.csv")
+    flags = {"input": str(tmp_path / "a.csv"), "label_column": "label"}
+    build(tmp_path, tokenizer, **flags)
+    files = lambda: {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}  # noqa: E731
+    old, save = files(), tensors.save
+
+    def full(path, *args):
+        if path.name == "train.pt":
+            raise OSError(28, "disk full")
+        save(path, *args)
+
+    monkeypatch.setattr(tensors, "save", full)
+    with pytest.raises(OSError, match="disk full"):
+        build(tmp_path, tokenizer, **flags, seed=1)
+    assert files() == old
+
+
 def test_splits_hold_each_example_once_whatever_their_shares(tmp_path, tokenizer):
     source = write_csv(tmp_path / "a.csv")
     few = build(tmp_path / "1", tokenizer, input=source, splits={"test": 0.5, "train": 0.1})
