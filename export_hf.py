@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from core import checkpoint, config, hf, run
+from core import checkpoint, config, files, hf, run
 from data import pretrained, scorer, vocab
 from model import GPT, Classifier, GPTConfig, Roberta, RobertaConfig, RobertaMLM, ScoreModel
 
@@ -67,8 +67,6 @@ def write_tokenizer(folder: Path, about: dict | None, block_size: int, more: dic
                     causal: bool = False) -> str:  # fmt: skip
     """Writes the files, with `more` special tokens; says in a few words what was written."""
     found = tokenizer_json(about) if about else None
-    for name in OTHERS:  # of the model that was in the folder: they would be read with this one
-        (folder / name).unlink(missing_ok=True)
     if found is None:
         return "none: the data set describes none" if not about else f"none: {about['name']} has no file here"
     found["added_tokens"] = [*(found.get("added_tokens") or []),
@@ -199,14 +197,21 @@ def main(args: Options) -> None:
     state = checkpoint.load(path)
     if state["kind"] not in EXPORTS:
         raise ValueError(f"{path} holds a {state['kind']} model: this exports {', '.join(EXPORTS)} models")
+    draft = files.draft(out / "model")  # a folder, whole before any of it can be taken for a model
     if out.exists() and any(out.iterdir()) and not args.overwrite:
         raise ValueError(f"--out {out} is not empty: --overwrite replaces what is in it")
-    words, gap = EXPORTS[state["kind"]](state, out)
+    try:
+        words, gap = EXPORTS[state["kind"]](state, draft)
+        if not gap <= 1e-4:
+            raise RuntimeError(f"the exported model differs by {gap:.1e}, not kept: has transformers all of model.py?")
+        for name in ("config.json", *OTHERS):  # of the model that was in the folder: read with this one, they mislead
+            (out / name).unlink(missing_ok=True)
+        for part in sorted(draft.iterdir(), key=lambda p: p.name == "config.json"):  # without which nothing loads
+            part.replace(out / part.name)
+    finally:
+        files.remove(draft)
     print(f"{path}, step {state['step']} -> {out}: config.json, model.safetensors; tokenizer: {words}")
     print(f"read again: the largest difference between logits is {gap:.1e}")
-    if not gap <= 1e-4:
-        (out / "model.safetensors").unlink()
-        raise RuntimeError(f"the exported model differs by {gap:.1e}, not kept: has transformers all of model.py?")
 
 
 if __name__ == "__main__":

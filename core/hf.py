@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from core import checkpoint, disk, hf_llama, hub
+from core.files import draft
 from core.hf_terms import ACTIVATIONS, activation, activation_back, demand, tied  # noqa: F401 - the table is for the loops
 
 Weights = dict[str, Tensor]
@@ -261,10 +262,13 @@ def save(folder: str | Path, kind: str, config: dict, weights: Weights, **more) 
     to_config, to_weights = BACK[kind]
     theirs = to_config(config) | more
     folder.mkdir(parents=True, exist_ok=True)
-    temporary, weights = folder / ".model.safetensors.tmp", {n: w.cpu() for n, w in checkpoint.strip(weights).items()}
-    weights = to_weights(weights, config)
+    weights = to_weights({n: w.cpu() for n, w in checkpoint.strip(weights).items()}, config)
+    temporary = draft(folder / "model.safetensors")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's files are: the library makes them for their owner alone
         safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)
     except safetensors.SafetensorError as e:
         temporary.unlink(missing_ok=True)
         number = re.search(r"os error (\d+)", str(e))  # all that it keeps of what the disk said

@@ -57,6 +57,30 @@ def test_a_model_that_computes_something_else_is_not_kept(tmp_path, monkeypatch)
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
+def test_an_export_that_breaks_off_leaves_no_part_of_a_model(tmp_path, monkeypatch):
+    """Neither new weights beside an old tokenizer, nor a folder that looks like a model and lacks its tokenizer."""
+    train(tmp_path, {"kind": "byte"})
+    flags, out = [f"--init_from={tmp_path / 'ckpt.pt'}", f"--out={tmp_path / 'out'}"], tmp_path / "out"
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(export_hf, "write_tokenizer", killed)
+        export(*flags)
+    assert not any(out.iterdir())
+    (out / f".model.tmp-{2**30}").mkdir()  # as SIGKILL leaves it
+    export(*flags)
+    old = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert sorted(old) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert len({p.stat().st_mode for p in out.iterdir()}) == 1  # whoever may read the one may read the others
+    train(tmp_path, {"kind": "char", "chars": sorted(set(TEXT))}, n_layer=1)
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(export_hf, "write_tokenizer", killed)
+        export(*flags, "--overwrite")
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == old
+
+
 def test_a_mixture_says_whose_tokenizer_it_wrote(tmp_path, capsys):
     char = {"kind": "char", "chars": sorted(set(TEXT))}
     for name, other in (("alike", char), ("mixed", {"kind": "byte"})):
