@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from core import config
+from core import config, exits, files
 from core.values import Loader, at_home, dump, nearest, read_yaml
 from experiments.sections import KINDS
 
@@ -53,10 +53,17 @@ def foreign(kind: str, name: str | None, path: Path) -> str:
 def create(kind: str, name: str, text: str) -> Path:
     """A new experiment folder with its config.yaml; one that is there is left alone."""
     path = place(kind, name)
-    if path.exists():
-        raise ValueError(f"{path} exists already: choose another name, or edit its config.yaml")
-    path.mkdir(parents=True)
-    (path / "config.yaml").write_text(text, encoding="utf-8")
+    draft = files.draft(path / "config.yaml")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        edit = ", or edit its config.yaml" if (path / "config.yaml").is_file() else ""
+        raise ValueError(f"{path} exists already: choose another name{edit}")
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with exits.writing(path):
+            draft.write_text(text, encoding="utf-8")
+        draft.replace(path / "config.yaml")
+    finally:
+        files.remove(draft)
     return path
 
 

@@ -166,6 +166,18 @@ def test_names_that_leave_the_folder_are_refused(name):
         fin("-f", "good", "-p", name)
 
 
+def test_a_generator_that_was_killed_is_called_again(tmp_path):
+    """It left an empty folder, in place of which no experiment could be made."""
+    Path("experiments/pretraining/one").mkdir(parents=True)
+    Path(f"experiments/pretraining/one/.config.yaml.tmp-{2**30}").write_text("experiment:\n")
+    pre("-p", "one")
+    assert os.listdir("experiments/pretraining/one") == ["config.yaml"]
+    Path("experiments/pretraining/two").mkdir()
+    Path("experiments/pretraining/two/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="two exists already: choose another name$"):
+        pre("-p", "two")
+
+
 def test_nothing_is_overwritten_and_links_are_refused(tmp_path):
     pre("-p", "one")
     before = text("pretraining", "one")
