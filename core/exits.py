@@ -103,7 +103,7 @@ def writing(path: Path):
         yield
     except OSError as e:
         if e.filename is None and e.errno and e.strerror == os.strerror(e.errno):
-            e.filename = str(path)
+            e.filename = full_log(e.errno) or str(path)
         raise
 
 

@@ -150,7 +150,6 @@ def main(args: Options, apart: bool = True) -> None:
                 writer.folder.rename(writer.old)
         for writer in done:
             writer.name.rename(writer.folder)
-            print(f"{writer.folder}: {writer.rows:,} examples, {writer.tokens:,} tokens")
     finally:
         for writer in writers:
             with contextlib.suppress(OSError):  # a full disk's: all the more what is there has to go
@@ -165,6 +164,8 @@ def main(args: Options, apart: bool = True) -> None:
         print(f"note: so few of the {total:,} examples differ that equal ones have to be on both sides")
         main(args, apart=False)
         return
+    for writer in writers:
+        print(f"{writer.folder}: {writer.rows:,} examples, {writer.tokens:,} tokens")
     if twice:
         print(f"note: {twice:,} of the {held.rows:,} examples of --eval_dir are in --train_dir, too")
     if both:

@@ -183,6 +183,11 @@ def test_a_log_on_a_full_disk_is_not_taken_for_the_run_s_disk(flush, tmp_path):
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (74, "error: No space left on device: standard output\n")
+    code = "from core import exits\nwith exits.guard(), exits.writing('out'):\n"  # a tool's
+    with open("/dev/full", "w") as full:
+        argv = [sys.executable, "-c", f"{code}    print('step 3', flush={flush})\n    print('step 4', flush={flush})"]
+        done = subprocess.run(argv, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (74, "error: No space left on device: standard output\n")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", None])

@@ -380,6 +380,24 @@ def test_a_data_set_is_replaced_in_one_step(tmp_path, by_digit):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == folders
 
 
+def test_a_reader_that_leaves_costs_no_data(tmp_path, by_digit, monkeypatch):
+    """`| head -1`: the first line broke off the call between its two data sets."""
+    (tmp_path / "t.txt").write_text("".join(f"{i}\n" for i in range(100)))
+    more = ["--train_dir", tmp_path / "t.txt", "--tokenizer", by_digit, "--out_dir", tmp_path / "out", "--max_size", 9]
+
+    def closed(*_):
+        raise BrokenPipeError
+
+    build(*more)
+    folders = sorted((tmp_path / "out").iterdir())
+    old = [(folder / "state.json").read_text() for folder in folders]  # holds a number drawn anew by each call
+    monkeypatch.setattr(build_pretrain_data, "print", closed, raising=False)
+    with pytest.raises(BrokenPipeError):
+        build(*more)
+    assert sorted((tmp_path / "out").iterdir()) == folders
+    assert all((folder / "state.json").read_text() != before for folder, before in zip(folders, old, strict=True))
+
+
 def test_ids_may_have_gaps(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
