@@ -7,7 +7,7 @@ from model import GPTConfig
 
 DYCK = {"seq_length": 128, "epochs": 1000, "steps_per_epoch": 1000, "max_steps": 1_000_000, "lr_schedule": "constant",
         "warmup_steps": 0, "save_every_steps": 100, "patience": None}  # fmt: skip
-FIXED = ("task", "seed", "gpt2_size", "position", "use_qk_norm", "dropout", "use_curriculum")
+FIXED = ("task", "seed", "gpt2_size", "position", "use_qk_norm", "dropout", "use_curriculum", "curriculum_start")
 FREE = ("save_dir", "run_name", "init_from", "transfer", "resume", "resume_run_id", "check", "replay_step",
         "device", "backend", "timeout")  # fmt: skip
 DYCK_TASKS = "dyck|dyck_shuffle"
