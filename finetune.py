@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from core import checkpoint, config, dist, files, metrics, optim, preflight, rng, run, transfer
 from core.config import option
 from core.files import Files
-from core.progress import duration
+from core.progress import duration, progress
 from core.schedule import lr_at
 from core.tracker import Tracker, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
@@ -322,7 +322,7 @@ def main(args: Options) -> None:
         model.eval()
         logits = np.zeros((len(split), C), np.float32)
         size = 4 * args.batch_size
-        for i in range(0, len(split), size * d.world):
+        for i in progress(range(0, len(split), size * d.world), "evaluating", show=d.main):
             mine = np.arange(i + d.rank * size, min(i + (d.rank + 1) * size, len(split)))
             if len(mine):
                 logits[mine] = forward(model, split, mine).cpu().numpy()

@@ -44,7 +44,7 @@ from torch.nn.parallel import DistributedDataParallel
 from core import checkpoint, compiler, config, disk, dist, files, hf, optim, preflight, rng, run, transfer
 from core.config import option
 from core.files import Files
-from core.progress import duration
+from core.progress import duration, progress
 from core.schedule import lr_at, outlasts
 from core.tracker import Tracker, peak_flops, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
@@ -382,7 +382,7 @@ def main(args: Options) -> None:
         model.eval()
         rows, n = splits[name], 0
         found = [torch.zeros(2, device=d.device)]  # loss, right guesses: read at the end, so that no batch waits
-        for i in range(0, len(rows), args.per_device * d.world):
+        for i in progress(range(0, len(rows), args.per_device * d.world), "evaluating", show=d.main):
             first = i + d.rank * args.per_device
             mine = np.arange(first, min(first + args.per_device, len(rows)))
             if len(mine):

@@ -315,7 +315,7 @@ def main(args: Options) -> None:
         name, what = ("mae_loss", "a score for each answer, loss mae") if p.mae_loss else ("center", "pairs of answers")
         raise ValueError(f"model_params.{name} is for {what}; here the loss is {kind}")
     found = qa.records(file)
-    splits = qa.load(progress(found, "tokenizing", unit="rows") if d.main else found, template, kind == "pairwise")
+    splits = qa.load(progress(found, "tokenizing", unit="rows", show=d.main), template, kind == "pairwise")
     train, val = splits["train"], splits["val" if "val" in splits else "test"]
     B = stored["loop"]["batch"] if resuming else args.data.batch_size * t.accumulate_grad_batches * d.world
     micro_steps, micro_batch = dist.split(B, args.data.batch_size, d.world)
@@ -413,7 +413,7 @@ def main(args: Options) -> None:
         texts = texts[np.argsort(-np.diff(split.offsets)[texts], kind="stable")]
         batches = [texts[i : i + args.data.batch_size] for i in range(0, len(texts), args.data.batch_size)][:limit]
         mine = []
-        for i in progress(range(0, len(batches), d.world), "evaluating") if d.main else range(0, len(batches), d.world):
+        for i in progress(range(0, len(batches), d.world), "evaluating", show=d.main):
             for batch in batches[i + d.rank : i + d.rank + 1]:
                 mine.append((batch, forward(batch, split, model).cpu().double().numpy()))
             if folder.stopping():

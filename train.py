@@ -20,7 +20,7 @@ import train_args
 from core import checkpoint, compiler, config, disk, dist, hf, optim, preflight, rng, run, transfer
 from core.generate import generate
 from core.schedule import Plateau, lr_at
-from core.tracker import Tracker, duration, peak_flops, peak_memory
+from core.tracker import Tracker, duration, peak_flops, peak_memory, progress
 from data import bins, vocab
 from model import GPTConfig, build_gpt
 from train_args import FIXED, FREE, Options
@@ -211,7 +211,7 @@ def main(args: Options) -> None:
                 purpose = f"eval {part} {names[k]}" if mix.n > 1 else f"eval {part}"
                 starts = bins.starts(method, n, T, count, args.seed, purpose, 0)
                 found = [torch.zeros(len(names) if aligned else (), device=d.device)]  # read at the end: no batch waits
-                for i in range(0, len(starts), args.batch_size * d.world):
+                for i in progress(range(0, len(starts), args.batch_size * d.world), "evaluating", show=d.main):
                     mine = starts[i + d.rank * args.batch_size :][: args.batch_size]
                     if len(mine):
                         x, y = windows(part, k, mine)

@@ -13,21 +13,28 @@ def duration(seconds: float) -> str:
 
 
 def progress(
-    items: Iterable, what: str, total: float | None = None, unit: str = "", size: Callable | None = None
+    items: Iterable, what: str, total: float | None = None, unit: str = "", size: Callable | None = None, *, show=True
 ) -> Iterator:
-    """Passes items through and says how far it is and when it ends; `size` is what an item counts for, else one."""
+    """Passes items through and says (one of several ranks does: `show`) how far it is and when it ends; `size` is what
+    an item counts for, else one."""
+    if not show:
+        yield from items
+        return
     total = len(items) if total is None and hasattr(items, "__len__") else total
     tty, start = sys.stderr.isatty(), time.monotonic()
     shown, wrote, done = start + 2 - (0.2 if tty else 10), False, 0
-    for item in items:
-        yield item
-        done += size(item) if size else 1
-        now = time.monotonic()
-        if now - shown >= (0.2 if tty else 10):
-            shown, wrote = now, True
-            rate = max(done, 1e-9) / (now - start)
-            of, eta = (f"/{total:,.0f}", f" | eta {duration(max(0, total - done) / rate)}") if total else ("", "")
-            line = f"{what}: {done:,.0f}{of} {unit} | {rate:,.1f} {unit}/s{eta}".replace("  ", " ").replace(" /s", "/s")
-            print(f"\r{line:<78}" if tty else line, end="" if tty else "\n", file=sys.stderr, flush=True)
-    if wrote and tty:
-        print(file=sys.stderr)
+    try:
+        for item in items:
+            yield item
+            done += size(item) if size else 1
+            now = time.monotonic()
+            if now - shown >= (0.2 if tty else 10):
+                shown, wrote = now, True
+                rate = max(done, 1e-9) / (now - start)
+                of, eta = (f"/{total:,.0f}", f" | eta {duration(max(0, total - done) / rate)}") if total else ("", "")
+                line = f"{what}: {done:,.0f}{of} {unit} | {rate:,.1f} {unit}/s{eta}"
+                line = line.replace("  ", " ").replace(" /s", "/s")
+                print(f"\r{line:<78}" if tty else line, end="" if tty else "\n", file=sys.stderr, flush=True)
+    finally:  # a signal may end an evaluation before its items do
+        if wrote and tty:
+            print(file=sys.stderr)

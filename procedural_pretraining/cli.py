@@ -27,7 +27,7 @@ import procedural_data
 from core import checkpoint, compiler, config, dist, hf, optim, preflight, rng, run, transfer
 from core.config import option
 from core.schedule import lr_at, outlasts
-from core.tracker import Tracker, duration, peak_flops, peak_memory
+from core.tracker import Tracker, duration, peak_flops, peak_memory, progress
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from model import GPT, GPTConfig
 from procedural_pretraining.judge import averages, draw_scores, judge, show_sample
@@ -237,7 +237,8 @@ def main(args: Options) -> None:
         out, further = {"length": now.length}, [(specs[n], "val", f" {n}") for n in args.eval_lengths]
         for at, split, note in [(now, "val" if fair else "probe", ""), *further]:
             total = torch.zeros(7, dtype=torch.float64)
-            for begin in range(0, args.eval_samples, args.batch_size * d.world):  # every rank takes every turn
+            turns = range(0, args.eval_samples, args.batch_size * d.world)  # every rank takes every one
+            for begin in progress(turns, f"evaluating {at}", show=d.main):
                 start = begin + d.rank * args.batch_size
                 n = min(args.batch_size, args.eval_samples - start)
                 if n > 0:

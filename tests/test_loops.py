@@ -298,6 +298,15 @@ def test_a_finished_run_names_the_option_that_ended_it(loop, data, tmp_path, cap
 
 
 @pytest.mark.parametrize("loop", FIRST, ids=lambda loop: loop.name)
+def test_an_evaluation_tells_how_far_it_is(loop, data, tmp_path, monkeypatch):
+    told = []
+    script = importlib.import_module(loop.module)
+    monkeypatch.setattr(script, "progress", lambda items, what, **_: told.append(what) or items)
+    loop.run([*loop.flags(data(loop), tmp_path), *loop.steps(1)])
+    assert [what for what in told if what.startswith("evaluating")]
+
+
+@pytest.mark.parametrize("loop", FIRST, ids=lambda loop: loop.name)
 def test_a_run_stopped_in_an_evaluation_leaves_its_picture(loop, data, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(run.Run, "stopping", lambda self: self.step == 3 and asked.append(1) is None and len(asked) > 1)

@@ -300,6 +300,15 @@ def test_progress_speaks_after_two_seconds_and_passes_all_on(capsys, monkeypatch
         out.append(item)
     err = capsys.readouterr().err
     assert out == list(range(40)) and "reading: " in err and "eta" in err
+    for _ in tracker.progress(range(40), "reading", show=False):  # another rank says it
+        now[0] += 0.5
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    for item in tracker.progress(range(40), "reading"):
+        now[0] += 0.5
+        if item == 20:
+            break
+    assert capsys.readouterr().err.endswith("\n")  # what comes next has a line of its own
 
 
 @pytest.mark.parametrize("comes", [True, False])
