@@ -235,12 +235,13 @@ def main(args: Options) -> None:
         now = specs[loop["length"]]
         fair = not args.use_curriculum or procedural_data.teachable(now)  # else no one could go beyond this length
         out, further = {"length": now.length}, [(specs[n], "val", f" {n}") for n in args.eval_lengths]
+        size = 4 * args.batch_size  # without gradients there is room, and many answers take as many calls as one
         for at, split, note in [(now, "val" if fair else "probe", ""), *further]:
             total = torch.zeros(7, dtype=torch.float64)
-            turns = range(0, args.eval_samples, args.batch_size * d.world)  # every rank takes every one
+            turns = range(0, args.eval_samples, size * d.world)  # every rank takes every one
             for begin in progress(turns, f"evaluating {at}", show=d.main):
-                start = begin + d.rank * args.batch_size
-                n = min(args.batch_size, args.eval_samples - start)
+                start = begin + d.rank * size
+                n = min(size, args.eval_samples - start)
                 if n > 0:
                     row, question = procedural_data.rows(at, args.seed, split, start, n)
                     with autocast:
