@@ -210,7 +210,7 @@ def main(args: Options) -> None:
 
     first_step, best = 0, None
     loop = {"length": path_of_lengths[0], "since": 0, "history": [[0, path_of_lengths[0]]], "eval": None, "waited": 0,
-            "resumes": [], "bad_steps": 0, "scaler": None}  # fmt: skip
+            "resumes": [], "bad_steps": 0, "scaler": None, "best_loss": float("inf")}  # fmt: skip
     if resuming:
         first_step, best = stored["step"], stored["best"]
         loop.update(stored["loop"])
@@ -322,6 +322,8 @@ def main(args: Options) -> None:
                 better = scores[score] > (-1 if best is None else best)  # never so for NaN
                 best = scores[score] if better else best
                 loop["waited"] = 0 if better else loop["waited"] + 1
+                better |= scores[score] == best and scores["val loss"] < loop["best_loss"]  # learning goes on at 100%
+                loop["best_loss"] = scores["val loss"] if better else loop["best_loss"]
                 loop["eval"] = {"step": step, "scores": scores}
             track.eval(step, scores, "best" if better else "", quiet=bool(done))
             last = last or (args.patience is not None and loop["waited"] >= args.patience)

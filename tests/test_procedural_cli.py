@@ -183,6 +183,16 @@ def test_patience_ends_the_run(tmp_path, capsys):
     assert "stopped at step 6: no better accuracy in 3 evaluations" in capsys.readouterr().out
 
 
+def test_of_equal_accuracies_the_one_with_the_lower_loss_is_best(tmp_path, monkeypatch):
+    """100% comes early, and --init_from takes best.pt: it must not stay there while the loss goes on falling."""
+    losses = iter([0.5, 0.2, 0.3, 0.1, 0.4])
+    monkeypatch.setattr(cli, "averages", lambda *_: {"val loss": next(losses), "accuracy": 1.0})
+    for steps, best, more in ((2, 1, []), (9, 3, ["--resume"])):
+        go(tmp_path, f"--max_steps={steps}", "--save_every_steps=1", "--patience=4", *more)
+        assert checkpoint.load(tmp_path / "best.pt")["step"] == best
+    assert checkpoint.load(tmp_path / "ckpt.pt")["step"] == 4  # patience counts accuracies
+
+
 def test_evaluation_and_saving_have_intervals_of_their_own(tmp_path):
     go(tmp_path, "--max_steps=9", "--save_every_steps=2", "--eval_interval=4", "--save_total_limit=0", "--lr=0")
     assert [r["step"] for r in tracker.read(tmp_path / "eval.csv")] == [0, 4, 8, 9]
