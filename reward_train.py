@@ -381,7 +381,7 @@ def main(args: Options) -> None:
 
     first_step, best = 0, None
     loop = {"eval": None, "resumes": [], "bad_steps": 0, "scaler": None, "batch": B, "train": [0.0, 0], "rows": rows,
-            "eval_steps": eval_steps, "counts": counts}  # fmt: skip
+            "eval_steps": eval_steps, "counts": counts, "best_loss": math.inf}  # fmt: skip
     if resuming:
         first_step = stored["step"]
         other = {"trainer.checkpoint.log_obg", "trainer.checkpoint.mode"} & set(changes)  # what was best means nothing
@@ -523,7 +523,8 @@ def main(args: Options) -> None:
                 value = found.get(keep.log_obg, math.nan)
                 sign = -1 if (keep.mode or mode) == "max" else 1
                 better = math.isfinite(value) and (best is None or sign * value < sign * best)
-                best = value if better else best
+                better |= value == best and found["val_loss"] < loop["best_loss"]  # accuracies come in steps
+                best, loop["best_loss"] = (value, found["val_loss"]) if better else (best, loop["best_loss"])
                 since = torch.zeros_like(since)
                 loop["eval"] = {"step": step, "losses": found}
             track.eval(step, found, "best" if better else "", quiet=bool(done))
