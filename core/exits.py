@@ -64,6 +64,8 @@ def verdict(e: BaseException) -> tuple[int, str]:
         return CANNOT_WRITE, f"{e.strerror}: TMPDIR=FOLDER in the environment names one"
     if isinstance(e, FileNotFoundError) and os.path.realpath(e.filename or "").startswith("/proc/"):
         return BAD_INPUT, f"{e.filename}: nothing can be made there"
+    if isinstance(e, FileNotFoundError) and not held and e.filename and not e.filename2:
+        return BAD_INPUT, f"{e.filename} was moved or removed while it was wanted"  # what never was has its own message
     if isinstance(e, OSError) and e.errno == errno.ENAMETOOLONG and e.filename:
         return BAD_INPUT, f"{e.strerror}: {e.filename}"
     if isinstance(e, FileExistsError | NotADirectoryError) and e.filename:

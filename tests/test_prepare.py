@@ -661,6 +661,17 @@ def test_a_killed_worker_is_one_line(tmp_path, capsys):
     assert e.value.code == exits.BUG and err.startswith("error: a worker process was killed") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.parquet"])
+def test_an_input_that_goes_before_its_turn_comes_is_named(tmp_path, name):
+    """A folder that another program tidies meanwhile: that was a traceback."""
+    (tmp_path / name).write_text("text\nab\n")
+    paths = corpus.files([tmp_path], [tmp_path / "out"])
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError) as e:
+        list(corpus.pieces(paths, 0.1, ""))
+    assert exits.verdict(e.value)[0] == 2 and f"{name} was moved or removed" in exits.verdict(e.value)[1]
+
+
 def test_a_folder_in_place_of_the_file_of_topics(tmp_path, monkeypatch):
     from data.python_topics import prepare as topics
 
