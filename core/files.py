@@ -41,7 +41,9 @@ def draft(path: Path) -> Path:
     if not path.name:
         raise ValueError(f"{path} is a folder, and a file is wanted there")
     sweep(path.parent, f".{glob.escape(path.name)}.tmp-*")
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    mine = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    remove(mine)  # of a process that had the same number: in containers all begin at 1
+    return mine
 
 
 def sweep(folder: Path, names: str = "*.tmp-*") -> None:

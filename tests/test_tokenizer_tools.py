@@ -364,6 +364,16 @@ def test_a_killed_run_leaves_no_workers_and_the_next_one_sweeps(tmp_path, by_dig
         "pretrain_eval_trunc1000", "pretrain_train_trunc1000"]  # fmt: skip
 
 
+def test_what_a_killed_process_of_the_same_number_left_goes(tmp_path, by_digit):
+    """In a container each call may be process 7."""
+    (tmp_path / "t.txt").write_text("".join(f"{i}\n" for i in range(100)))
+    left = tmp_path / "out" / f".pretrain_train_trunc9.tmp-{os.getpid()}"
+    left.mkdir(parents=True)
+    (left / "data-00000.arrow").write_bytes(b"half")
+    build("--train_dir", tmp_path / "t.txt", "--tokenizer", by_digit, "--out_dir", tmp_path / "out", "--max_size", 9)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["pretrain_eval_trunc9", "pretrain_train_trunc9"]
+
+
 def test_a_data_set_is_replaced_in_one_step(tmp_path, by_digit):
     """Killed as the old one went, it left a folder that was no data set, and that the next call refused to replace."""
     (tmp_path / "t.txt").write_text("".join(f"{i}\n" for i in range(100)))
