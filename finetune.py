@@ -174,8 +174,7 @@ def main(args: Options) -> None:
     folder = run.claim(args.out_dir, d.main)
     if checkpoint.goes_on(folder, args.files.ckpt):
         args.init_from = "resume"
-    resuming, stored = args.init_from == "resume", None
-    place = args.files
+    resuming, stored, place = args.init_from == "resume", None, args.files
     if resuming:
         stored, path = checkpoint.newest(folder.path, place.ckpt)
         args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE)
