@@ -104,8 +104,9 @@ def writing(path: Path):
     try:
         yield
     except OSError as e:
-        if e.filename is None and e.errno and e.strerror == os.strerror(e.errno):
-            e.filename = full_log(e.errno) or str(path)
+        what = os.strerror(e.errno) if e.errno else ""
+        if e.filename is None and what and (e.strerror == what or "[errno" in str(e.strerror)):  # the latter is Arrow's
+            e.strerror, e.filename = what, full_log(e.errno) or str(path)
         raise
 
 

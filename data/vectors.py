@@ -39,7 +39,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = files.draft(out)  # two at once: one each, the last one stays
     try:
-        vectors = np.lib.format.open_memmap(draft, "w+", np.float32, (n, model.config.n_embd))
+        with exits.writing(out):
+            vectors = np.lib.format.open_memmap(draft, "w+", np.float32, (n, model.config.n_embd))
         if hasattr(os, "posix_fallocate"):  # a full disk found when a page of it is written kills the process
             with exits.writing(out), open(draft, "r+b") as f:
                 os.posix_fallocate(f.fileno(), 0, draft.stat().st_size)

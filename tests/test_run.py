@@ -120,6 +120,14 @@ def test_a_run_that_a_signal_stops_says_how_it_goes_on(tmp_path, capsys):
     assert capsys.readouterr().out == "stopped before step 7 and saved: --init_from=resume goes on there\n"
 
 
+def test_arrows_word_for_a_full_disk_names_the_file(tmp_path, capsys):
+    def main():
+        with exits.writing(tmp_path):
+            raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space left on device")
+
+    assert code_of(main, capsys) == (74, f"error: No space left on device: {tmp_path}\n")
+
+
 def test_a_full_disk_leaves_room_for_how_the_run_ended(tmp_path, capsys, monkeypatch):
     """Without a free block no new file is written, only over what is there: it said that the run was running."""
     path = tmp_path / "r"
