@@ -81,6 +81,8 @@ class Dataset:
         elif (self.folder / "meta.pkl").is_file():
             self.source = self.folder / "meta.pkl"
             self.meta = read_pickle(self.source)
+        elif any(self.folder.glob("meta.json.tmp-*")):
+            raise ValueError(f"{self.folder} was not written to its end: prepare it again")
         else:
             self.source = self.folder
             self.meta = {"vocab_size": NANOGPT_VOCAB, "tokenizer": {"kind": "tiktoken", "name": "gpt2"}}

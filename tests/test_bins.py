@@ -147,6 +147,16 @@ def test_nothing_but_gpt2_ids(tmp_path):
     dataset.split("train", 16).check_ids()
 
 
+def test_a_first_writing_that_was_killed_before_its_last_step_is_no_gpt2_s(tmp_path):
+    """Both bins are there, and what they hold is not told yet."""
+    bins.write(tmp_path / "a", 11, np.zeros(9), np.zeros(9))
+    (tmp_path / "a" / "meta.json").rename(tmp_path / "a" / "meta.json.tmp-999999999")
+    with pytest.raises(ValueError, match="a was not written to its end: prepare it again"):
+        bins.open_dataset(str(tmp_path / "a"))
+    bins.write(tmp_path / "a", 11, np.zeros(9), np.zeros(9))
+    assert bins.open_dataset(str(tmp_path / "a")).vocab_size == 11
+
+
 class Evil:
     def __init__(self, path):
         self.path = path
