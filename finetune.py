@@ -58,7 +58,7 @@ class Options:
     val: str = ""  # chooses the best weights
     test: str = ""  # evaluated once, at the end, with the best weights
     tokenizer: str = ""  # tokenizer.json or vocab.txt; none: the encoder's own
-    max_length: Count | None = None  # tokens a text, longer ones are cut; None: what the encoder can read
+    max_length: Count | None = None  # tokens a text, longer ones are cut; None: the encoder's; to predict: the run's
     num_labels: Count | None = None  # None: as many as train has
     shuffle: bool = True  # a new order each epoch
 
@@ -343,7 +343,7 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # start
 
-    head = {"pooling": args.pooling, "pooler_type": args.pooler_type, "names": names}
+    head = {"pooling": args.pooling, "pooler_type": args.pooler_type, "names": names, "max_length": longest}
     meta = {"tokenizer": tokenizer, "tokenizer_hash": hash_, "head": head}
     checks = preflight.look(folder.path, d.device, dtype, model, optimizer, tokens=micro_batch * train.longest, files=3,
                             resuming=resuming, given=len(args.given), steps=(first_step, last_step),

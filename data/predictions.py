@@ -35,7 +35,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     model.to(device).eval()
     dtype, precision = dist.precision(dtype, device)
     autocast = dist.autocast(device, dtype)
-    coder = encoding.Encoder(about, min(max_length or sys.maxsize, model.config.block_size))
+    limit = max_length or head.get("max_length", sys.maxsize)  # the run's: longer texts are none that it has seen
+    coder = encoding.Encoder(about, min(limit, model.config.block_size))
     rows = records.read(Path(texts))
     if not (first := next(rows, {})):
         raise ValueError(f"--predict {texts} holds no texts")

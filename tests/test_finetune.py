@@ -386,6 +386,19 @@ def test_a_runs_config_predicts_with_the_runs_own_weights(data, tmp_path):
     assert found["file"] == found["new"] != found["old"]
 
 
+def test_texts_to_predict_are_cut_as_those_to_train_on(data, tmp_path):
+    """Whether the run is named by its folder or by its config.yaml: a longer text is none that it has seen."""
+    tune(data, tmp_path / "run", "--max_length=5")
+    (tmp_path / "new.txt").write_text("1 2 3 8 8 8\n1 2 3 9 9 9\n1 2 3\n")
+    found = {}
+    for name, source in {"file": {"config": tmp_path / "run" / "config.yaml"}, "run": {"init_from": tmp_path / "run"},
+                         "more": {"init_from": tmp_path / "run", "max_length": 8}}.items():  # fmt: skip
+        predict(predict=tmp_path / "new.txt", out=tmp_path / f"{name}.csv", **source)
+        with open(tmp_path / f"{name}.csv", newline="") as f:
+            found[name] = [row["p_seven"] for row in csv.DictReader(f)]
+    assert found["file"] == found["run"] and len({*found["run"]}) == 1 < len({*found["more"]})
+
+
 def test_texts_on_both_sides_are_told(data, tmp_path, capsys):
     tune(data, tmp_path / "a", f"--val={data / 'train.pt'}")
     out = capsys.readouterr().out
