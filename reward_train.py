@@ -233,6 +233,9 @@ def main(args: Options) -> None:
             raise ValueError(f"--score asks the model of a run, --config RUN/config.yaml or"
                              f" --trainer.checkpoint.dirpath RUN; {source} does not exist")  # fmt: skip
         score = Scorer(source, device, dtype, args.model_params.use_cache)
+        if "trainer.params.precision" not in args.given:  # the run's, also where its config.yaml is not named
+            args.trainer.params.precision = score.options["trainer"]["params"]["precision"]
+            score.dtype, score.precision = dist.precision(machine(args.trainer.params)[1], score.device)
         return score_file(score, Path(args.score), Path(args.out), args.data.batch_size)
 
     # -----------------------------------------------------------------------------

@@ -104,7 +104,7 @@ class Scorer:
     def __init__(self, path: str | Path, device: str = "auto", dtype: str = "float32", use_cache: bool = False):
         self.path, self.use_cache = checkpoint.find(path), use_cache
         state = checkpoint.load(self.path)
-        self.device, self.meta = dist.pick_device(device, 0), state["meta"]
+        self.device, self.meta, self.options = dist.pick_device(device, 0), state["meta"], state["options"]
         model = reopen(state, self.path)
         self.template = make_template(self.meta["tokenizer"], model, **self.meta["template"])
         self.model = model.to(self.device).eval()

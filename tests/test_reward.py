@@ -948,6 +948,18 @@ def test_score_writes_the_documented_columns_in_the_files_order(toy, tmp_path):
     )
 
 
+@pytest.mark.parametrize("number", ["bf16", "32"])
+def test_score_uses_the_runs_precision_also_without_its_config(number, toy, tmp_path, capsys):
+    train(toy, tmp_path / "r", f"--trainer.params.precision={number}")
+    flags = [f"--trainer.checkpoint.dirpath={tmp_path / 'r'}", f"--score={toy / 'scores.json'}",
+             "--trainer.params.accelerator=cpu"]  # fmt: skip
+    reward_train.main(options([*flags, f"--out={tmp_path / 'a.csv'}"]))
+    said = {"bf16": "bfloat16", "32": "float32"}
+    assert f"on cpu, {said[number]}\n" in capsys.readouterr().out
+    reward_train.main(options([*flags, f"--out={tmp_path / 'b.csv'}", "--trainer.params.precision=32"]))  # if asked for
+    assert "on cpu, float32\n" in capsys.readouterr().out
+
+
 def test_a_killed_scoring_goes_on_where_it_was(toy, tmp_path, capsys, monkeypatch):
     train(toy, tmp_path / "r")
     flags = [f"--trainer.checkpoint.dirpath={tmp_path / 'r'}", f"--score={toy / 'scores.json'}", "--data.batch_size=1",
