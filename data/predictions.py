@@ -74,8 +74,12 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
         return [[text, names[p.argmax()], *(f"{x:.6f}" for x in p), *t, *more] for text, p, t, more in found]
 
     mark = float(model.classifier.out_proj.weight.detach().cpu().double().sum())  # tells this model from another
-    header = [column, "label", *(f"p_{name}" for name in names), *["true label"] * bool(label_column)]
-    header += [f"{c} (input)" if c in header else c for c in others]
+    made, given = ["label", *(f"p_{name}" for name in names), *["true label"] * bool(label_column)], []
+    for c in (column, *others):
+        while c in (*made, *given):  # two columns of one name are one to who reads them
+            c += " (input)"
+        given.append(c)
+    header = [given[0], *made, *given[1:]]
     rows = enumerate(progress(itertools.chain([first], rows), "labelling", unit="texts"))
     about = {"file": files.stamp(Path(texts)), "from": source, "mark": mark, "header": header,
              "how": [tokenizer, coder.max_size, precision]}  # fmt: skip

@@ -386,6 +386,19 @@ def test_a_runs_config_predicts_with_the_runs_own_weights(data, tmp_path):
     assert found["file"] == found["new"] != found["old"]
 
 
+def test_no_two_columns_of_predictions_have_one_name(data, tmp_path):
+    """Nor does the one with the texts, and also where the input is what an earlier call wrote."""
+    tune(data, tmp_path / "run")
+    (tmp_path / "0.csv").write_text("label,p_seven\n1 7,x\n2 8,y\n")
+    for i in range(3):
+        predict(init_from=tmp_path / "run", predict=tmp_path / f"{i}.csv", out=tmp_path / f"{i + 1}.csv",
+                text_column="label" if i == 0 else "label (input)")  # fmt: skip
+        with open(tmp_path / f"{i + 1}.csv", newline="") as f:
+            header, *rows = csv.reader(f)
+        assert len(set(header)) == len(header) and header[1:5] == ["label", "p_seven", "p_eight", "p_nine"]
+        assert [row[0] for row in rows] == ["1 7", "2 8"] and {"x", "y"} <= {x for row in rows for x in row}
+
+
 def test_texts_to_predict_are_cut_as_those_to_train_on(data, tmp_path):
     """Whether the run is named by its folder or by its config.yaml: a longer text is none that it has seen."""
     tune(data, tmp_path / "run", "--max_length=5")
