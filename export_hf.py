@@ -177,7 +177,7 @@ def export_classifier(state: dict, out: Path) -> tuple[str, float]:
     hf.save(out, "roberta", cfg, state["model"], architectures=["RobertaForSequenceClassification"], id2label=names,
             label2id={name: i for i, name in names.items()}, **pretrained.special_tokens(about)[1],
             classifier_dropout=state["options"]["classifier_dropout"])  # fmt: skip
-    words = write_tokenizer(out, about, cfg["block_size"])
+    words = write_tokenizer(out, about, head.get("max_length", cfg["block_size"]))  # texts are cut as in training
     _, again, weights = hf.load(out)
     lengths = torch.tensor([1, cfg["block_size"], cfg["block_size"] // 2 + 1])
     ids = torch.randint(0, cfg["vocab_size"], (int(lengths.sum()),), generator=torch.Generator().manual_seed(0))

@@ -410,6 +410,10 @@ def test_texts_to_predict_are_cut_as_those_to_train_on(data, tmp_path):
         with open(tmp_path / f"{name}.csv", newline="") as f:
             found[name] = [row["p_seven"] for row in csv.DictReader(f)]
     assert found["file"] == found["run"] and len({*found["run"]}) == 1 < len({*found["more"]})
+    transformers = pytest.importorskip("transformers")  # and by what is told to cut where the tokenizer says
+    export_hf.main(export_hf.Options(init_from=str(tmp_path / "run"), out=str(tmp_path / "hf")))
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert words(["1 2 3 8 8 8"], truncation=True)["input_ids"] == [[0, 7, 8, 9, 2]]
 
 
 def test_texts_on_both_sides_are_told(data, tmp_path, capsys):
