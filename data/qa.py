@@ -26,6 +26,7 @@ from data import encoding, examples
 
 SPLITS = ("train", "val", "test")
 LINES = (".jsonl", ".ndjson")
+PAIRS = 1 << 26  # of scored answers: their numbers alone, and what sorts them, take 4 GB
 OTHERS = (*SPLITS, "validation", "valid", "dev", "eval")  # what a file of a folder is called elsewhere
 FIELDS = "wanted are Question, Answer and Score, or, of pairs, Question, Accepted_Answer and Answer"
 
@@ -357,6 +358,11 @@ def load(rows: Iterable[tuple[str, dict]], template: Template, pairwise: bool) -
 
 def ranked_pairs(questions: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(n, 2): each two answers to one question that differ in score, the better one first."""
+    counts = np.unique(questions, return_counts=True)[1]
+    if (many := int((counts * (counts - 1) // 2).sum())) > PAIRS:
+        raise ValueError(f"model_params.loss pairwise: the answers to each question, {counts.max():,} to one, make"
+                         f" {many:,} pairs, and {PAIRS:,} is the most: loss mse takes each answer by itself, or write"
+                         " the pairs that count, with Accepted_Answer and Answer")  # fmt: skip
     order = np.argsort(questions, kind="stable")
     starts = np.flatnonzero(np.diff(questions[order], prepend=questions[order[0]] - 1)) if len(order) else []
     pairs, groups = [np.empty((0, 2), np.int64)], np.split(order, starts[1:])

@@ -301,6 +301,16 @@ def test_scored_answers_to_one_question_become_ranked_pairs(tmp_path):
     assert [bytes(t.tolist())[-6:] for t in made.texts([0, 1])] == [b" good\0", b": bad\0"]
 
 
+def test_more_pairs_than_memory_holds_are_refused(tmp_path, monkeypatch):
+    """A set with one question for all of its answers makes n * (n - 1) / 2 of them."""
+    path = write(tmp_path / "qa.json", {"train": [row("Rate this.", "a", i) for i in range(5)] + [row("q", "b", 5)]})
+    monkeypatch.setattr(qa, "PAIRS", 10)
+    assert len(qa.load(qa.records(path), template(), True)["train"]) == 10
+    monkeypatch.setattr(qa, "PAIRS", 9)
+    with pytest.raises(ValueError, match="5 to one, make 10 pairs, and 9 is the most: loss mse"):
+        qa.load(qa.records(path), template(), True)
+
+
 def test_an_epoch_holds_each_sample_once_in_batches_of_similar_length():
     lengths = np.random.default_rng(0).integers(10, 500, 1003)
     batches = qa.epoch(lengths, 16, 7, "order", 0)
