@@ -91,9 +91,11 @@ def write_csv(out: Path, header: list[str], rows: Iterable, make: Callable, abou
     A killed call goes on where it was, if it was `about` the same; a finished file gets its name at once.
     """
     csv.writer(first := io.StringIO()).writerow(header)
+    if out.exists() and not out.is_file() and not out.is_dir():  # a pipe: to read what it holds would wait for ever
+        raise ValueError(f"--out {out} is no file: rows are written beside it, and take its name when all are there")
     if out.exists():
         with open(out, newline="", encoding="utf-8", errors="replace") as f:
-            if f.read(len(first.getvalue())) != first.getvalue():
+            if f.read(len(first.getvalue())) not in ("", first.getvalue()):
                 raise ValueError(f"--out {out} exists and holds something else: another name, so that nothing is lost")
     part, notes = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
     done, size = 0, 0

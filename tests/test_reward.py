@@ -1000,6 +1000,12 @@ def test_a_killed_scoring_goes_on_where_it_was(toy, tmp_path, capsys, monkeypatc
         with pytest.raises(ValueError, match=f"{name.name} exists and holds something else"):
             reward_train.main(options([*flags, f"--out={name}"]))
         assert name.read_bytes() == before
+    os.mkfifo(tmp_path / "pipe")  # as /dev/stdout is before a `| head`: to look what it holds would wait for ever
+    with pytest.raises(ValueError, match="pipe is no file"):
+        reward_train.main(options([*flags, f"--out={tmp_path / 'pipe'}"]))
+    (tmp_path / "e.csv").touch()  # mktemp's: it holds nothing that could be lost
+    reward_train.main(options([*flags, f"--out={tmp_path / 'e.csv'}"]))
+    assert (tmp_path / "e.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
     with open(tmp_path / "c.csv.part", "w") as f:  # another model's beginnings are not gone on with
         f.write("x")
     (tmp_path / "c.csv.part.json").write_text(json.dumps({"about": {"checkpoint": "other"}, "done": 1, "bytes": 1}))
