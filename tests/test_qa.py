@@ -349,10 +349,3 @@ def test_the_sizes_of_a_batch_are_those_of_a_batch():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1e5 and data.lengths()[:3].tolist() == [3, 7, 11]
-
-
-def test_answers_to_one_question_that_make_too_many_pairs_are_refused():
-    """Twice each two of them lie in memory: 200,000 were a MemoryError, or the machine's end."""
-    with pytest.raises(ValueError, match="one has 200,000 of them: take fewer"):
-        qa.ranked_pairs(np.zeros(200_000, np.int64), np.arange(200_000.0))
-    assert len(qa.ranked_pairs(np.zeros(200, np.int64), np.arange(200.0))) == 199 * 100
