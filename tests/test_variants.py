@@ -5,6 +5,7 @@ A new variant is found in its table; a new wiring is a row in WIRINGS.
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -71,6 +72,13 @@ def test_shapes_and_finite_gradients(changes):
     for name, p in model.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all(), name
     assert sum(p.grad.abs().sum() for p in model.parameters()) > 0
+
+
+@EACH
+def test_a_model_can_be_pickled(changes):
+    """As torch.save of a whole model does, and a process that is spawned with one."""
+    model, (x, _) = build(changes).eval(), batch()
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
 
 
 @EACH

@@ -15,6 +15,11 @@ def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+def identity(x: Tensor) -> Tensor:
+    """With a name, as every row: a model that holds a lambda cannot be pickled."""
+    return x
+
+
 def squareplus(x: Tensor) -> Tensor:
     """A softplus without exponentials (2112.11687)."""
     return (x + torch.sqrt(x * x + 4)) / 2
@@ -31,7 +36,7 @@ ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": gelu_tanh,
     "hardswish": F.hardswish,
-    "identity": lambda x: x,
+    "identity": identity,
     "leaky_relu": F.leaky_relu,
     "mish": F.mish,
     "quick_gelu": quick_gelu,
