@@ -154,6 +154,8 @@ class Attention(nn.Module):
 
 def apart(layer: nn.Linear, first: int, few: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The first outputs of a layer for few rows, and the others for all of x."""
+    if type(layer) is not nn.Linear:  # it may do more than its weight says: an adapter, as LoRA (2106.09685)
+        return layer(few)[..., :first], layer(x)[..., first:]
     sizes = [first, layer.out_features - first]
     (w, u), (b, c) = layer.weight.split(sizes), (None, None) if layer.bias is None else layer.bias.split(sizes)
     return F.linear(few, w, b), F.linear(x, u, c)
@@ -210,6 +212,14 @@ def init_weights(model: nn.Module, n_layer: int) -> None:
 
 # -----------------------------------------------------------------------------
 # GPT
+
+
+def head_loss(x: Tensor, head: nn.Linear, targets: Tensor, cap: float | None) -> Tensor:
+    if type(head) is nn.Linear:
+        return loss_sum(x, head.weight, head.bias, targets, cap)
+    z = head(x).float()  # all logits: an adapter's are not its weight's
+    z = z if cap is None else cap * torch.tanh(z / cap)
+    return F.cross_entropy(z.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 class GPT(nn.Module):
@@ -270,7 +280,7 @@ class GPT(nn.Module):
         x = self.hidden(idx, cache)
         cap = self.config.final_logit_softcapping
         if targets is not None:
-            return loss_sum(x, self.lm_head.weight, None, targets, cap)
+            return head_loss(x, self.lm_head, targets, cap)
         logits = self.lm_head(x if cache is None else x[:, -1:])  # generation looks at the last only
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -313,10 +323,10 @@ class MultiGPT(GPT):
         """As GPT's, one result a stream: (S,) loss sums, or a list of logits."""
         x, cap = self.hidden(idx, cache, stream=stream), self.config.final_logit_softcapping
         if stream is not None and targets is not None:
-            return loss_sum(x, self.lm_head[stream].weight, None, targets, cap)
+            return head_loss(x, self.lm_head[stream], targets, cap)
         if targets is not None:
             pairs = zip(self.lm_head, targets, strict=True)
-            return torch.stack([loss_sum(x, head.weight, None, y, cap) for head, y in pairs])
+            return torch.stack([head_loss(x, head, y, cap) for head, y in pairs])
         logits = [head(x if cache is None else x[:, -1:]) for head in self.lm_head]
         logits = [z if cap is None else cap * torch.tanh(z / cap) for z in logits]
         return logits if stream is None else logits[stream]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core.generate import context_start, generate
-from model import GPT, GPTConfig
+from model import GPT, Classifier, GPTConfig, MultiGPT, Roberta, RobertaConfig, ScoreModel
 from variants import losses
 from variants.losses import loss_sum
 
@@ -94,6 +94,59 @@ def test_the_loss_in_chunks_is_cross_entropy(softcap, with_bias, monkeypatch):
     inputs = [t for t in (x, w, b) if t is not None]
     for a, e in zip(torch.autograd.grad(got * 0.3, inputs), torch.autograd.grad(want * 0.3, inputs), strict=True):
         assert torch.allclose(a, e, atol=1e-5)
+
+
+class Adapter(torch.nn.Linear):
+    """LoRA (2106.09685): the weight stands still, a product of two thin matrices is added to it."""
+
+    def __init__(self, layer):
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        self.load_state_dict(layer.state_dict())
+        self.requires_grad_(False)
+        self.a = torch.nn.Parameter(torch.randn(2, layer.in_features))
+        self.b = torch.nn.Parameter(torch.randn(layer.out_features, 2))
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.a.T @ self.b.T
+
+
+@pytest.mark.parametrize("kind", ["gpt", "streams", "scores", "encoder scores", "classifier"])
+def test_what_stands_in_place_of_a_linear_layer_acts(kind):
+    """In every layer, be it one of which a part is computed for few tokens alone, or the loss has a kernel for."""
+    torch.manual_seed(0)
+    encoder = {"n_layer": 2, "n_head": 2, "n_embd": 8, "mlp_size": 8, "vocab_size": 11, "block_size": 16}
+    model = {"gpt": gpt, "streams": lambda: MultiGPT(GPTConfig(**SMALL, vocab_sizes=[19, 19])),
+             "scores": lambda: ScoreModel(gpt()), "encoder scores": lambda: ScoreModel(Roberta(RobertaConfig(**encoder))),
+             "classifier": lambda: Classifier(RobertaConfig(**encoder), 3)}[kind]()  # fmt: skip
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    for block in model.transformer.h:
+        block.attn.c_attn = Adapter(block.attn.c_attn)
+    if kind == "streams":
+        model.lm_head = torch.nn.ModuleList(map(Adapter, model.lm_head))
+        loss = model(torch.stack([ids(), ids()]), torch.stack([ids(), ids()])).sum()
+    elif kind == "gpt":
+        model.lm_head, x, y = Adapter(model.lm_head), ids(), ids()
+        y[0, :4] = -100
+        loss = model(x, y)
+        want = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum")
+        torch.testing.assert_close(loss, want)
+    else:
+        loss = model(torch.arange(10), [6, 4]).sum()
+    loss.backward()
+    for name, p in model.named_parameters():
+        assert not p.requires_grad or p.grad is not None, name
+
+
+def test_a_bias_of_the_head_trains():
+    model = gpt()
+    model.lm_head = torch.nn.Linear(SMALL["n_embd"], SMALL["vocab_size"])
+    torch.nn.init.normal_(model.lm_head.bias)
+    x = ids()
+    loss = model(x, x)
+    torch.testing.assert_close(loss, F.cross_entropy(model(x).flatten(0, 1), x.flatten(), reduction="sum"))
+    loss.backward()
+    assert model.lm_head.bias.grad.abs().sum() > 0
 
 
 def test_float16_sums_the_gradient_of_many_tokens():
