@@ -238,11 +238,15 @@ class GPT(nn.Module):
             name = "wpe" if kind == "learned" else f"pos_{kind}"
             make = POSITIONS[kind]
             self.transformer[name] = make(config.block_size, config.n_embd, config.n_head, config.rope_base)
-        self.positions = [m for name, m in self.transformer.items() if name == "wpe" or name.startswith("pos_")]
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         init_weights(self, config.n_layer)
         if config.wte_weight_tying:
             self.lm_head.weight = self.transformer.wte.weight
+
+    @property
+    def positions(self) -> list[nn.Module]:
+        """Asked anew each time: a longer wpe may have been put in the place of the first."""
+        return [m for name, m in self.transformer.items() if name == "wpe" or name.startswith("pos_")]
 
     def embed(self, idx: Tensor) -> Tensor:
         return self.transformer.wte(idx)
@@ -255,12 +259,12 @@ class GPT(nn.Module):
         if c.cropped and past + T > c.block_size:
             raise ValueError(f"{past + T} tokens do not fit block_size {c.block_size} with learned positions")
         at = torch.arange(past, past + T, device=idx.device)
-        x = self.embed(idx, **which)
-        for p in self.positions:
+        x, positions = self.embed(idx, **which), self.positions
+        for p in positions:
             x = p.add(x, at)
         x = self.transformer.drop(x)
-        rotary = next((r for p in self.positions if (r := p.rotary(at)) is not None), None)
-        bias = next((b for p in self.positions if (b := p.bias(T, past + T, idx.device)) is not None), None)
+        rotary = next((r for p in positions if (r := p.rotary(at)) is not None), None)
+        bias = next((b for p in positions if (b := p.bias(T, past + T, idx.device)) is not None), None)
         # without a table the context still ends at block_size: it slides
         window = min(c.window_size or c.block_size, c.block_size)
         place = {"rotary": rotary, "bias": bias, "window": window}

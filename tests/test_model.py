@@ -138,6 +138,16 @@ def test_what_stands_in_place_of_a_linear_layer_acts(kind):
         assert not p.requires_grad or p.grad is not None, name
 
 
+def test_another_table_of_positions_takes_the_place_of_the_first():
+    """As one who lengthens the context does it."""
+    model = gpt()
+    model.config.block_size, first = 24, model.transformer.wpe
+    model.transformer.wpe = type(first)(24, SMALL["n_embd"], SMALL["n_head"])
+    x = ids(T=24)
+    model(x, x).backward()
+    assert first.weight.grad is None and model.transformer.wpe.weight.grad[20:].abs().sum() > 0
+
+
 def test_a_bias_of_the_head_trains():
     model = gpt()
     model.lm_head = torch.nn.Linear(SMALL["n_embd"], SMALL["vocab_size"])
