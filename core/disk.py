@@ -13,6 +13,7 @@ import torch
 
 from core import exits
 from core.files import draft
+from core.progress import size
 
 BLOCK = 1 << 22  # bytes written at once
 
@@ -72,8 +73,8 @@ def full(path: Path, need: int, cause: OSError) -> OSError:
     have = shutil.disk_usage(there).free
     if cause.errno not in (errno.ENOSPC, errno.EDQUOT):
         why = "over the file size limit" if cause.errno == errno.EFBIG else os.strerror(cause.errno)
-        return OSError(cause.errno, f"cannot write {need / 2**20:.1f} MiB to {path}: {why}")
-    return OSError(cause.errno, f"disk full: need {need / 2**20:.1f} MiB, have {have / 2**20:.1f} MiB in {path}")
+        return OSError(cause.errno, f"cannot write {size(need)} to {path}: {why}")
+    return OSError(cause.errno, f"disk full: need {size(need)}, have {size(have)} in {path}")
 
 
 class Output:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from core import disk, dist, optim, run
+from core.progress import size
 
 # bytes saved for the backward pass, a token and layer: measured over GPT and RoBERTa, float32 and bfloat16, T 64 to
 # 1,024 (55 to 98 a unit of width with MLPs of four times the width). tests/test_faults.py measures again
@@ -23,10 +24,6 @@ WIDTH, HIDDEN, SCORE = 43, 4, 7  # ... a unit of the width, of what the MLP make
 SQUARE = 20  # ... and one that torch's own attention keeps with dropout: 12, and what passes by; half is never needed
 HALF = 20, 2  # ... the first two on a GPU in 16 bits, counted from what the code keeps (README's table)
 LOGITS = 3 * (64 << 20)  # the loss takes the vocabulary in chunks of 64 MiB (model.py), three of them alive at once
-
-
-def size(n: float) -> str:
-    return f"{n / 2**30:,.1f} GiB" if n >= 2**30 else f"{n / 2**20:,.1f} MiB"
 
 
 # -----------------------------------------------------------------------------

@@ -12,6 +12,12 @@ def duration(seconds: float) -> str:
     return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s" if m else f"{s}s"
 
 
+def size(n: float) -> str:
+    """1.5 GiB, 20.0 MiB, 3.1 KiB, 12 bytes."""
+    found = next(((unit, name) for unit, name in ((30, "GiB"), (20, "MiB"), (10, "KiB")) if n >= 1 << unit), None)
+    return f"{n / (1 << found[0]):,.1f} {found[1]}" if found else f"{n:.0f} bytes"
+
+
 def progress(
     items: Iterable, what: str, total: float | None = None, unit: str = "", size: Callable | None = None, *, show=True
 ) -> Iterator:

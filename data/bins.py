@@ -24,7 +24,7 @@ import numpy as np
 
 from core import rng
 from core.files import read_json, sweep
-from core.progress import progress
+from core.progress import progress, size
 
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 NANOGPT_VOCAB = 50304  # GPT-2's 50257 rounded up, nanoGPT's choice where a folder says nothing
@@ -335,8 +335,8 @@ class Writer:
             while rest:
                 rest = rest[self.open[split].write(rest) :]
         except OSError as e:
-            free = shutil.disk_usage(self.folder).free / 2**20
-            raise OSError(e.errno, f"{e.strerror}, {free:,.1f} MiB are free", self.open[split].name) from None
+            free = size(shutil.disk_usage(self.folder).free)
+            raise OSError(e.errno, f"{e.strerror}, {free} are free", self.open[split].name) from None
         self.meta["count"][split] += ids.size
 
     def __exit__(self, kind, *_):

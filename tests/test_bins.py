@@ -392,7 +392,7 @@ def test_no_room(tmp_path):
     limited = ["bash", "-c", f'ulimit -f 100; exec "{sys.executable}" -c "$0"', script]
     done = subprocess.run(limited, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 74 and not any(tmp_path.iterdir())
-    assert re.fullmatch(r"error: File too large, [\d,.]+ MiB are free: .*/train.bin.tmp-\d+\n", done.stderr)
+    assert re.fullmatch(r"error: File too large, [\d,.]+ [KMG]iB are free: .*/train.bin.tmp-\d+\n", done.stderr)
 
 
 def test_leftovers_of_the_dead_are_swept(tmp_path):

@@ -681,7 +681,7 @@ def test_check_trains_and_writes_nothing(loop, data, finished, tmp_path, capsys,
     # what cannot work is exit 2, with --check and without
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     for more in (["--check"], []):
-        refused(loop, begin(loop, data(loop), tmp_path / "new", *more), capsys, "disk: ", "0.0 MiB are free in")
+        refused(loop, begin(loop, data(loop), tmp_path / "new", *more), capsys, "disk: ", "1000 bytes are free in")
         assert not (tmp_path / "new").exists()
 
 
