@@ -237,8 +237,17 @@ def tell(line: str) -> None:
 
 def plain(values: dict) -> dict:
     """A metric may be a number of numpy or of torch: in a table it would be the text tensor(3.48)."""
-    values = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in values.items()}
+    values = {k: numbers(v) for k, v in values.items()}
     return {k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in values.items()}
+
+
+def numbers(x):
+    """Python's own, also in a list or a dict: results.json takes no others."""
+    if isinstance(x, dict):
+        return {k: numbers(v) for k, v in x.items()}
+    if isinstance(x, list | tuple):
+        return [numbers(v) for v in x]
+    return x.tolist() if hasattr(x, "tolist") else x
 
 
 def fold(parts: list[str], width: int = 88) -> str:

@@ -42,11 +42,13 @@ def test_a_metric_may_be_a_number_of_numpy_or_of_torch(tmp_path, capsys):
     track = make(tmp_path)
     track.eval(1, {"val bits": torch.tensor(3.5), "val perplexity": np.exp(2.0), "val share": np.float32(0.5)})
     track.train(1, {"loss": torch.tensor(2.5)}, 1)
-    track.results({"test_share": np.float32(0.5), "test_bits": torch.tensor(float("nan"))})
+    track.results({"test_share": np.float32(0.5), "test_bits": torch.tensor(float("nan")),
+                   "by_class": {"a": np.float32(0.5), "b": [torch.tensor(2)]}})  # fmt: skip
     row = {"step": 1, "val_bits": 3.5, "val_perplexity": np.exp(2.0).item(), "val_share": 0.5}
     assert read(tmp_path / "eval.csv") == [row] and read(tmp_path / "train.csv")[0]["loss"] == 2.5
     assert "val bits 3.5000 | val perplexity 7.3891 | val share 0.5000" in capsys.readouterr().out
-    assert json.loads((tmp_path / "results.json").read_text()) == {"test_share": 0.5, "test_bits": None}
+    assert json.loads((tmp_path / "results.json").read_text()) == {
+        "test_share": 0.5, "test_bits": None, "by_class": {"a": 0.5, "b": [2]}}  # fmt: skip
 
 
 def test_a_metric_may_be_several_numbers_or_none(tmp_path, capsys):
