@@ -21,7 +21,7 @@ from variants.activations import ACTIVATIONS
 from variants.attentions import ATTENTIONS
 from variants.dropout import Dropout, dropout
 from variants.long_attentions import LONG, check
-from variants.losses import IGNORE, loss_sum
+from variants.losses import IGNORE, head_loss, loss_sum
 from variants.mlps import MLPS
 from variants.norms import NORMS
 from variants.packed import BIASES, Grouped, Packing, compiles_shapes, exact, fill_up, in_one, round_up, send
@@ -212,14 +212,6 @@ def init_weights(model: nn.Module, n_layer: int) -> None:
 
 # -----------------------------------------------------------------------------
 # GPT
-
-
-def head_loss(x: Tensor, head: nn.Linear, targets: Tensor, cap: float | None) -> Tensor:
-    if type(head) is nn.Linear:
-        return loss_sum(x, head.weight, head.bias, targets, cap)
-    z = head(x).float()  # all logits: an adapter's are not its weight's
-    z = z if cap is None else cap * torch.tanh(z / cap)
-    return F.cross_entropy(z.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 class GPT(nn.Module):

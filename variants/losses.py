@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from variants import once
 
@@ -65,3 +65,12 @@ def loss_sum(x: Tensor, w: Tensor, b: Tensor | None, targets: Tensor, softcap: f
     training = torch.is_grad_enabled()  # within a Function it never is
     with torch.autocast(kind, enabled=False):
         return LinearCrossEntropy.apply(x.flatten(0, -2), w, b, targets.flatten(), softcap, dtype, training)
+
+
+def head_loss(x: Tensor, head: nn.Linear, targets: Tensor, softcap: float | None) -> Tensor:
+    """loss_sum of a layer's outputs; of one that does more than its weight says (an adapter) all logits at once."""
+    if type(head) is nn.Linear:
+        return loss_sum(x, head.weight, head.bias, targets, softcap)
+    z = head(x).float()
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    return F.cross_entropy(z.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="sum")
