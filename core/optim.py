@@ -58,6 +58,13 @@ def pair(betas: list[float], name: str) -> tuple[float, float]:
     return betas[0], betas[1]
 
 
+def check_holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Every parameter that is to train is in a group: a head beside those that the groups were made of would not."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    assert not left, f"no group of the optimizer holds {', '.join(left[:4])} ({len(left)} such): they would not train"
+
+
 def moments(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of the state that its steps keep: what is there, else what a step without numbers (on meta) leaves."""
     if optimizer.state:

@@ -72,6 +72,7 @@ def look(folder: Path, device: torch.device, dtype: torch.dtype, model, optimize
          **said: str | tuple[str, str]) -> list[tuple[str, str, str]]:  # fmt: skip
     """`tokens` a micro-step holds, `files` that a run's folder may hold at once; `said` is what the loop found out."""
     checks = [(n, "ok", text) if isinstance(text, str) else (n, *text) for n, text in said.items() if text]
+    optim.check_holds(optimizer, model)
     first, last = steps
     done = first >= last
     checks.append(("options", "note" if done else "ok", f"{given} given; steps {first:,} to {last:,}"

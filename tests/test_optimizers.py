@@ -426,6 +426,16 @@ def test_a_group_without_parameters_does_not_stop_a_resume():
     assert torch.equal(second.state[model.weight]["exp_avg"], first.state[model.weight]["exp_avg"])
 
 
+def test_a_part_that_no_group_holds_is_named():
+    """finetune.py's groups are those of encoder and head: a second head would stand still, silently."""
+    model = torch.nn.ModuleDict({"one": torch.nn.Linear(2, 2), "two": torch.nn.Linear(2, 2)})
+    optimizer = torch.optim.AdamW(optim.groups(model.one, 0.1))
+    with pytest.raises(AssertionError, match=r"holds two.weight, two.bias \(2 such\)"):
+        optim.check_holds(optimizer, model)
+    model.two.requires_grad_(False)
+    optim.check_holds(optimizer, model)
+
+
 def test_groups_hold_each_parameter_once_and_muon_the_hidden_matrices():
     model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=8, vocab_size=11, block_size=4, bias=True))
     groups = optim.groups(model, 0.1, matrices=True)
