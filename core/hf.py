@@ -7,7 +7,6 @@ It builds no model and imports none.
 """
 
 import json
-import math
 import re
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from core import checkpoint, disk, hf_llama, hub
 from core.files import draft
-from core.hf_terms import ACTIVATIONS, activation, activation_back, demand, tied  # noqa: F401 - the table is for the loops
+from core.hf_terms import ACTIVATIONS, activation, activation_back, check, demand, tied  # noqa: F401 - the table is the loops'
 
 Weights = dict[str, Tensor]
 
@@ -116,7 +115,7 @@ QKV = "roberta.encoder.layer.{}.attention.self.{}.{}"
 def roberta_config(theirs: dict) -> dict:
     demand("our RoBERTa", {"position_embedding_type": "absolute", "is_decoder": False}, theirs)
     pad = theirs.get("pad_token_id", 1)
-    if not isinstance(pad, int):
+    if type(pad) is not int or pad < 0:
         raise ValueError(f"pad_token_id must be a number in config.json, as positions are counted from it; got {pad!r}")
     return {
         "vocab_size": theirs.get("vocab_size", 50265), "n_layer": theirs.get("num_hidden_layers", 12),
@@ -195,7 +194,6 @@ def roberta_weights_back(ours: Weights, config: dict) -> Weights:
     return out
 
 
-NUMBERS = {"norm_eps": 1, "rope_base": math.inf, "dropout": 1, "hidden_dropout": 1, "attn_dropout": 1}  # below
 FROM = {"gpt2": (gpt2_config, gpt2_weights), "roberta": (roberta_config, roberta_weights)}
 FROM |= dict.fromkeys(hf_llama.TYPES, (hf_llama.config, hf_llama.weights))
 BACK = {"gpt2": (gpt2_config_back, gpt2_weights_back), "roberta": (roberta_config_back, roberta_weights_back),
@@ -230,18 +228,10 @@ def load(where: str | Path) -> tuple[str, dict, Weights]:
                          " the model in float32, float16 or bfloat16")  # fmt: skip
     to_config, to_weights = FROM[kind]
     layers = max((int(m[1]) + 1 for n in weights if (m := re.search(r"\b(?:h|layers?)\.(\d+)\.", n))), default=0)
+    check(config, f"{where}/config.json")
     try:
         what = "config.json lacks"
         ours = to_config(config)
-        for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "mlp_size"):
-            if type(ours[key]) is not int:
-                raise TypeError(f"{key} is {ours[key]!r}, no whole number")
-        for key, most in NUMBERS.items():
-            if isinstance(value := ours.get(key, 0), bool | str) or not 0 <= value < most:
-                raise ValueError(f"{where}: {key} is {value!r} by its config.json, wanted is a number from 0 to {most}")
-        for key in ("wte_weight_tying", "tie", "bias"):
-            if ours.get(key) not in (None, True, False):
-                raise TypeError(f"{key} is {ours[key]!r}, not true or false")
         what = "weights lack"
         weights = to_weights(weights, ours)
     except KeyError as e:

@@ -53,7 +53,7 @@ def config(theirs: dict) -> dict:
         "n_kv_group": theirs.get("num_key_value_heads") or heads, "mlp_size": theirs["intermediate_size"],
         "mlp_variant": mlp, "activation_variant": activation(act) if mlp == "mlp" else "gelu", "bias": biased,
         "use_qk_norm": kind == "qwen3", "window_size": window, "norm_eps": theirs.get("rms_norm_eps", 1e-6),
-        "rope_base": rope.get("rope_theta") or theirs.get("rope_theta", 10000.0),
+        "rope_base": rope.get("rope_theta") or theirs.get("rope_theta") or 10000.0,
         "wte_weight_tying": theirs.get("tie_word_embeddings", False), "dropout": 0.0,
     }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """What hf.py and hf_llama.py share: the names of activations, and how a config without a counterpart is refused."""
 
+import math
+
 # ours -> theirs
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu", "tanh": "tanh", "mish": "mish",
                "squared_relu": "relu2", "quick_gelu": "quick_gelu", "relu6": "relu6", "identity": "linear",
@@ -24,6 +26,35 @@ def tied(said: bool, head, embedding) -> bool:
     """Whether the head is the embedding. Where config.json says so and the file has a head that differs, that one
     counts, as in transformers 5."""
     return said and (head is None or head.shape == embedding.shape and bool((head == embedding).all()))
+
+
+def is_number(value) -> bool:
+    return type(value) in (int, float)
+
+
+# what their keys may hold: (keys, in words, test)
+WANTED = [
+    ("n_positions n_embd n_layer n_head vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size"
+     " max_position_embeddings", "a whole number > 0", lambda v: type(v) is int and v > 0),
+    ("n_inner num_key_value_heads head_dim sliding_window", "a whole number > 0, or null",
+     lambda v: v is None or type(v) is int and v > 0),
+    ("layer_norm_epsilon layer_norm_eps rms_norm_eps resid_pdrop hidden_dropout_prob attention_probs_dropout_prob",
+     "a number, 0 or more and below 1", lambda v: is_number(v) and 0 <= v < 1),
+    ("rope_theta", "a number > 0", lambda v: v is None or is_number(v) and 0 < v < math.inf),
+    ("tie_word_embeddings attention_bias mlp_bias use_sliding_window", "true or false",
+     lambda v: v in (None, True, False)),
+    ("rope_scaling rope_parameters id2label", "an object", lambda v: v is None or isinstance(v, dict)),
+]  # fmt: skip
+
+
+def check(config: dict, file: str) -> None:
+    """Refuses a value that no model can have, naming file and key."""
+    inner = {f"{name}: ": config[name] for name in ("rope_scaling", "rope_parameters") if name in config}
+    for table, found in {"": config, **inner}.items():
+        for keys, what, fits in WANTED:
+            for key in keys.split():
+                if isinstance(found, dict) and key in found and not fits(found[key]):
+                    raise ValueError(f"{file}: {table}{key} must be {what}, got {found[key]!r}")
 
 
 def demand(model: str, wanted: dict, config: dict) -> None:

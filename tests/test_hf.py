@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import pickle
+import re
 import threading
 
 import pytest
@@ -294,27 +295,32 @@ def test_layers_beyond_the_configs_are_not_left_out(kind, tmp_path):
         hf.load(tmp_path)
 
 
+LLAMA = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4}
+
+
 @pytest.mark.parametrize("key, value", [("num_hidden_layers", "1"), ("hidden_size", "32"), ("vocab_size", None),
                                         ("num_attention_heads", 0), ("rope_parameters", ["default"]),
-                                        ("tie_word_embeddings", "yes"), ("rms_norm_eps", None)])  # fmt: skip
-def test_a_value_of_the_wrong_type_in_a_config_is_named(key, value, tmp_path):
-    theirs = transformers.LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=40, num_hidden_layers=1,
-                                      num_attention_heads=4)  # fmt: skip
-    transformers.LlamaForCausalLM(theirs).save_pretrained(tmp_path)
+                                        ("max_position_embeddings", -8), ("num_key_value_heads", 1.5),
+                                        ("tie_word_embeddings", "yes"), ("rms_norm_eps", None), ("rope_theta", -1.0),
+                                        ("rope_parameters: rope_theta", 0), ("attention_bias", "no")])  # fmt: skip
+def test_a_value_in_a_config_that_no_model_has_is_named(key, value, tmp_path):
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
-    with pytest.raises(ValueError, match="config.json is of the wrong type"):
+    (config["rope_parameters"] if ":" in key else config)[key.split()[-1]] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"/config.json: {key} must be .*, got {re.escape(repr(value))}$"):
         hf.load(tmp_path)
 
 
-@pytest.mark.parametrize("key, value", [("resid_pdrop", 1.5), ("layer_norm_epsilon", -1e-5), ("layer_norm_epsilon", "1e-5")])
+@pytest.mark.parametrize("key, value", [("resid_pdrop", 1.5), ("layer_norm_epsilon", -1e-5),
+                                        ("layer_norm_epsilon", "1e-5"), ("layer_norm_epsilon", True)])  # fmt: skip
 def test_a_number_in_a_config_that_no_model_has_is_named(key, value, tmp_path):
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=8, vocab_size=7, block_size=4, activation_variant="gelu_tanh"))
     hf.save(tmp_path, "gpt2", vars(model.config), model.state_dict())
     config = json.loads((tmp_path / "config.json").read_text())
     assert key in config
     (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
-    with pytest.raises(ValueError, match=f"is {value!r} by its config.json, wanted is a number from 0 to 1"):
+    with pytest.raises(ValueError, match=f"/config.json: {key} must be a number, 0 or more and below 1, got {value!r}"):
         hf.load(tmp_path)
 
 
