@@ -153,8 +153,8 @@ def test_steps_that_are_not_finite_end_the_run(data, tmp_path, monkeypatch, caps
     import model as models
     from core.run import guard
 
-    real = models.loss_sum
-    monkeypatch.setattr(models, "loss_sum", lambda *a, **k: real(*a, **k) * float("nan"))
+    real = models.head_loss
+    monkeypatch.setattr(models, "head_loss", lambda *a, **k: real(*a, **k) * float("nan"))
     with pytest.raises(SystemExit) as stop, guard():
         run(dataset=data / "toy", out_dir=tmp_path, max_bad_steps=4, max_iters=30, eval_interval=30)
     assert stop.value.code == 3
