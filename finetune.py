@@ -291,6 +291,8 @@ def main(args: Options) -> None:
     last_step, ending, unreached = run.ends({"--epochs": args.epochs * epoch_steps, "--max_steps": args.max_steps})
     for line in unreached:
         say(line)
+    if (frozen := args.freeze_epochs * epoch_steps) >= last_step:
+        say(f"note: {config.said(args, 'freeze_epochs')} is {frozen} of {last_step} steps: the encoder never trains")
     warmup, every = round(args.warmup_ratio * last_step), args.eval_interval or epoch_steps
     loop = {"eval": None, "resumes": [], "bad_steps": 0, "empty": 0, "scaler": None, "batch": B, "seconds": 0.0,
             "counts": counts}  # fmt: skip
@@ -343,7 +345,7 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # start
 
-    head = {"pooling": args.pooling, "pooler_type": args.pooler_type, "names": names, "max_length": longest}
+    head = {"pooling": args.pooling, "pooler_type": args.pooler_type, "names": names, "max_length": train.limit}
     meta = {"tokenizer": tokenizer, "tokenizer_hash": hash_, "head": head}
     checks = preflight.look(folder.path, d.device, dtype, model, optimizer, tokens=micro_batch * train.longest, files=3,
                             resuming=resuming, given=len(args.given), steps=(first_step, last_step),
@@ -425,9 +427,8 @@ def main(args: Options) -> None:
             i = (micro * d.world + d.rank) * micro_batch
             mine = which[i : i + micro_batch]
             if replaying and len(mine):
-                ids = train.rows(mine)[0]
                 text = vocab.readable(tokenizer, train.row(mine[0]).tolist())
-                print(preflight.part(d.rank, micro, mine, torch.from_numpy(ids), text))
+                print(preflight.part(d.rank, micro, mine, torch.from_numpy(train.rows(mine)[0]), text))
             y = send(torch.from_numpy(train.labels[mine] if len(mine) else np.array([IGNORE])), d.device)
             rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             if d.world > 1:
@@ -491,8 +492,7 @@ def main(args: Options) -> None:
         track.say(f"{loop['empty']:,} batches had no label that weighs anything and trained nothing")
     track.say(f"done in {took}: {shown}; best weights by val loss {lowest:.4f}")
     track.say(f"next: python finetune.py --init_from={shlex.quote(str(folder.path))} --predict FILE")
-    folder.finish()
-    return None
+    return folder.finish()
 
 
 if __name__ == "__main__":

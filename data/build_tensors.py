@@ -145,7 +145,8 @@ def main(args: Options) -> None:
         for name, rows in zip(shares, parts, strict=True):
             flat = np.concatenate([ids[first[i] : first[i] + lengths[i]] for i in rows])
             y = None if numbers is None else numbers[rows]
-            tensors.save(draft / f"{name}.pt", flat, lengths[rows], pad, y, names, tokenizer, args.layout)
+            tensors.save(draft / f"{name}.pt", flat, lengths[rows], pad, y, names, tokenizer, args.layout,
+                         args.max_length)  # fmt: skip
         if names:
             (draft / "labels.json").write_text(json.dumps(number, ensure_ascii=False, indent=1), encoding="utf-8")
         for path in sorted(draft.iterdir()):

@@ -90,6 +90,8 @@ class Rows:
         self.ids = ids[real].to(torch.int32).numpy()
         self.first = np.concatenate([[0], np.cumsum(length)])
         self.max_size, self.end, self.longest = max_size, end, int(length.max())
+        cut_to = table.get("max_length")  # by data/build_tensors.py
+        self.limit = min(max_size, cut_to) if max_size and type(cut_to) is int else max_size  # no text is longer
         over = length - max_size if max_size else np.zeros(1, np.int64)
         self.cut, self.lost = int((over > 0).sum()), int(over.clip(min=0).sum())
         self.length = (np.minimum(length, max_size) if self.cut else length).astype(np.int32)
@@ -139,7 +141,8 @@ class Rows:
 
 
 def save(path: str | Path, ids: np.ndarray, lengths: np.ndarray, pad: int, labels: np.ndarray | None = None,
-         names: list[str] | None = None, tokenizer: str | None = None, layout: str = "dict") -> None:  # fmt: skip
+         names: list[str] | None = None, tokenizer: str | None = None, layout: str = "dict",
+         cut_to: int | None = None) -> None:  # fmt: skip
     """Flat ids and their lengths, padded to the longest, as a dict or as a TensorDataset."""
     real = torch.from_numpy(np.arange(max(lengths)) < np.asarray(lengths)[:, None])
     table = {"input_ids": torch.full(real.shape, pad, dtype=torch.int64)}
@@ -147,7 +150,7 @@ def save(path: str | Path, ids: np.ndarray, lengths: np.ndarray, pad: int, label
     table["attention_mask"] = real if layout == "dict" else ~real
     if labels is not None:
         table["labels"] = torch.from_numpy(np.asarray(labels, dtype=np.int64))
-    about = {"label_names": names, "tokenizer": tokenizer}
+    about = {"label_names": names, "tokenizer": tokenizer, "max_length": cut_to}
     data = {**table, **about} if layout == "dict" else TensorDataset(*table.values())
     path, size = Path(path), disk.size_of(table)
     disk.replace(path, lambda f: disk.dump(f, data, path.parent, size))

@@ -15,7 +15,7 @@ import export_hf
 import finetune
 from core import checkpoint, config, hf, rng, tracker
 from core.exits import NotFinite
-from data import predictions, tensors, vocab
+from data import build_tensors, predictions, tensors, vocab
 from data.pretrained import open_encoder, open_weights
 from model import GPT, Classifier, GPTConfig, RobertaConfig, pack
 from tests.loops import FINETUNE, classes
@@ -229,9 +229,11 @@ def part(name):
     (["--backbone_lr_mult=0"], {"wte", "wpe", "ln_emb", "h.0", "h.1"}),
     (["--head_lr_mult=0"], {"classifier"}),
 ])  # fmt: skip
-def test_what_is_frozen_stands_still_and_all_else_moves(data, tmp_path, flags, still):
+def test_what_is_frozen_stands_still_and_all_else_moves(data, tmp_path, capsys, flags, still):
     before = at_the_start(data)
     after = tune(data, tmp_path / "a", *flags)["model"]
+    never = "--freeze_epochs is 5 of 5 steps: the encoder never trains"
+    assert (never in capsys.readouterr().out) == (flags[1:] == ["--freeze_epochs=1"])
     parts = {part(name) for name in after}
     assert parts == {"wte", "wpe", "ln_emb", "h.0", "h.1", "classifier"}
     assert parts - {part(name) for name in moved(before, after)} == still
@@ -414,6 +416,21 @@ def test_texts_to_predict_are_cut_as_those_to_train_on(data, tmp_path):
     export_hf.main(export_hf.Options(init_from=str(tmp_path / "run"), out=str(tmp_path / "hf")))
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert words(["1 2 3 8 8 8"], truncation=True)["input_ids"] == [[0, 7, 8, 9, 2]]
+
+
+def test_texts_cut_before_the_run_are_cut_so_afterwards(data, tmp_path):
+    """data/build_tensors.py may have cut them shorter than the encoder would: a longer one is none that the run saw."""
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{i} 8 1 2 3 4,{'ab'[i % 2]}\n" for i in range(9)))
+    (tmp_path / "tok.json").write_text(checkpoint.load(data / "encoder.pt")["meta"]["tokenizer"]["json"])
+    build_tensors.main(build_tensors.Options(input=str(tmp_path / "rows.csv"), label_column="label", max_length=4,
+                                             tokenizer=str(tmp_path / "tok.json"), out_dir=str(tmp_path)))  # fmt: skip
+    files = [f"--{s}={tmp_path / 'train.pt'}" for s in ("train", "val")]
+    tune(data, tmp_path / "run", *files, "--test=")
+    (tmp_path / "new.txt").write_text("1 2 3 8 8 8\n1 2\n")
+    predict(predict=tmp_path / "new.txt", out=tmp_path / "out.csv", init_from=tmp_path / "run")
+    with open(tmp_path / "out.csv", newline="") as f:
+        first, second = (row["p_a"] for row in csv.DictReader(f))
+    assert first == second
 
 
 def test_texts_on_both_sides_are_told(data, tmp_path, capsys):
