@@ -19,7 +19,7 @@ import torch
 from core import checkpoint, config, dist, run
 from core.generate import stream
 from core.progress import progress
-from core.values import Count, Fraction, NonNegative, Whole
+from core.values import Count, Fraction, NonNegative, Whole, at_home
 from data import encoding, examples, vocab
 from model import GPTConfig, RobertaConfig, RobertaMLM, build_gpt
 from variants.losses import IGNORE
@@ -58,7 +58,7 @@ def read(file: Path, option: str) -> str:
 
 def prompt(text: str) -> str:
     if text.startswith("FILE:"):
-        return read(Path(text[5:]), f"--start {text}")
+        return read(Path(at_home(text[5:])), f"--start {text}")
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 

@@ -32,8 +32,8 @@ NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "
 SAME = [names.split() for names in """
     learning_rate lr
     batch_size per_device per_device_train_batch_size train_batch_size device_batch_size
-    epochs max_epochs num_train_epochs num_epochs
     max_iters max_steps num_iterations num_train_steps
+    epochs max_epochs num_train_epochs num_epochs max_iters
     gradient_accumulation_steps grad_acc grad_accum_steps accumulate_grad_batches
     weight_decay decay
     grad_clip max_grad_norm gradient_clip_val

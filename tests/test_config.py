@@ -82,7 +82,7 @@ def test_what_is_wrong_is_named_in_one_line(line, says):
 
 
 @pytest.mark.parametrize(("script", "line", "says"), [
-    ("train_args", "--lr=3e-4", "learning_rate"), ("train_args", "--max-steps=3", "max_iters"), ("train_args", "--bf16", "dtype"),
+    ("train_args", "--lr=3e-4", "learning_rate"), ("train_args", "--max-steps=3", "max_iters"), ("train_args", "--bf16", "dtype"), ("train_args", "--epochs=2", "max_iters"),
     ("train_args", "--per_device_train_batch_size 8", "batch_size"), ("train_args", "--model_name_or_path gpt2", "init_from"),
     ("pretrain", "--num_train_epochs=3", "epochs"), ("pretrain", "--learning_rate 1e-4", "lr"), ("pretrain", "--output_dir x", "save_path"),
     ("pretrain", "--gradient_accumulation_steps 2", "grad_acc"), ("finetune", "--lr 3", "learning_rate"), ("sample", "--out_dir=x", "init_from"), ("sample", "--prompt x", "start"),

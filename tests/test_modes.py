@@ -314,6 +314,8 @@ def test_sample_in_16_bit_writes_with_any_position(position, data, tmp_path, cap
         text(capsys, "--init_from", tmp_path, "--start=az")
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfab")  # as prepare.py reads it
     assert len(text(capsys, "--init_from", tmp_path, f"--start=FILE:{tmp_path / 'bom.txt'}").strip()) == 8
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(text(capsys, "--init_from", tmp_path, "--start=FILE:~/bom.txt").strip()) == 8
     assert "1 tokens" in text(capsys, "--init_from", tmp_path, f"--perplexity={tmp_path / 'bom.txt'}")
     out, into = os.pipe()
     os.write(into, b"ab")
