@@ -653,6 +653,10 @@ class ScoreModel(nn.Module):
         self.backbone.training = mode
         return super().train(mode)
 
+    def redraw(self, step: int, seed: int) -> None:
+        if not self.causal:
+            self.backbone.redraw(step, seed)
+
     def forward(self, tokens: Tensor, lengths, width: int | None = None) -> Tensor:
         """width pads each text to a fixed number of tokens, for static shapes."""
         lengths = torch.as_tensor(lengths)

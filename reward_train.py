@@ -504,6 +504,7 @@ def main(args: Options) -> None:
 
         lr = lr_at(step, "linear", lr=p.learning_rate, warmup=warmup, total=last_step)
         optim.set_lr(optimizer, lr)
+        model.redraw(step, args.seed)
 
         # -----------------------------------------------------------------------------
         # evaluate, save; once more after the last step

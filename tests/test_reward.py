@@ -706,6 +706,26 @@ def words_tokenizer(folder: Path) -> dict:
     return {"kind": "tokenizers", "json": made.to_str()}
 
 
+def favor_encoder(toy, tmp_path) -> tuple[str, dict]:
+    about = words_tokenizer(toy)
+    c = RobertaConfig(n_layer=1, n_head=2, n_embd=16, mlp_size=16, block_size=64, attention="favor", attn_dropout=0.0,
+                      vocab_size=vocab.load(about).vocab_size, attention_args={"nb_features": 8, "redraw_interval": 2})  # fmt: skip
+    model = RobertaMLM(c)
+    state = checkpoint.pack(kind="roberta", model=model, model_config=vars(c), optimizer=None, loop={}, seed=0, step=0,
+                            best=None, options={}, meta={"tokenizer": about})  # fmt: skip
+    checkpoint.save(tmp_path / "favor.pt", state)
+    return f"--model_name={tmp_path / 'favor.pt'}", model.state_dict()
+
+
+def test_random_features_are_drawn_anew_as_the_encoder_says(toy, tmp_path):
+    """As in pretrain.py and finetune.py: they stood still here."""
+    name, before = favor_encoder(toy, tmp_path)
+    for steps in (1, 2):
+        after = train(toy, tmp_path / str(steps), name, f"--trainer.params.max_steps={steps}")["model"]
+        drawn = "transformer.h.0.attn.attend.w"
+        assert torch.equal(after[drawn], before[drawn]) == (steps < 2)
+
+
 def test_an_encoder_learns_to_score_and_its_export_scores_alike(toy, tmp_path, capsys):
     """From a checkpoint of pretrain.py's kind to transformers, and back from its folder."""
     transformers = pytest.importorskip("transformers")
