@@ -27,6 +27,7 @@ def build(kind: str, cfg: dict, dropout: float, source: str) -> ScoreModel:
         return ScoreModel(GPT(config.build(GPTConfig, {**cfg, "dropout": dropout}, source)))
     if kind in ("roberta", "classifier"):
         rates = dict.fromkeys(("hidden_dropout", "attn_dropout", "embedding_dropout", "attn_out_dropout"), dropout)
+        rates |= {"attn_dropout": 0.0} if cfg.get("attention") == "favor" else {}  # it has no weights to drop
         return ScoreModel(Roberta(config.build(RobertaConfig, {**cfg, **rates}, source)))
     if cfg.get("vocab_sizes"):
         raise ValueError(f"model_name {source} has several vocabularies: a score head reads one")

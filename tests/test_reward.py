@@ -726,6 +726,13 @@ def test_random_features_are_drawn_anew_as_the_encoder_says(toy, tmp_path):
         assert torch.equal(after[drawn], before[drawn]) == (steps < 2)
 
 
+def test_dropout_leaves_out_weights_that_an_attention_has_not(toy, tmp_path):
+    """The one option for all of a backbone was refused, in the name of a field that only others set."""
+    name, _ = favor_encoder(toy, tmp_path)
+    rates = train(toy, tmp_path / "r", name, "--model_params.dropout=0.1")["model_config"]
+    assert (rates["hidden_dropout"], rates["attn_dropout"]) == (0.1, 0.0)
+
+
 def test_an_encoder_learns_to_score_and_its_export_scores_alike(toy, tmp_path, capsys):
     """From a checkpoint of pretrain.py's kind to transformers, and back from its folder."""
     transformers = pytest.importorskip("transformers")
