@@ -616,7 +616,7 @@ class Classifier(Roberta):
             x = self.encode(tokens, lengths, starts(lengths))
         else:
             x, lengths = self.encode(tokens, lengths), send(torch.as_tensor(lengths), tokens.device)
-            x = torch.segment_reduce(x.float(), self.pooling, lengths=lengths)  # (N, C) -> (B, C)
+            x = torch.segment_reduce(x.float(), self.pooling, lengths=lengths).to(x.dtype)  # (N, C) -> (B, C)
         return self.classifier(x).float()
 
 
@@ -670,7 +670,7 @@ class ScoreModel(nn.Module):
     def head(self, x: Tensor) -> Tensor:
         """(B, C) -> (B,) in float32 also under autocast: 16 bits would round scores to three digits."""
         with torch.autocast(x.device.type, enabled=False):
-            scores = self.score(x.float())
+            scores = self.score(x.to(next(self.score.parameters()).dtype)).float()
         assert scores.shape == (len(x), 1), (scores.shape, x.shape)
         return scores.squeeze(1)
 

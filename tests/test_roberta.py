@@ -9,7 +9,7 @@ import torch
 
 import model as model_file
 import variants.packed as packed
-from model import POSITION_KINDS, Roberta, RobertaConfig, RobertaMLM, pack, starts
+from model import POSITION_KINDS, Classifier, Roberta, RobertaConfig, RobertaMLM, ScoreModel, pack, starts
 from variants.dropout import PIECE, dropout, mask
 from variants.packed import Packing, relative_key, relative_key_query
 
@@ -291,6 +291,21 @@ def test_bfloat16_is_near_float32():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             got = model(tokens, lengths, where, targets)
         assert got.dtype == torch.float32 and abs(got / want - 1) < 0.03, kind
+
+
+@pytest.mark.parametrize("attention", ["exact", "lsh", "favor"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_that_was_cast_is_near_float32(attention, dtype):
+    """As a GPT is: what counts in float32 met weights of the other type."""
+    tokens, lengths, _, _ = batch()
+    heads = {"mean": lambda c: Classifier(c, 3, "mean"), "cls": lambda c: Classifier(c, 3),
+             "score": lambda c: ScoreModel(Roberta(c))}  # fmt: skip
+    for name, head in heads.items():
+        model = make(head, attention=attention).eval()
+        want = model(tokens, lengths)
+        got = model.to(dtype)(tokens, lengths)
+        assert got.dtype == torch.float32 and got.shape == want.shape, name
+        assert (got - want).abs().max() < (0.1 if dtype == torch.bfloat16 else 1e-4) * want.abs().max(), name
 
 
 # -----------------------------------------------------------------------------

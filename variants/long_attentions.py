@@ -41,7 +41,7 @@ def favor(q, k, v, mask, w, phi: str = "exp", stabilize: bool = True, eps: float
     dtype = v.dtype
     with torch.autocast(q.device.type, enabled=False):  # exponentials and long sums: float32 throughout
         scale = q.size(-1) ** -0.25
-        q, k, v = q.float() * scale, k.float() * scale, v.float()
+        q, k, v, w = q.float() * scale, k.float() * scale, v.float(), w.float()
         real = mask[:, None, :, None]  # (B, 1, T, 1)
         q2, k2 = q.square().sum(-1, keepdim=True) / 2, k.square().sum(-1, keepdim=True) / 2
         q, k = q @ w.T, k @ w.T  # (B, nh, T, m)
@@ -74,7 +74,7 @@ def places(q, mask, rotations, chunk_size: int):
     """
     n = 2 * rotations.size(-1)
     with torch.autocast(q.device.type, enabled=False):
-        turned = torch.einsum("bhtd,frdn->fbhrtn", q.float(), rotations)  # f: the two hashes, r: the rounds
+        turned = torch.einsum("bhtd,frdn->fbhrtn", q.float(), rotations.float())  # f: the two hashes, r: the rounds
     high, low = torch.cat([turned, -turned], -1).argmax(-1)
     bucket = (high * n + low).masked_fill(~mask[:, None, None], n * n)
     order = bucket.argsort(dim=-1, stable=True)
