@@ -35,9 +35,8 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
     """NaN where one of them is constant."""
     if not len(x) or x.min() == x.max() or y.min() == y.max():  # their mean may be another number by rounding
         return math.nan
-    x, y = x - x.mean(), y - y.mean()
-    norm = math.sqrt(float(x @ x) * float(y @ y))
-    return float(x @ y) / norm if norm else math.nan
+    x, y = (z / abs(z).max() for z in (x - x.mean(), y - y.mean()))  # of 1e90 the product below overflows
+    return float(x @ y) / math.sqrt(float(x @ x) * float(y @ y))
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:

@@ -600,6 +600,13 @@ def test_a_constant_has_no_correlation():
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("unit", [1e90, 1e-90, 1e-170])
+def test_a_correlation_has_no_unit(unit):
+    x, y = np.array([1.0, 2, 3, 4]), np.array([2.0, 1, 4, 3])
+    assert scores.pearson(x * unit, y * unit) == pytest.approx(0.6) == scores.pearson(x * unit, y)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("score", [1e300, 1e-200])
 def test_scores_too_far_apart_or_too_close_are_refused(toy, tmp_path, score):
     rows = [{"Question": "q", "Answer": str(i), "Score": score * (i == 3)} for i in range(10)]
