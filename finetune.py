@@ -410,7 +410,8 @@ def main(args: Options) -> None:
             loop["eval"] = {"step": step, "values": values}
             if place.evals:
                 track.eval(step, {f"val {k}": v for k, v in values.items()}, "best" if better else "", quiet=bool(done))
-            save(step, *[place.best] * better, background=step < last_step)
+            if better or step == last_step or not finite.bad():
+                save(step, *[place.best] * better, background=step < last_step)
             if step == last_step:
                 break
             track.clock(step)

@@ -485,7 +485,7 @@ def main(args: Options) -> None:
             loop["eval"] = {"step": step, "values": values}
             if place.evals:
                 track.eval(step, values, "best" if better else "", quiet=bool(done))
-            if step < last_step and (step or better):
+            if step < last_step and (better or step and not finite.bad()):
                 save(step, *[best_path] * better)
             if step == last_step:
                 break

@@ -532,7 +532,7 @@ def main(args: Options) -> None:
                 since = torch.zeros_like(since)
                 loop["eval"] = {"step": step, "losses": found}
             track.eval(step, found, "best" if better else "", quiet=bool(done))
-        if last or better or step > first_step and step % keep.every_n_train_steps == 0:
+        if last or better or step > first_step and step % keep.every_n_train_steps == 0 and not finite.bad():
             save(step, *["best.pt"] * better, background=not last)
         if last:
             break

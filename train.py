@@ -306,7 +306,7 @@ def main(args: Options) -> None:
 
         folder.step = step
         major = args.save_major_ckpt_interval and step and step % args.save_major_ckpt_interval == 0
-        keep = [f"ckpt_{step}.pt"] if major else []
+        keep = [f"ckpt_{step}.pt"] if major and not finite.bad() else []
         if not replaying and (step % args.eval_interval == 0 or step == last_step):
             done = loop["eval"] and loop["eval"]["step"] == step  # a resume finds it in its checkpoint
             losses = loop["eval"]["losses"] if done else evaluate()
@@ -325,7 +325,8 @@ def main(args: Options) -> None:
                 loop["eval"] = {"step": step, "losses": losses}
             track.eval(step, losses, "best" if better else "", quiet=bool(done))
             last = step == last_step or (args.patience is not None and loop["waited"] >= args.patience)
-            if last or not args.only_save_checkpoint_at_end and (better or args.always_save_checkpoint):
+            wanted = better or args.always_save_checkpoint and not finite.bad()
+            if last or wanted and not args.only_save_checkpoint_at_end:
                 save(step, *["best.pt"] * better, *keep, background=not last)
                 keep = []
             if better and args.max_sample_tokens or args.sample_each_eval and not done and val == val:  # NaN draws none

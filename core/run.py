@@ -345,6 +345,10 @@ class Finite:
             if new:
                 self.report(step, where)
 
+    def bad(self) -> bool:
+        """Whether the last step was not finite: its weights may be why, and none take a good checkpoint's place."""
+        return bool(self.state[0]) if self.lazy else self.row > 0
+
     def report(self, step: int, where: str) -> None:
         print(f"step {step}: loss or gradient not finite, update skipped ({self.total} so far; {where};"
               f" --replay_step {step} runs this batch again)", file=sys.stderr)  # fmt: skip

@@ -334,7 +334,7 @@ def main(args: Options) -> None:
                 loop.update(since=step, waited=0, history=[*loop["history"], [step, loop["length"]]])
                 best, last = None, step == last_step
                 track.say(f"curriculum: length {loop['length']} from step {step} on")
-        if better or last or step % args.save_every_steps == 0:
+        if better or last or step % args.save_every_steps == 0 and not finite.bad():
             save(step, *["best.pt"] * better, background=not last)
         if last:
             if step < last_step:

@@ -567,6 +567,18 @@ def test_row_31_many_in_a_row_end_the_run(loop, data, tmp_path, monkeypatch, cap
 
 
 @EACH
+def test_row_31_no_checkpoint_of_bad_steps_takes_a_good_one_s_place(loop, data, tmp_path, monkeypatch, capsys):
+    """Where the weights are why, two saves in a row of bad steps left neither ckpt.pt nor the one before to go on from."""
+    section = "trainer.params." if loop.module == "reward_train" else ""
+    more = ["--no-use_curriculum"] * (loop.module == "procedural_pretraining.cli")  # at a new length all is the best yet
+    poison(monkeypatch, range(3, 99))
+    argv = begin(loop, data(loop), tmp_path / "r", f"--{section}max_bad_steps=5", *loop.steps(12), *more)
+    assert end(loop, argv, capsys)[0] == 3
+    assert run.read_status(tmp_path / "r")["step"] == 7
+    assert max(checkpoint.load(path)["step"] for path in states(tmp_path / "r")) == 3
+
+
+@EACH
 def test_row_32_a_nan_evaluation_is_never_best(loop, data, tmp_path, monkeypatch, capsys):
     """Weights that are NaN as long as the model evaluates."""
     kept = {}

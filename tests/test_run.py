@@ -374,6 +374,7 @@ def test_steps_that_are_not_finite_change_nothing(fused, capsys):
         if finite.ok(norm, step, "here") if not (stop and not fused) else False:
             optimizer.step()
         assert torch.equal(before, p) == (not np.isfinite(value))
+        assert stop or finite.bad() == (not np.isfinite(value))
         if fused and not stop:
             finite.check("here")
     with pytest.raises(run.NotFinite, match="2 steps in a row"):
