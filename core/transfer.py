@@ -8,7 +8,8 @@ OTHER_NAMES = {"ffn": "mlp", "ln": "norm", "embedding": "embed", "embeddings": "
 BLOCK = ("norm_variant_attn", "use_pre_ln", "use_post_ln", "use_peri_ln", "use_parallel_mlp")
 UNTOLD = {"attn": ("position", "rope_base", "rope_scale", "attention", "attention_variant", "softmax_variant_attn",
                    "attn_logit_softcapping", "window_size", *BLOCK),
-          "mlp": ("activation", "mlp_variant", *BLOCK)}  # fmt: skip
+          "mlp": ("activation", "mlp_variant", *BLOCK),
+          "norm": ("norm_variant_attn", "norm_variant_output")}  # fmt: skip
 WORDS = {"absolute": "learned", "rope": "rotary", "plain": "exact"}  # an encoder's, for what a GPT computes, too
 UNTURNED = ("learned", "alibi", "none", "relative_key", "relative_key_query")
 
@@ -121,6 +122,6 @@ def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whol
     lines = [f"  {group:<6}{done:<12}{count:>13,} parameters" for (group, done), count in sorted(table.items())]
     if left := [n for n in extra if group_of(n) in {"attn", "mlp", "norm"} & came]:
         lines.append(f"note: {left[0]} of {source} has no place here ({len(left)} such names)")
-    untold = dict.fromkeys(n for part in ("attn", "mlp") if part in came for n in UNTOLD[part] if n in differ)
+    untold = dict.fromkeys(n for part in UNTOLD if part in came for n in UNTOLD[part] if n in differ)
     return lines + [f"note: {n} is {theirs.get(n, a[n])!r} in {source} and {ours.get(n, b[n])!r} here: the parts"
                     " compute something else" for n in untold]  # fmt: skip

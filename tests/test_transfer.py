@@ -79,6 +79,14 @@ def test_variants_without_weights_of_their_own_are_said_where_they_differ(name, 
     assert said[-1].startswith(f"note: {name} is {value!r} in a and {getattr(b.config, name)!r} here")
 
 
+@pytest.mark.parametrize("name", ["norm_variant_attn", "norm_variant_output"])
+def test_a_norm_that_reads_another_s_gains_is_said(name):
+    """--transfer norm: a layernorm's gains in an rmsnorm, of one shape, came without a word."""
+    a, b = two_models()
+    said = transfer.into(b, a.state_dict(), ["norm"], "a", {**vars(b.config), name: "rmsnorm"})
+    assert said[-1] == f"note: {name} is 'rmsnorm' in a and 'layernorm' here: the parts compute something else"
+
+
 def test_gates_positions_and_attentions_of_one_shape_are_told_apart():
     """A swiglu's matrices fit a geglu, favor's projections fit exact attention."""
     a, b = (GPT(GPTConfig(n_layer=1, n_head=2, n_embd=8, vocab_size=11, block_size=8, mlp_variant=name, window_size=size))
