@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core import checkpoint, disk, hf_llama, hub
 from core.files import draft
-from core.hf_terms import ACTIVATIONS, activation, activation_back, check, demand, tied  # noqa: F401 - the table is the loops'
+from core.hf_terms import ACTIVATIONS, activation, activation_back, check, demand, tie  # noqa: F401 - the table is the loops'
 
 Weights = dict[str, Tensor]
 
@@ -73,10 +73,9 @@ def gpt2_weights(theirs: Weights, config: dict) -> Weights:
         if not name.startswith(("transformer.", "lm_head.", "score.")):
             name = "transformer." + name  # GPT2Model's, without a head
         out[name] = (w.t() if CONV1D.search(name) else w).float().contiguous()
-    wte = out["transformer.wte.weight"]
-    config["wte_weight_tying"] = tied(config["wte_weight_tying"], out.get("lm_head.weight"), wte)
+    config["wte_weight_tying"] = tie(out, "lm_head.weight", config["wte_weight_tying"])
     if config["wte_weight_tying"]:
-        out["lm_head.weight"] = wte
+        out["lm_head.weight"] = out["transformer.wte.weight"]
     return out
 
 
@@ -166,8 +165,7 @@ def roberta_weights(theirs: Weights, config: dict) -> Weights:
     # every token is of type 0, so that row is part of the position
     place = theirs["roberta.embeddings.position_embeddings.weight"].float()[config["pad_id"] + 1 :]
     out["transformer.wpe.weight"] = place + theirs["roberta.embeddings.token_type_embeddings.weight"].float()[0]
-    wte = out["transformer.wte.weight"]
-    config["tie"] = tied(config["tie"], out.get("lm_head.decoder.weight"), wte)
+    config["tie"] = tie(out, "lm_head.decoder.weight", config["tie"])
     bias = out.pop("lm_head.decoder.bias", None)
     if bias is not None and not config["tie"]:  # apart from lm_head.bias then, and what transformers adds
         out["lm_head.bias"] = bias

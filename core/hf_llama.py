@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor
 
-from core.hf_terms import activation, activation_back, demand, tied
+from core.hf_terms import activation, activation_back, demand, tie
 
 TYPES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM",
          "arcee": "ArceeForCausalLM"}  # fmt: skip
@@ -110,10 +110,9 @@ def weights(theirs: dict[str, Tensor], ours: dict) -> dict[str, Tensor]:
                 if part == "weight" or ours["bias"]:
                     found = [theirs[f"model.layers.{i}.{name}.{part}"].float() for name in names]
                     out[f"transformer.h.{i}.{mine}.{part}"] = torch.cat(found)
-    wte = out["transformer.wte.weight"]
-    ours["wte_weight_tying"] = tied(ours["wte_weight_tying"], out.get("lm_head.weight"), wte)
+    ours["wte_weight_tying"] = tie(out, "lm_head.weight", ours["wte_weight_tying"])
     if ours["wte_weight_tying"]:
-        out["lm_head.weight"] = wte
+        out["lm_head.weight"] = out["transformer.wte.weight"]
     return out
 
 

@@ -22,10 +22,15 @@ def activation_back(ours: str) -> str:
     return ACTIVATIONS[ours]
 
 
-def tied(said: bool, head, embedding) -> bool:
-    """Whether the head is the embedding. Where config.json says so and the file has a head that differs, that one
-    counts, as in transformers 5."""
-    return said and (head is None or head.shape == embedding.shape and bool((head == embedding).all()))
+def tie(weights: dict, head: str, said: bool) -> bool:
+    """Whether the head is the embedding, which a file may then hold under the head's name alone: safetensors'
+    save_model keeps one of two. Where config.json says so and the file has a head that differs, that one counts, as in
+    transformers 5."""
+    embedding, found = "transformer.wte.weight", weights.get(head)
+    if said and found is not None:
+        weights.setdefault(embedding, found)
+    there = weights[embedding]
+    return said and (found is None or found.shape == there.shape and bool((found == there).all()))
 
 
 def is_number(value) -> bool:

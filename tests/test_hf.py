@@ -384,6 +384,25 @@ def test_a_head_in_the_file_counts_where_the_config_calls_it_tied(kind, tmp_path
         torch.testing.assert_close(mine, reference(ids).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "roberta"])
+def test_what_is_tied_may_stand_in_a_file_under_either_name(kind, tmp_path):
+    """safetensors' save_model, as accelerate's, keeps the first of two names by the alphabet: the head's."""
+    from safetensors.torch import save_model
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
+             "intermediate_size": 48, "max_position_embeddings": 34, "tie_word_embeddings": True}  # fmt: skip
+    model = {"gpt2": theirs, "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)),
+             "roberta": lambda: transformers.RobertaForMaskedLM(transformers.RobertaConfig(**shape))}[kind]()  # fmt: skip
+    model.save_pretrained(tmp_path)
+    wanted = hf.load(tmp_path)
+    save_model(model, tmp_path / "model.safetensors")
+    found, names = hf.load(tmp_path), hub.read_folder(tmp_path)[1]
+    assert not any(re.search("wte|embed_tokens|word_embeddings", name) for name in names)
+    assert found[:2] == wanted[:2] and set(found[2]) == set(wanted[2])
+    assert all(torch.equal(found[2][name], w) for name, w in wanted[2].items())
+
+
 def test_an_untied_roberta_has_a_bias_of_its_own(tmp_path):
     torch.manual_seed(0)
     config = transformers.RobertaConfig(
