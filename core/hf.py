@@ -166,8 +166,7 @@ def roberta_weights(theirs: Weights, config: dict) -> Weights:
     place = theirs["roberta.embeddings.position_embeddings.weight"].float()[config["pad_id"] + 1 :]
     out["transformer.wpe.weight"] = place + theirs["roberta.embeddings.token_type_embeddings.weight"].float()[0]
     config["tie"] = tie(out, "lm_head.decoder.weight", config["tie"])
-    bias = out.pop("lm_head.decoder.bias", None)
-    if bias is not None and not config["tie"]:  # apart from lm_head.bias then, and what transformers adds
+    if (bias := out.pop("lm_head.decoder.bias", None)) is not None:  # lm_head.bias is its copy, if it is there
         out["lm_head.bias"] = bias
     if config["tie"]:  # a copy
         out.pop("lm_head.decoder.weight", None)

@@ -403,6 +403,29 @@ def test_what_is_tied_may_stand_in_a_file_under_either_name(kind, tmp_path):
     assert all(torch.equal(found[2][name], w) for name, w in wanted[2].items())
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_robertas_decoder_bias_is_the_one_that_counts(tied, tmp_path):
+    """Also alone, under the name that transformers adds."""
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=34, tie_word_embeddings=tied)  # fmt: skip
+    transformers.RobertaForMaskedLM(config).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors") | {"lm_head.decoder.bias": torch.arange(61.0)}
+    for left_out in ("", "lm_head.bias"):
+        some = {name: w for name, w in state.items() if name != left_out}
+        save_file(some, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        again = transformers.RobertaForMaskedLM.from_pretrained(tmp_path).eval()
+        _, mine, weights = hf.load(tmp_path)
+        model = RobertaMLM(RobertaConfig(**mine)).eval()
+        model.load_state_dict(weights)
+        ids = torch.randint(2, 61, (1, 32))
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids[0], [32], torch.arange(32)), again(ids).logits[0], rtol=1e-4, atol=1e-4)
+
+
 def test_an_untied_roberta_has_a_bias_of_its_own(tmp_path):
     torch.manual_seed(0)
     config = transformers.RobertaConfig(
