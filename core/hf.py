@@ -224,6 +224,7 @@ def load(where: str | Path) -> tuple[str, dict, Weights]:
         raise ValueError(f"{where} holds quantised weights, as quantization_config in its config.json says: wanted is"
                          " the model in float32, float16 or bfloat16")  # fmt: skip
     to_config, to_weights = FROM[kind]
+    weights = checkpoint.strip(weights)
     layers = max((int(m[1]) + 1 for n in weights if (m := re.search(r"\b(?:h|layers?)\.(\d+)\.", n))), default=0)
     check(config, f"{where}/config.json")
     try:

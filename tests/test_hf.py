@@ -74,7 +74,8 @@ def test_a_gpt2_config_with_other_models_names_is_read(tmp_path):
 
 
 def test_every_layout_of_a_folder_is_read(tmp_path):
-    """One safetensors file, safetensors in parts, a pickle, pickles in parts, and a model saved without its head."""
+    """One safetensors file, safetensors in parts, a pickle, pickles in parts, a model saved without its head, or
+    within its wrappers."""
     reference = theirs()
     whole = hf.gpt2_weights(reference.state_dict(), {"wte_weight_tying": True})
 
@@ -91,6 +92,11 @@ def test_every_layout_of_a_folder_is_read(tmp_path):
         same(tmp_path / name)
 
     state, config = reference.state_dict(), (tmp_path / "one" / "config.json").read_text()
+    for before in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."):  # of DDP and torch.compile
+        for n, w in (("one", reference), ("bare", reference.transformer)):
+            (tmp_path / n / "model.safetensors").unlink(missing_ok=True)
+            torch.save({before + name: p for name, p in w.state_dict().items()}, tmp_path / n / "pytorch_model.bin")
+            same(tmp_path / n)
     old = {"transformer.h.0.attn.bias": torch.ones(1, 1, 9, 9), "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
     (tmp_path / "pickle").mkdir()
     (tmp_path / "pickle" / "config.json").write_text(config)
