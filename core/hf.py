@@ -230,14 +230,25 @@ def load(where: str | Path) -> tuple[str, dict, Weights]:
     try:
         what = "config.json lacks"
         ours = to_config(config)
+        if ours["n_embd"] % ours["n_head"]:
+            raise ValueError(f"{ours['n_head']} attention heads do not divide the width {ours['n_embd']}")
+        if layers != ours["n_layer"]:  # of more, the last would be left out
+            raise ValueError(f"{ours['n_layer']} layers by it, and {layers} in the weights beside it")
         what = "weights lack"
         weights = to_weights(weights, ours)
+        C, shapes = ours["n_embd"], {n: tuple(w.shape) for n, w in weights.items()}
+        for name, shape in (("wte", (ours["vocab_size"], C)), ("wpe", (ours["block_size"], C)),
+                            ("h.0.mlp.c_proj", (C, ours["mlp_size"]))):  # fmt: skip
+            if (there := shapes.get(f"transformer.{name}.weight", shape)) != shape:
+                raise ValueError(f"transformer.{name}.weight is {shape} by it, and {there} in the weights beside it")
     except KeyError as e:
         raise ValueError(f"{where}: its {what} {e.args[0]}") from None
     except (TypeError, AttributeError, ZeroDivisionError) as e:
         raise ValueError(f"{where}: a value in its config.json is of the wrong type: {e}") from None
-    if layers > ours["n_layer"]:  # of which the last would be left out
-        raise ValueError(f"{where} has weights of {layers} layers, and {ours['n_layer']} by its config.json")
+    except (RuntimeError, IndexError) as e:  # of torch: parts of two models, say
+        raise ValueError(f"{where}: its weights do not fit together: {e}") from None
+    except ValueError as e:
+        raise ValueError(f"{where}/config.json: {e}") from None
     checkpoint.check_finite(weights, where)
     return kind, ours, weights
 

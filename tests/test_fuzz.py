@@ -128,7 +128,8 @@ def checkpoint_file(folder: Path) -> Path:
 def weights_bin(folder: Path) -> Path:
     shape = {"n_layer": 1, "n_head": 1, "n_embd": 4, "n_positions": 8, "vocab_size": 9, "model_type": "gpt2"}
     (folder / "config.json").write_text(json.dumps(shape))
-    torch.save({"transformer.wte.weight": torch.ones(9, 4)}, folder / "pytorch_model.bin")
+    weights = {"transformer.wte.weight": torch.ones(9, 4), "transformer.h.0.ln_1.weight": torch.ones(4)}
+    torch.save(weights, folder / "pytorch_model.bin")
     return folder / "pytorch_model.bin"
 
 

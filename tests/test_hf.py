@@ -297,8 +297,42 @@ def test_layers_beyond_the_configs_are_not_left_out(kind, tmp_path):
     key = "n_layer" if kind == "gpt2" else "num_hidden_layers"
     assert config[key] == 2
     (tmp_path / "config.json").write_text(json.dumps(config | {key: 1}))
-    with pytest.raises(ValueError, match="has weights of 2 layers, and 1 by its config.json"):
+    with pytest.raises(ValueError, match="config.json: 1 layers by it, and 2 in the weights beside it"):
         hf.load(tmp_path)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"n_layer": 4}, "4 layers by it, and 3 in the weights beside it"),
+    ({"n_head": 5}, "5 attention heads do not divide the width 32"),
+    ({"vocab_size": 64}, r"transformer.wte.weight is \(64, 32\) by it, and \(61, 32\) in the weights"),
+    ({"n_positions": 64}, r"transformer.wpe.weight is \(64, 32\) by it, and \(32, 32\) in the weights"),
+    ({"n_inner": 99}, r"mlp.c_proj.weight is \(32, 99\) by it, and \(32, 128\) in the weights"),
+    ({"scale_attn_weights": False}, "scale_attn_weights False has no counterpart"),
+])  # fmt: skip
+def test_a_config_that_contradicts_its_weights_is_named(change, message, tmp_path):
+    """The message was of --transfer, or of options of ours, none of which a user had given."""
+    theirs().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=f"^{tmp_path}/config.json: .*{message}"):
+        hf.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "roberta"])
+def test_parts_of_two_models_are_named(kind, tmp_path):
+    """One part of a folder lost, and another model's copied there."""
+    from safetensors.torch import load_file, save_file
+
+    small = {"vocab_size": 16, "block_size": 8, "n_layer": 2, "n_head": 2, "mlp_size": 32}
+    for width in (16, 32):
+        model = RobertaMLM(RobertaConfig(**small, n_embd=width)) if kind == "roberta" else \
+            GPT(GPTConfig(**small, n_embd=width))  # fmt: skip
+        hf.save(tmp_path / str(width), kind, vars(model.config), model.state_dict())
+    file, other = (tmp_path / width / "model.safetensors" for width in ("16", "32"))
+    wrong = {n: w for n, w in load_file(other).items() if "mlp.c_proj" in n or ".query." in n}
+    save_file(load_file(file) | wrong, file)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/16.*(do not fit together|in the weights beside it)"):
+        hf.load(tmp_path / "16")
 
 
 LLAMA = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4}
