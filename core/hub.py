@@ -125,7 +125,8 @@ def download(name: str) -> Path:
                 if Path(part).name != part or not fetch(base + part, folder / part):
                     raise ValueError(f"the hub's {name!r} lacks its part {part!r}")
         whole = fetch(base + "tokenizer.json", folder / "tokenizer.json")
-        for other in ("tokenizer_config.json", *(() if whole else ("vocab.json", "merges.txt", "vocab.txt"))):
+        old = ("vocab.json", "merges.txt", "added_tokens.json", "vocab.txt")
+        for other in ("tokenizer_config.json", *(() if whole else old)):
             fetch(base + other, folder / other)
     except OSError as e:  # refused, no such host, timed out, cut off
         if e.errno == errno.ENOSPC:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core import exits, rng
+from core import exits, files, rng
 from core.values import nearest
 from data import encoding, examples
 
@@ -241,20 +241,26 @@ def prepare_train(rows: list[dict], template: Template) -> dict[str, list]:
 
 def tokenizer(folder: Path) -> dict:
     """The description of the tokenizer in a Hugging Face folder, for data/vocab.py."""
-    files = {name: Path(folder) / name for name in ("tokenizer.json", "vocab.json", "merges.txt")}
-    if files["tokenizer.json"].is_file():
-        return encoding.describe(files["tokenizer.json"])
-    if missing := [name for name in ("vocab.json", "merges.txt") if not files[name].is_file()]:
+    folder = Path(folder)
+    if (folder / "tokenizer.json").is_file():
+        return encoding.describe(folder / "tokenizer.json")
+    if missing := [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]:
         raise ValueError(f"{folder} holds no tokenizer: tokenizer.json, or {' and '.join(missing)}, is missing")
     from tokenizers import AddedToken, ByteLevelBPETokenizer, processors
 
     try:
-        bpe = ByteLevelBPETokenizer(str(files["vocab.json"]), str(files["merges.txt"]))
+        bpe = ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
     except Exception as e:  # the library raises plain Exception
-        raise ValueError(f"{files['vocab.json']} and merges.txt are no tokenizer: {e}") from None
+        raise ValueError(f"{folder / 'vocab.json'} and merges.txt are no tokenizer: {e}") from None
     names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>")
     special = [name for name in names if bpe.token_to_id(name) is not None]
     bpe.add_special_tokens([AddedToken(w, special=True, normalized=False) for w in special])
+    more = folder / "added_tokens.json"  # what a fine-tuned model's own words are
+    added = files.read_json(more) if more.is_file() else {}
+    words = sorted(added, key=lambda word: str(added[word]).zfill(20))
+    bpe.add_tokens([AddedToken(word, normalized=False) for word in words if word not in special])
+    if wrong := next((word for word in words if bpe.token_to_id(word) != added[word]), None):
+        raise ValueError(f"{more} gives {wrong!r} the id {added[wrong]!r}, which follows on none of vocab.json")
     if {"<s>", "</s>"} <= {*special}:  # RoBERTa's two files do not say that its texts lie between these
         ends = [(w, bpe.token_to_id(w)) for w in ("</s>", "<s>")]
         bpe.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)

@@ -592,9 +592,10 @@ def test_download_and_cache(monkeypatch, tmp_path):
             hf.load("someone/else")
         old = tmp_path / "site" / "someone" / "old" / "resolve" / "main"
         reference.save_pretrained(old)  # models of before tokenizer.json
-        for name in ("vocab.json", "merges.txt"):
+        names = ("vocab.json", "merges.txt", "added_tokens.json")
+        for name in names:
             (old / name).write_text("{}")
-        assert all((hub.download("someone/old") / name).is_file() for name in ("vocab.json", "merges.txt"))
+        assert all((hub.download("someone/old") / name).is_file() for name in names)
         (site.parents[2] / "parts" / "resolve" / "main").mkdir(parents=True)
         parts = site.parents[2] / "parts" / "resolve" / "main"
         (parts / "config.json").write_text("{}")

@@ -1204,6 +1204,14 @@ def test_tokenizers_of_gpt2_and_roberta_folders(toy, tmp_path):
     text = "How good is the soup in Rome? ünd 12 <|endoftext|>"
     assert a.ids(text).tolist() == b.ids(text).tolist() and a.eot == b.eot == 0
     assert a.eot not in a.ids(text)  # what stands in a text is text
+    n, added = len(about["vocab"]), tmp_path / "added_tokens.json"
+    added.write_text(json.dumps({"<|user|>": n + 1, "[PAD]": n}))  # a fine-tuned model's own
+    ids = vocab.load(qa.tokenizer(tmp_path)).ids("soup<|user|>soup")
+    assert ids.tolist() == [*a.ids("soup"), n + 1, *a.ids("soup")]
+    added.write_text(json.dumps({"[PAD]": n + 5}))
+    with pytest.raises(ValueError, match=rf"added_tokens.json gives '\[PAD\]' the id {n + 5}"):
+        qa.tokenizer(tmp_path)
+    added.unlink()
     words = {w: len(about["vocab"]) + i for i, w in enumerate(("<s>", "<pad>", "</s>", "<unk>", "<mask>"))}
     (tmp_path / "vocab.json").write_text(json.dumps(about["vocab"] | words))
     about, text = qa.tokenizer(tmp_path), "How good is the soup?"
