@@ -72,7 +72,7 @@ def write_tokenizer(folder: Path, about: dict | None, block_size: int, more: dic
     found["added_tokens"] = [*(found.get("added_tokens") or []),
                              *({"id": i, "content": word, **SPECIAL} for word, i in (more or {}).items())]  # fmt: skip
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
-                "clean_up_tokenization_spaces": False}  # fmt: skip
+                "clean_up_tokenization_spaces": False, "model_input_names": pretrained.INPUTS}  # fmt: skip
     if causal:  # our GPTs never see the <s> and </s> that a file puts around a text
         found["post_processor"] = None
     else:

@@ -9,6 +9,7 @@ from data import encoding, qa, vocab
 from model import RobertaConfig
 
 BLOCKS = " --transfer attn mlp norm, blocks alone, with a --tokenizer"
+INPUTS = ["input_ids", "attention_mask"]  # transformers 4 adds types of tokens, which its GPT-2 takes for more tokens
 
 class Encoder(NamedTuple):
     config: dict  # of model.RobertaConfig
@@ -139,7 +140,8 @@ def export(folder: Path, state: dict, class_prob: float, strict: bool = False) -
     """The tokenizer and, where transformers has such a model (strict: else an error), the model; says what it wrote."""
     cfg, about = state["model_config"], state["meta"]["tokenizer"]
     words, ids = special_tokens(about)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": cfg["block_size"], **words}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": cfg["block_size"],
+                "model_input_names": INPUTS, **words}  # fmt: skip
     said = "ckpt.pt, tokenizer, and the Hugging Face format"
     try:
         hf.save(folder, "roberta", cfg, state["model"], classifier_dropout=class_prob, **ids)

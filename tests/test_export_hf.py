@@ -121,6 +121,8 @@ def test_transformers_loads_it(tokenizer, tmp_path, capsys):
     assert words(TEXT)["input_ids"] == ours.encode(TEXT)
     assert words.decode(ours.encode(TEXT)) == TEXT
     assert words.eos_token_id == ours.eot
+    settings = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]  # transformers 4 would give a third
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_written(tmp_path):
