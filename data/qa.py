@@ -52,8 +52,9 @@ def read_file(path: Path, split: str | None) -> Iterator[tuple[str | None, objec
             for number, line in enumerate(f, 1):
                 if line.strip(b"\xef\xbb\xbf \t\r\n"):
                     row = parse_json(line.rstrip(), f"{path} line {number}", at)
-                    own = row.get("split", split) if isinstance(row, dict) else split
-                    if own is not None and own not in SPLITS:
+                    own = row.get("split") if isinstance(row, dict) else None  # a null says nothing, either
+                    own = split if own is None else own
+                    if own not in SPLITS:
                         raise ValueError(f"{path} line {number}: split must be one of {', '.join(SPLITS)}, got {own!r}")
                     yield own, row
                 at += len(line)

@@ -55,6 +55,17 @@ def test_json_jsonl_and_folder_hold_the_same(tmp_path):
     assert loaded[0]["test"].labels.tolist() == [-1.0] and loaded[0]["train"].labels.tolist() == [1.0, 2.0]
 
 
+def test_a_line_whose_split_is_null_belongs_to_train_as_one_without(tmp_path):
+    lines = [row("a") | {"split": "train"}, row("b") | {"split": None}, row("c"), row("d") | {"split": "test"}]
+    path = write(tmp_path / "qa.jsonl", lines)
+    assert qa.check(path)[1] == {"train": 3, "test": 1}
+    assert [split for split, _ in qa.records(path)] == ["train", "train", "train", "test"]
+    (tmp_path / "qa").mkdir()
+    write(tmp_path / "qa" / "train.jsonl", lines[:1])
+    write(tmp_path / "qa" / "test.jsonl", lines[1:])
+    assert qa.check(tmp_path / "qa")[1] == {"train": 1, "test": 3}  # the file's, where a line has none
+
+
 def test_bom_is_accepted_and_other_encodings_are_named_by_byte(tmp_path):
     good = json.dumps({"train": [row("é", "ü")]}, ensure_ascii=False)
     (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + good.encode())
