@@ -180,6 +180,8 @@ def csv_table(path: Path) -> Iterator[list[str]]:
                 if twice := [name for name in row if name and row.count(name) > 1]:
                     raise ValueError(f"{path}: the header has {twice[0]!r} {row.count(twice[0])} times: which one is"
                                      " meant?")  # fmt: skip
+            elif len(row) > 1 and [row[0].removeprefix("\ufeff"), *row[1:]] == header:  # of one column it may be a text
+                raise ValueError(f"{path} line {line} is the header again, as where files are joined: take it out")
             if row and len(row) != len(header):
                 raise ValueError(f"{path} line {line} has {len(row)} fields, the header {len(header)} (a field that"
                                  f" holds {mark!r} needs quotes around it)")  # fmt: skip

@@ -258,6 +258,8 @@ def test_the_table_and_the_library_agree(by_digit):
 @pytest.mark.parametrize(("name", "raw", "told"), [
     ("a.csv", b"a,text\n1,2\n3\n", "line 3 has 1 fields, the header 2 .a field that holds ',' needs quotes"),
     ("a.csv", b"text\nhello, world\n", "line 2 has 2 fields, the header 1"),
+    ("a.csv", b"text,n\nhello,1\ntext,n\nworld,2\n", "line 3 is the header again, as where files are joined"),
+    ("a.csv", b"text,n\r\nhello,1\r\n\xef\xbb\xbftext,n\r\nworld,2\r\n", "line 3 is the header again"),
     ("a.tsv", b'text\tn\n"a\nb"\t1\nx\ty\tz\n', r"line 4 has 3 fields, the header 2 .a field that holds '\\t'"),
     ("a.csv", b'text\n"a ""b"""\n"hello\nworld\n', "line 3: a field opens with a quote that is not closed at its end"),
     ("a.csv", b'text\n"hello\nbig\n"world"\n', "line 2: a field opens with a quote"),
