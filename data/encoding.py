@@ -101,7 +101,7 @@ class Coded(NamedTuple):
     cut: int  # examples that were too long
     lost: int  # tokens that this cost
     size: int = 0  # bytes of source
-    pads: int = 0  # tokens left out, as a text held the name of the padding
+    pads: int = 0  # tokens left out, as they are padding, or its name in a text
 
 
 class Encoder:
@@ -113,7 +113,7 @@ class Encoder:
         self.special = {t.content: i for i, t in self.tokenizer.get_added_tokens_decoder().items()}
         about = json.loads(self.tokenizer.to_str())
         self.ends = self.tokenizer.encode("").ids  # <s> </s>
-        self.pad = next((self.special[name] for name in NAMES["pad"] if name in self.special), None)
+        self.pad = next((i for i in map(self.tokenizer.token_to_id, NAMES["pad"]) if i is not None), None)
         word = unknown_word(about["model"])
         self.unknown = self.tokenizer.token_to_id(word) if word else None
         self.table = None
@@ -130,11 +130,7 @@ class Encoder:
             rows = [e.ids for e in self.tokenizer.encode_batch_fast(texts)]
             lengths = np.fromiter(map(len, rows), np.int64, len(rows))
             ids = np.fromiter((i for row in rows for i in row), self.dtype, int(lengths.sum()))
-        pads = 0 if self.pad is None else int((ids == self.pad).sum())
-        if pads:  # <pad> in a text: among its tokens it would stand for none
-            lengths = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[ids != self.pad], minlength=len(lengths))
-            ids = ids[ids != self.pad]
-        return self.cut(ids, lengths)._replace(pads=pads)
+        return self.cut(ids, lengths)
 
     def lost(self, ids: np.ndarray) -> int:
         """How many tokens are <unk>."""
@@ -156,9 +152,13 @@ class Encoder:
         return ids, lengths
 
     def cut(self, ids: np.ndarray, lengths: np.ndarray) -> Coded:
-        """At most max_size tokens each; a closing special token (</s>) stays."""
+        """At most max_size tokens each, none of them padding; a closing special token (</s>) stays."""
+        pads = 0 if self.pad is None else int((ids == self.pad).sum())
+        if pads:  # <pad> in a text: among its tokens it would stand for none
+            lengths = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[ids != self.pad], minlength=len(lengths))
+            ids = ids[ids != self.pad]
         if self.max_size is None or lengths.max(initial=0) <= self.max_size:
-            return Coded(ids, lengths.astype(np.int32), 0, 0)
+            return Coded(ids, lengths.astype(np.int32), 0, 0, pads=pads)
         first = np.cumsum(lengths) - lengths
         kept = np.minimum(lengths, self.max_size)
         place = np.arange(len(ids)) - np.repeat(first, lengths)
@@ -167,7 +167,7 @@ class Encoder:
         closing = ids[(first + lengths - 1)[over]]
         closes = np.isin(closing, list(self.special.values()))
         out[(np.cumsum(kept) - 1)[over[closes]]] = closing[closes]
-        return Coded(out, kept.astype(np.int32), len(over), int((lengths - kept).sum()))
+        return Coded(out, kept.astype(np.int32), len(over), int((lengths - kept).sum()), pads=pads)
 
 
 def some_tokens(coded: Coded, path: str | Path, done: int) -> Coded:
@@ -182,7 +182,7 @@ def note_lost(lost: int, tokens: int, pads: int = 0) -> None:
     if lost:
         print(f"note: {lost:,} of the {tokens:,} tokens are <unk>: the tokenizer has none for what stood there")
     if pads:
-        print(f"note: texts held the name of the padding token {pads:,} times: it was left out")
+        print(f"note: texts held padding, or its name, {pads:,} times: it was left out")
 
 
 @functools.cache

@@ -393,7 +393,19 @@ def test_padding_in_a_text_is_left_out(tmp_path, tokenizer, capsys):
     (tmp_path / "a.txt").write_text("one <pad> two\n<pad>\none two\n")
     rows = build(tmp_path, tokenizer, input=str(tmp_path / "a.txt"), splits={"train": 1.0})["train"]
     assert rows.row(0).tolist() == rows.row(2).tolist() and len(rows.row(1)) == 2
-    assert "the name of the padding token 2 times" in capsys.readouterr().out
+    assert "padding, or its name, 2 times" in capsys.readouterr().out
+
+
+def test_padding_among_ids_that_no_mask_hides_is_left_out(tmp_path, tokenizer, capsys):
+    """The file was one that finetune.py refused: its mask said real where its ids said padding."""
+    lines = [{"input_ids": [0, 6, 2, 1, 1]}, {"input_ids": [0, 6, 7, 8, 2]}, {"input_ids": [1, 0, 6, 7, 2]}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = build(tmp_path, tokenizer, input=str(tmp_path / "a.jsonl"), splits={"all": 1.0}, max_length=4)["all"]
+    assert [rows.row(i).tolist() for i in range(3)] == [[0, 6, 2], [0, 6, 7, 2], [0, 6, 7, 2]]
+    assert "padding, or its name, 3 times" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="a.jsonl: row 2 has no token"):
+        (tmp_path / "a.jsonl").write_text('{"input_ids": [0, 6, 2]}\n{"input_ids": [1, 1]}')
+        build(tmp_path, tokenizer, input=str(tmp_path / "a.jsonl"), splits={"all": 1.0})
 
 
 def test_cut_examples_are_counted(tmp_path, tokenizer, capsys):

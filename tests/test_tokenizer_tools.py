@@ -143,7 +143,7 @@ def test_a_row_keeps_its_spaces_and_unknown_tokens_are_counted(tmp_path, capsys)
         assert found == [want] == [row["text"] for row in records.read(tmp_path / name) if row["text"].strip()]
     (tmp_path / "b.txt").write_text("12 a\nbb<pad>\n")
     path = train("--data_dir", tmp_path / "b.txt", "--out_dir", tmp_path / "t")
-    note, left = "note: 3 of the 9 tokens are <unk>", "the name of the padding token 1 times"
+    note, left = "note: 3 of the 9 tokens are <unk>", "padding, or its name, 1 times"
     out = capsys.readouterr().out
     assert note in out and left in out and "--tokenizer bpe is for text that is not digits" in out
     build("--train_dir", tmp_path / "b.txt", "--tokenizer", path, "--out_dir", tmp_path / "out", "--max_size", 9,
