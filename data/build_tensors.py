@@ -11,10 +11,12 @@ but its number and --seed, and equal texts go where the first of them goes. Labe
 names; labels.json and each file keep the mapping.
 """
 
+import contextlib
 import itertools
 import json
 import re
 import sys
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -111,6 +113,17 @@ def number_labels(labels: list[str], file: str) -> list[str]:
     return sorted(known, key=known.get)
 
 
+def alike(names: list[str]) -> list[list[str]]:
+    """Those that are one number (1, 1.0), or one word but for its case, spaces and the form of its Unicode."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        word = " ".join(unicodedata.normalize("NFKC", name.casefold()).split())
+        with contextlib.suppress(ValueError):
+            word = str(float(word))
+        found.setdefault(word, []).append(name)
+    return [group for group in found.values() if len(group) > 1]
+
+
 def main(args: Options) -> None:
     for name in ("input", "tokenizer", "out_dir"):
         if not getattr(args, name):
@@ -160,6 +173,9 @@ def main(args: Options) -> None:
         print(f"{out / name}.pt: {len(rows):,} examples, {lengths[rows].sum():,} tokens{counts}")
     if names and len(names) > n // 2:
         print(f"note: {len(names):,} labels for {n:,} examples: is {args.label_column!r} the column of labels?")
+    if same := alike(names or []):
+        shown = "; ".join(" ".join(map(ascii, group)) for group in same[:4]) + "; ..." * (len(same) > 4)
+        print(f"note: labels that differ in their spelling alone are different ones here: {shown}")
     print(f"{cut:,} of {n:,} examples were cut to {args.max_length} tokens")
     encoding.note_lost(coder.lost(ids), len(ids), pads)
 

@@ -370,6 +370,17 @@ def test_a_label_that_is_missing_is_no_class(tmp_path, tokenizer, none):
         build(tmp_path, tokenizer, input=str(tmp_path / "a.jsonl"), label_column="label", splits={"train": 1.0})
 
 
+def test_labels_that_differ_in_spelling_alone_are_told(tmp_path, tokenizer, capsys):
+    labels = ["Yes", " yes ", "no", 1, 1.0, "1", "caf\u00e9", "cafe\u0301", True, "true", "2"]
+    lines = [{"text": f"one {i}", "label": labels[i % 11]} for i in range(44)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = build(tmp_path, tokenizer, input=str(tmp_path / "a.jsonl"), label_column="label", splits={"all": 1.0})["all"]
+    assert np.bincount(rows.labels).tolist() == [8, 4, 4, 4, 4, 4, 4, 4, 4, 4]  # told, not changed
+    note = r"'1' '1.0'; 'True' 'true'; 'Yes' 'yes'; 'cafe\u0301' 'caf\xe9'" + "\n"
+    assert f"note: labels that differ in their spelling alone are different ones here: {note}" in capsys.readouterr().out
+    assert build_tensors.alike(["a", "b", "nan", "0", "10", "1"]) == []
+
+
 def test_equal_texts_are_in_one_split(tmp_path, tokenizer, capsys):
     texts = [" ".join(("one", "two")[i >> k & 1] for k in range(7)) for i in range(100)]
     (tmp_path / "a.txt").write_text("\n".join(texts * 3))
