@@ -397,6 +397,8 @@ def main(args: Options) -> None:
                 return None
         model.train()
         loss, right, n = dist.sums([*torch.stack(found).cpu().double().sum(0).tolist(), n])
+        if not n:
+            say(f"note: at mask_p {args.mask_p:g} no token of --{name} is hidden: there is no loss (more text has one)")
         loss = loss / n if n else math.nan
         right = math.nan if math.isnan(loss) else right  # an argmax over NaN is no guess
         values = {"loss": loss, "accuracy": right / max(1, n), "perplexity": math.exp(min(loss, 700))}

@@ -87,6 +87,19 @@ def test_an_evaluation_on_what_is_trained_on_is_said(run, data):
     assert says in run("--max_steps=1", f"--eval={data / '.' / 'pretrain_train_trunc12'}", out="b")
 
 
+def test_an_evaluation_whose_masks_hide_nothing_is_said(run, tmp_path):
+    """All its losses are NaN, and no weights are kept as the best: an eval file of a line or two has that chance."""
+    import pyarrow as pa
+
+    said = "note: at mask_p 0.15 no token of --eval is hidden: there is no loss"
+    assert said not in run("--max_steps=1")
+    table = pa.table({"input_ids": [[0, 6, 2]]})
+    with pa.ipc.new_stream(str(tmp_path / "one.arrow"), table.schema) as f:
+        f.write_table(table)
+    out = run("--max_steps=1", "--eval", tmp_path / "one.arrow", out="b")
+    assert out.count(said) == out.count("eval loss nan") - 1 == 2  # the last line of a run has it, too
+
+
 def test_what_a_run_leaves(run, tmp_path):
     out = run("--epochs=3", "--per_device=8", "--class_prob=0.25")
     folder = tmp_path / "run"
