@@ -288,6 +288,8 @@ def main(args: Options) -> None:
     track.say(f"model    {count:.2f} M parameters, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.position} positions")
     for name, s, train, val in zip(names, sets, splits["train"], splits["val"], strict=True):
         track.say(f"data     {name}: {train.n:,} + {val.n:,} tokens, vocabulary {s.vocab_size:,}")
+        if val.lies_in(train):
+            track.say(f"         note: {val.paths[0]} lies in {train.paths[0].name}: it is trained on, too")
     track.say(f"batch    {B} x {T} = {B * T:,} tokens a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
     track.say(f"machine  {d.device}, {precision}, {compiled}, {torch.get_num_threads()} threads")
     track.say(f"run      {folder.path}, steps {first_step} to {last_step}, ready after"

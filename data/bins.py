@@ -204,6 +204,12 @@ class Split:
             out[across] = part
         return out[:, :-1].astype(np.int64), out[:, 1:].astype(np.int64)
 
+    def lies_in(self, other: "Split") -> bool:
+        """Whether it is the beginning, the end or all of another one, as where no part was held out of that."""
+        places = np.linspace(0, self.n - self.block_size - 1, 256).astype(np.int64)  # enough to tell
+        begins = {0, other.n - self.n} if self.n <= other.n else set()
+        return any(np.array_equal(self.windows(places), other.windows(places + at)) for at in begins)
+
     def check_width(self) -> None:
         """Nothing says what the files hold: uint32 read as uint16 has its every second id next to zero."""
         for path, ids in zip(self.paths, self.shards, strict=True):

@@ -57,6 +57,16 @@ def test_shards_read_as_one_file(tmp_path):
         assert (a == b).all()
 
 
+@pytest.mark.parametrize(("begin", "end", "lies"), [
+    (900, 1000, True), (0, 100, True), (0, 1000, True), (899, 999, False), (1000, 1100, False), (900, 1100, False),
+])  # fmt: skip
+def test_a_val_split_that_was_not_held_out_is_noticed(tmp_path, begin, end, lies):
+    ids = np.random.default_rng(2).integers(0, 100, 1100)
+    bins.write(tmp_path, 100, ids[:1000], ids[begin:end])
+    train, val = (bins.Dataset(tmp_path).split(name, 16) for name in ("train", "val"))
+    assert val.lies_in(train) == lies
+
+
 def test_uint32(tmp_path):
     bins.write(tmp_path, 100_000, np.arange(70_000, 70_100), np.arange(50))
     x, _ = bins.Dataset(tmp_path).split("train", 8).windows([3])

@@ -5,11 +5,13 @@ import re
 import shlex
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from core import checkpoint, tracker
 from core.exits import NotFinite
+from data import bins
 from tests.loops import mixed_data
 from tests.test_modes import equal, refused, rows, run, weights
 
@@ -299,6 +301,16 @@ def test_sampling_in_16_bit_with_attention_that_is_not_fused(data, tmp_path, cap
     flags = {"attn_logit_softcapping": 5, "window_size": 3, "dtype": "bfloat16", "max_sample_tokens": 6}
     run(dataset=data / "toy", out_dir=tmp_path, sample_start_tokens="ab", **BASE, **flags)
     assert re.search(r"^ab[a-k]{6} ?\n---$", capsys.readouterr().out, re.M)
+
+
+def test_a_val_split_that_is_trained_on_is_said(data, tmp_path, capsys):
+    note = "val.bin lies in train.bin: it is trained on, too"
+    run(dataset=data / "toy", out_dir=tmp_path / "a", **BASE | {"max_iters": 1})
+    assert note not in capsys.readouterr().out
+    ids = np.fromfile(data / "toy" / "train.bin", np.uint16)
+    bins.write(tmp_path / "all", 11, ids, ids[-500:])  # nothing was held out
+    run(dataset=tmp_path / "all", out_dir=tmp_path / "b", **BASE | {"max_iters": 1})
+    assert note in capsys.readouterr().out
 
 
 def test_a_lowest_rate_above_the_rate_is_said(data, tmp_path, capsys):
