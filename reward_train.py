@@ -482,6 +482,9 @@ def main(args: Options) -> None:
         track.say(f"           note: {both:,} of the texts to evaluate on are trained on, too")
     if against := int((np.diff(train.labels[train.samples]) > 0).sum()):
         track.say(f"           note: in {against:,} of the pairs the accepted answer has the lower score")
+    for name, n in (("train", train.alike()), ("evaluate", val.alike())):
+        if n:
+            track.say(f"           note: {n:,} of the pairs to {name} on are the same tokens twice: none is better")
     if kind != "pairwise" and flat:
         track.say(f"           note: all scores are {mean:.3g}: there is nothing to learn from them")
     if template.max_length < args.data.max_length:

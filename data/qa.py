@@ -23,6 +23,7 @@ import numpy as np
 from core import exits, files, rng
 from core.values import nearest
 from data import encoding, examples
+from data.split import fingerprints
 
 SPLITS = ("train", "val", "test")
 LINES = (".jsonl", ".ndjson")
@@ -300,6 +301,13 @@ class QA:
     def lengths(self) -> np.ndarray:
         """Tokens of each sample's longest text."""
         return self.sizes().max(1)
+
+    def alike(self) -> int:
+        """Pairs of texts that have the same tokens, by themselves or once they were cut."""
+        if not self.pairs:
+            return 0
+        prints = fingerprints(self.tokens, np.diff(self.offsets))[self.samples]
+        return int((prints[:, 0] == prints[:, 1]).sum())
 
     def check_ids(self, vocab_size: int, file: Path) -> None:
         if len(self.tokens) and (high := int(self.tokens.max())) >= vocab_size:

@@ -564,6 +564,22 @@ def test_what_scores_cannot_mean_is_said(toy, tmp_path, capsys):
         assert ("mse says nothing" in capsys.readouterr().out) == said
 
 
+def test_pairs_of_one_text_are_said(toy, tmp_path, capsys):
+    """By themselves, or as the cut took what told them apart: no loss below log 2 then, and they count as wrong."""
+    answers = [("fine", "dull"), ("fine", "fine"), ("fine indeed", "fine enough")]
+    rows = [{"Question": "how " * 20, "Accepted_Answer": a, "Answer": b} for a, b in answers]
+    (tmp_path / "pairs.json").write_text(json.dumps({"train": rows, "test": rows[:1]}))
+    flags = [f"--data.data_dir={tmp_path / 'pairs.json'}", "--trainer.params.max_steps=1"]
+    train(toy, tmp_path / "a", *flags)
+    said = capsys.readouterr().out
+    assert "note: 1 of the pairs to train on are the same tokens twice" in said and said.count("same tokens") == 1
+    train(toy, tmp_path / "b", *flags, "--data.truncate_promt=false", "--data.max_length=20")  # nothing of an answer
+    said = capsys.readouterr().out
+    assert "3 of the pairs to train on are the same" in said and "1 of the pairs to evaluate on are the same" in said
+    train(toy, tmp_path / "c", "--trainer.params.max_steps=1", data="pairs.json")
+    assert "same tokens" not in capsys.readouterr().out
+
+
 def test_scores_are_standardised_and_reported_in_the_labels_scale(toy, tmp_path):
     """Labels times 1000: the same training, and predictions times 1000."""
     rows = json.loads((toy / "scores.json").read_text())
