@@ -176,6 +176,8 @@ def main(args: Options) -> None:
     if same := alike(names or []):
         shown = "; ".join(" ".join(map(ascii, group)) for group in same[:4]) + "; ..." * (len(same) > 4)
         print(f"note: labels that differ in their spelling alone are different ones here: {shown}")
+    if bare := int((np.add.reduceat(~np.isin(ids, coder.ends), first) == 0).sum()):
+        print(f"note: {bare:,} of the {n:,} examples are empty texts")
     print(f"{cut:,} of {n:,} examples were cut to {args.max_length} tokens")
     encoding.note_lost(coder.lost(ids), len(ids), pads)
 

@@ -370,6 +370,15 @@ def test_a_label_that_is_missing_is_no_class(tmp_path, tokenizer, none):
         build(tmp_path, tokenizer, input=str(tmp_path / "a.jsonl"), label_column="label", splits={"train": 1.0})
 
 
+def test_empty_texts_are_counted(tmp_path, tokenizer, capsys):
+    (tmp_path / "a.csv").write_text('text,label\none,a\n"",b\n" ",a\ntwo,b\n')
+    rows = build(tmp_path, tokenizer, input=str(tmp_path / "a.csv"), label_column="label", splits={"all": 1.0})["all"]
+    assert rows.length.tolist() == [3, 2, 2, 3]
+    assert "note: 2 of the 4 examples are empty texts" in capsys.readouterr().out
+    build(tmp_path, tokenizer, input=write_csv(tmp_path / "a.csv"), label_column="label")
+    assert "empty texts\n" not in capsys.readouterr().out
+
+
 def test_labels_that_differ_in_spelling_alone_are_told(tmp_path, tokenizer, capsys):
     labels = ["Yes", " yes ", "no", 1, 1.0, "1", "caf\u00e9", "cafe\u0301", True, "true", "2"]
     lines = [{"text": f"one {i}", "label": labels[i % 11]} for i in range(44)]
