@@ -370,7 +370,7 @@ def main(args: Options) -> None:
     for name, split in splits.items():
         many = np.bincount(split.labels, minlength=C)
         each = ", ".join(f"{n} {k:,}" for n, k in zip(names, many, strict=True)) if C <= 20 else f"{C} labels"
-        both = 0 if split is train else in_both(*((s.ids, np.diff(s.first)) for s in (train, split)))
+        both = 0 if split is train else in_both(train.all(), split.all())
         too = f", {both:,} of them are in train, too" if both else ""
         track.say(f"{name:<8} {split.path}: {len(split):,} texts ({each}), {split.cut:,} cut to {longest} tokens{too}")
         if split is train and np.count_nonzero(many) == 1:

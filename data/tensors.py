@@ -111,6 +111,10 @@ class Rows:
         """(flat int64 ids, lengths) of these rows, in this order."""
         return np.concatenate([self.row(i) for i in indices]).astype(np.int64), self.length[indices]
 
+    def all(self) -> tuple[np.ndarray, np.ndarray]:
+        """(flat ids, lengths) of all rows."""
+        return self.rows(np.arange(len(self))) if self.cut else (self.ids, self.length)
+
     def check_ids(self, vocab_size: int, rank: int = 0, world: int = 1) -> None:
         """Every id lies in the vocabulary."""
         bad = np.flatnonzero((self.ids < 0) | (self.ids >= vocab_size))

@@ -438,6 +438,14 @@ def test_texts_on_both_sides_are_told(data, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "train.pt: 72 texts (seven 21, eight 23, nine 28), 0 cut to 16 tokens, 72 of them are in train, too" in out
     assert "\ntrain " in out and out.split("\ntrain ")[1].splitlines()[0].endswith("0 cut to 16 tokens")
+    meta, one = tensors.Rows(data / "train.pt"), [0, 6, 7, 8, 9, 2]
+    for name, last in (("a", 10), ("b", 11)):  # alike once they are cut
+        ids = np.array(one + one[:-2] + [last, 2])
+        tensors.save(tmp_path / f"{name}.pt", ids, np.array([6, 6]), 1, np.array([0, 1]), meta.names, meta.tokenizer)
+    for length, told in ((16, "0 cut to 16 tokens, 1 of them"), (5, "2 cut to 5 tokens, 2 of them")):
+        flags = [f"--train={tmp_path / 'a.pt'}", f"--val={tmp_path / 'b.pt'}", f"--max_length={length}"]
+        tune(data, tmp_path / f"cut{length}", *flags)
+        assert f"b.pt: 2 texts (seven 1, eight 1, nine 0), {told} are in train, too" in capsys.readouterr().out
 
 
 def test_a_train_split_of_one_class_is_told_and_many_classes_are_a_number(data, tmp_path, capsys):
