@@ -290,11 +290,14 @@ def main(argv: list[str]) -> None:
     exp, known = read(read_yaml(source), kind, str(source)), config.specs(KINDS[kind])
     with spelling(kind, source):
         values = options(exp, kind, folder, resuming=bool(args.init_from))
-        paths = ["tokenizer.vocab_dir"] * (not args.init_from) + [k for k in known if k.endswith(".dataset_path")]
+        last = folders.results(folder) / values["files.ckpt"]  # training.resume may name this very run's
+        if not overwrite and Path(values.get("ckpt_path", "")).resolve() == last.resolve():
+            values = options(exp, kind, folder, resuming=True)
+        resuming = values.get("init_from") == "resume"
+        paths = ["tokenizer.vocab_dir"] * (not resuming) + [k for k in known if k.endswith(".dataset_path")]
         for key, path in ((key, config.get(exp, key)) for key in paths):
             if path and not Path(path).exists():
                 raise ValueError(f"{key} {path} does not exist")
-        folders.results(folder)  # refuses another experiment's
         values["files.second"] = "overwrite" if overwrite else "refuse"
         script = importlib.import_module(SCRIPTS[kind])
         chosen = config.from_dict(script.Options, values, str(source))

@@ -494,6 +494,21 @@ def test_a_resume_takes_the_checkpoint_of_the_experiment_that_it_names(data):
         start("more")
 
 
+def test_a_config_edited_to_resume_its_own_run_goes_on_in_its_folder(data):
+    """As its key is_resume says, no less than --init_from=resume does; with --overwrite it would delete what it reads."""
+    folder = new_pre(data, "one", training__epochs=1)
+    start("one")
+    for epochs, name, flags in ((2, "one", []), (3, None, []), (4, "one", ["--overwrite"])):
+        resume = {"training.resume.is_resume": True, "training.resume.resume_pretraining_name": name,
+                  "training.resume.checkpoint_path": "checkpoints/model.ckpt", "training.epochs": epochs}  # fmt: skip
+        (folder / "config.yaml").write_text(folders.fill(text("pretraining", "one"), resume))
+        with pytest.raises(ValueError, match="in the folder whose run is to be") if flags else contextlib.nullcontext():
+            start("one", "pretraining", *flags)
+        state = checkpoint.load(folder / "checkpoints/model.ckpt")
+        assert state["step"] == 5 * min(epochs, 3) and state["loop"]["resumes"] == [5, 10][: epochs - 1]
+    assert [int(r["step"]) for r in rows(folder / "metrics/eval/metrics.csv")] == [0, 5, 10, 15]
+
+
 def test_finetuning_does_not_begin_with_another_experiment_than_it_names(data):
     for name in ("one", "two"):
         new_pre(data, name, training__epochs=1)
