@@ -1,6 +1,7 @@
 """A run and its folder: exit codes, the lock, signals, status.json, and steps that are not finite."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -115,8 +116,10 @@ class Run:
             if holds == "aside" and not resume and holds_run(self.path, checkpoints):
                 if not self.path.name or self.path.resolve() == Path.cwd():
                     raise ValueError(f"{self.path} is the folder that you are in, and holds a run: name another one")
+                # a link stays: the new run is wanted on the disk that it leads to
+                there = self.path.resolve() if self.path.is_symlink() else self.path
                 n = 1
-                while (aside := self.path.with_name(f"{self.path.name}.{n}")).exists():
+                while (aside := there.with_name(f"{there.name}.{n}")).exists():
                     n += 1
                 self.move(aside)
                 self.aside = self.aside or aside  # a restart moves what the dead ranks began, too
@@ -143,15 +146,23 @@ class Run:
         """The old run out of the way, in one step, or file by file around other runs: what says that it is there last,
         so that a kill in between leaves nothing that a new run would take for its own."""
         mine = own(self.path)
-        if self.path.is_symlink() or len(mine) == len(list(self.path.iterdir())):
-            self.path.rename(aside)
-            self.lock.close()
-            self.take_lock()
-            return
-        aside.mkdir()
-        for p in sorted(mine, key=lambda p: p.suffix in (".pt", ".ckpt") or p.name == "status.json"):
-            if p.name != ".lock":
-                p.rename(aside / p.name)
+        try:
+            if not self.path.is_symlink() and len(mine) == len(list(self.path.iterdir())):
+                self.path.rename(aside)
+                self.lock.close()
+                self.take_lock()
+                return
+            aside.mkdir()
+            for p in sorted(mine, key=lambda p: p.suffix in (".pt", ".ckpt") or p.name == "status.json"):
+                if p.name != ".lock":
+                    p.rename(aside / p.name)
+        except OSError as e:
+            if e.errno not in (errno.EBUSY, errno.EXDEV):
+                raise
+            with contextlib.suppress(OSError):
+                aside.rmdir()
+            raise ValueError(f"{self.path} holds a run, and a disk is mounted there, so that it cannot be moved to"
+                             f" {aside}: name a folder in it") from None  # fmt: skip
 
     @property
     def writes(self) -> bool:

@@ -1,5 +1,6 @@
 """Run folders, exit codes, signals, ranks: what a run leaves behind, however it ends."""
 
+import contextlib
 import errno
 import io
 import json
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -290,6 +292,44 @@ def test_runs_in_folders_below_stay_where_they_are(tmp_path):
     assert {p.name for p in (tmp_path / "out.1").iterdir()} == {"ckpt.pt", "metrics", "status.json"}
     assert (tmp_path / "out.1" / "ckpt.pt").read_text() == "0" and (outer / "ckpt.pt").read_text() == "1"
     going_on.finish()
+
+
+def test_a_link_to_a_run_s_folder_goes_on_leading_to_another_disk(tmp_path, capsys):
+    """The link itself was moved: the new run lay on the disk that it led away from, and one below it lost its folder."""
+    (tmp_path / "scratch" / "out").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "scratch" / "out")
+    run.claim(tmp_path / "out" / "below").begin(holds="aside", resume=False)
+    exits.held = None  # as another process's
+    for n in range(2):
+        folder = run.claim(tmp_path / "out")
+        folder.begin(holds="aside", resume=False)
+        (folder.path / "ckpt.pt").write_text(str(n))
+        folder.finish()
+    assert [(tmp_path / "scratch" / name / "ckpt.pt").read_text() for name in ("out", "out.1")] == ["1", "0"]
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "out" / "below" / "status.json").exists()
+    assert f"moved to {tmp_path.resolve() / 'scratch' / 'out.1'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("below", [True, False])
+def test_a_run_where_a_disk_is_mounted_cannot_be_moved_aside(tmp_path, monkeypatch, below):
+    """As a container's volume is: a traceback, and an empty folder beside it."""
+    if below:
+        run.claim(tmp_path / "r" / "below").begin(holds="aside", resume=False)
+        exits.held = None  # as another process's
+
+    def refused(path, goal):
+        raise OSError(errno.EXDEV if below else errno.EBUSY, "refused")
+
+    for n in range(2):
+        folder = run.claim(tmp_path / "r")
+        with monkeypatch.context() as m:
+            if n:
+                m.setattr(Path, "rename", refused)
+            with pytest.raises(ValueError, match="a disk is mounted there") if n else contextlib.nullcontext():
+                folder.begin(holds="aside", resume=False)
+        if not n:
+            folder.finish()
+    assert run.finished(tmp_path / "r") and not (tmp_path / "r.1").exists()
 
 
 def test_a_refused_start_changes_nothing(tmp_path):
