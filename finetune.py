@@ -425,13 +425,13 @@ def main(args: Options) -> None:
         weight = float(share[train.labels[which]].sum())  # of the global batch's texts, by their labels
         loss_sum = torch.zeros((), device=d.device)
         for micro in range(micro_steps):
+            rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             i = (micro * d.world + d.rank) * micro_batch
             mine = which[i : i + micro_batch]
             if replaying and len(mine):
                 text = vocab.readable(tokenizer, train.row(mine[0]).tolist())
                 print(preflight.part(d.rank, micro, mine, torch.from_numpy(train.rows(mine)[0]), text))
             y = send(torch.from_numpy(train.labels[mine] if len(mine) else np.array([IGNORE])), d.device)
-            rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             if d.world > 1:
                 net.require_backward_grad_sync = micro == micro_steps - 1
             logits = forward(net, train, mine if len(mine) else which[:1])  # every rank takes every micro-step

@@ -500,6 +500,7 @@ def main(args: Options) -> None:
         which, epoch = batch(step), step // epoch_steps
         micros = []
         for micro in range(micro_steps):
+            rng.seed_torch(args.seed, "batch", step, micro * d.world + d.rank)  # of what masked() may come to draw
             i = (micro * d.world + d.rank) * micro_batch
             micros.append(masked(train, which[i : i + micro_batch], epoch) if i < len(which) else None)
         guesses, real = dist.sums([sum(len(m[n]) for m in micros if m) for n in (3, 0)])  # of the whole global batch

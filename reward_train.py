@@ -549,6 +549,7 @@ def main(args: Options) -> None:
         batch = epoch(step // epoch_steps)[step % epoch_steps]  # of all ranks; the last of an epoch may be smaller
         loss_sum = torch.zeros((), device=d.device)
         for micro in range(micro_steps):
+            rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             i = (micro * d.world + d.rank) * micro_batch
             mine = batch[i : i + micro_batch]
             n = len(mine)
@@ -559,7 +560,6 @@ def main(args: Options) -> None:
                 ids = torch.from_numpy(np.concatenate(train.texts(texts)))
                 text = vocab.readable(description, train.texts(texts[:1])[0])
                 print(preflight.part(d.rank, micro, mine[:n], ids, text))
-            rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             if d.world > 1:
                 net.require_backward_grad_sync = micro == micro_steps - 1
             y = send(torch.from_numpy((train.labels[texts] - mean) / std).float(), d.device)

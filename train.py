@@ -347,8 +347,8 @@ def main(args: Options) -> None:
 
         loss_sum = 0.0
         for micro in range(micro_steps):
+            rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)  # and of noise in a batch of your own
             x, y = batch(k, int(turns[k]), micro)
-            rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             if d.world > 1:
                 net.require_backward_grad_sync = micro == micro_steps - 1
             with autocast:

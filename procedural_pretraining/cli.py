@@ -350,12 +350,12 @@ def main(args: Options) -> None:
         n_valid = int((Y >= 0).sum())
         loss_sum = torch.zeros((), device=d.device)
         for micro in range(micro_steps):
+            rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             mine = slice((micro * d.world + d.rank) * micro_batch, (micro * d.world + d.rank + 1) * micro_batch)
             x, y = to_device(X[mine]), to_device(Y[mine])
             if replaying:
                 places = range(step * B + mine.start, step * B + mine.stop)
                 print(preflight.part(d.rank, micro, places, x, " ".join(map(str, X[mine][0]))))
-            rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             if d.world > 1:
                 net.require_backward_grad_sync = micro == micro_steps - 1
             with autocast:

@@ -20,6 +20,7 @@ import torch
 from core import checkpoint, config, dist, exits, run, tracker
 from core.values import read_yaml
 from data import build_pretrain_data
+from data.masking import Masking
 from model import Roberta
 from tests.loops import FIRST, LOOPS, PRETRAIN, PROCEDURAL, ROOT, TRAIN, made_once
 
@@ -112,6 +113,26 @@ def test_resume_equals_uninterrupted(loop, data, tmp_path, monkeypatch):
     saved = [read_yaml(tmp_path / run / "config.yaml") for run in "ab"]
     assert saved[0]["init_from"] == saved[1]["init_from"] != "resume"  # it runs again as it is
     assert not saved[1].get("resume")
+
+
+@pytest.mark.parametrize("loop", FIRST, ids=lambda x: x.name)
+def test_what_one_draws_for_a_batch_is_the_step_s(loop, data, tmp_path, monkeypatch):
+    """Noise that somebody adds to it is the same after a resume."""
+    place, seen = (Masking, "__call__") if loop is PRETRAIN else (importlib.import_module(loop.module), "send"), {}
+    real = getattr(*place)
+
+    def read(*args):
+        seen[exits.held.step] = torch.rand(()).item()  # the step's last
+        return real(*args)
+
+    monkeypatch.setattr(*place, read)
+    loop.run(begin(loop, data(loop), tmp_path / "a"))
+    first = dict(seen)
+    die(loop, begin(loop, data(loop), tmp_path / "b"), monkeypatch, 5)
+    seen.clear()
+    loop.run(loop.resume(tmp_path / "b"))
+    seen.pop(None, None)
+    assert len(seen) > 3 and seen == {step: first[step] for step in seen}
 
 
 @pytest.mark.parametrize("loop", FIRST, ids=lambda x: x.name)
