@@ -107,7 +107,7 @@ def main(args: Options) -> None:
 
     def windows(part: str, k: int, starts):
         """x, y of data set k, (b, T) each; of all aligned streams, (S, b, T)."""
-        cut = [split.windows(starts) for split in (splits[part] if aligned else [splits[part][k]])]
+        cut = [split.windows(starts, T) for split in (splits[part] if aligned else [splits[part][k]])]
         x, y = zip(*cut, strict=True)
         return to_device(x), to_device(y)
 

@@ -183,9 +183,12 @@ class Split:
         if "count" not in dataset.meta:
             self.check_width()
 
-    def windows(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ids from each start, (B, T), and those one further: [5 6 7 8] at T 3 -> [5 6 7], [6 7 8]."""
-        starts, width = np.asarray(starts, dtype=np.int64), self.block_size + 1
+    def windows(self, starts: np.ndarray, T: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The ids from each start, (B, T), and those one further: [5 6 7 8] at T 3 -> [5 6 7], [6 7 8].
+
+        None: block_size. Where the length grows in a run, T is the step's.
+        """
+        starts, width = np.asarray(starts, dtype=np.int64), (T or self.block_size) + 1
         assert starts.size == 0 or (starts.min() >= 0 and starts.max() + width <= self.n), (starts.min(), starts.max())
         out = np.empty((len(starts), width), dtype=DTYPES[self.dataset.dtype])
         first = np.searchsorted(self.ends, starts, side="right")

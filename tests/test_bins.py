@@ -41,6 +41,8 @@ def test_windows_are_slices(tmp_path):
     assert x.dtype == y.dtype == np.int64 and x.shape == (4, 16) and train.n == 1000
     for i, s in enumerate(starts):
         assert x[i].tolist() == ids[s : s + 16].tolist() and y[i].tolist() == ids[s + 1 : s + 17].tolist()
+    for short, long in zip(train.windows(starts, 7), (x, y), strict=True):
+        assert (short == long[:, :7]).all()
 
 
 def test_shards_read_as_one_file(tmp_path):

@@ -1,6 +1,8 @@
 """train.py: each option acts, alone, and as its help says. (Modes, mixtures and starting points: test_modes.)"""
 
+import inspect
 import json
+import math
 import re
 import shlex
 import sys
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import train
 from core import checkpoint, tracker
 from core.exits import NotFinite
 from data import bins
@@ -55,6 +58,19 @@ ACTS = {
 def test_an_option_changes_what_is_learnt(name, data, plain, tmp_path):
     run(dataset=data / "toy", out_dir=tmp_path, **(BASE | {name: ACTS[name]}))
     assert not equal(weights(tmp_path / "ckpt.pt"), plain)
+
+
+def test_the_length_may_grow_in_a_run(data, tmp_path, monkeypatch):
+    """T is all that an edit sets: the windows kept their length, and the loss was divided by another."""
+    line, edited = "k = int(mix.pick(step))", dict(vars(train))
+    source = inspect.getsource(train.main)
+    assert line in source
+    exec(source.replace(line, f"T = min(2 + step, args.block_size); {line}"), edited)
+    monkeypatch.setattr(train, "main", edited["main"])
+    run(dataset=data / "toy", out_dir=tmp_path, **BASE)
+    train_rows, eval_rows = rows(tmp_path)
+    for loss in (train_rows[0]["loss"], eval_rows[0]["val_loss"]):
+        assert loss == pytest.approx(math.log(11), rel=0.05)
 
 
 def test_rope_base_changes_rotary_positions_alone(data, plain, tmp_path):
