@@ -427,7 +427,8 @@ def resume(options: Any, stored: dict, *, fixed: tuple[str, ...] = (), free: tup
     if len(set(stored) & {n.split(".")[0] for n in known}) < 3 / 4 * len(stored):  # a version adds or drops a few
         raise ValueError("the run to resume is another script's: resume it with that one, or name another folder, and"
                          " start from its weights with --init_from=PATH")  # fmt: skip
-    keep = {n: v for n, v in flatten_known(cls, stored).items() if n not in free and not known[n].meta.get("secret")}
+    then = {n: known[n].default for n in options.given} | flatten_known(cls, stored)  # new since then: its default
+    keep = {n: v for n, v in then.items() if n not in free and not known[n].meta.get("secret")}
     merged, changes = copy.deepcopy(options), {}
     for name, old in keep.items():
         new = get(options, name)

@@ -168,6 +168,16 @@ def test_a_resume_takes_the_stored_options_and_lists_what_changed():
         config.resume(parse("--batch 4"), stored, fixed=("data",))
 
 
+def test_an_option_that_is_newer_than_the_run_had_its_default_there():
+    """Given at the resume it was in no list, and one of the model was no error, and did nothing."""
+    stored = config.to_dict(parse(""))
+    old, now = stored.pop("batch"), parse("").batch
+    assert old == now and config.resume(parse("--batch 9"), stored)[1] == {"batch": (old, 9)}
+    assert config.resume(parse(f"--batch {old}"), stored, fixed=("data",))[1] == {}
+    with pytest.raises(ValueError, match=f"--batch is {old} in the run to resume and cannot become 9"):
+        config.resume(parse("--batch 9"), stored, fixed=("data",))
+
+
 @dataclass
 class Start:
     init_from: str = "scratch"
