@@ -460,6 +460,7 @@ def main(args: Options) -> None:
         if step % args.log_interval == 0 or step == last_step - 1:
             loss = dist.sums([loss_sum.item()])[0] / d.world
             finite.check(f"data set {args.train}")
+            optim.check(optimizer, model, step)
             memory = {"memory_mib": round(peak_memory(d.device) / 2**20)} if place.memory else {}
             track.train(step, {"loss": loss, "lr": lr, "norm": norm.item(), **memory}, texts / (step + 1 - track.at))
             texts = 0

@@ -543,6 +543,7 @@ def main(args: Options) -> None:
         if step % args.log_steps == 0 or step == last_step - 1:
             loss = dist.sums([loss_sum.item()])[0] / d.world
             finite.check(f"data set {args.train}")
+            optim.check(optimizer, model, step)
             values = {"loss": loss, "lr": lr, "norm": norm.item(), "epoch": round((step + 1) / epoch_steps, 3)}
             values |= {"memory_mib": round(peak_memory(d.device) / 2**20)} if place.memory else {}
             track.train(step, values, seen / (step + 1 - track.at))

@@ -590,6 +590,7 @@ def main(args: Options) -> None:
         if step % t.log_every_n_steps == 0 or step == last_step - 1:
             loss = dist.sums([loss_sum.item()])[0] / d.world
             finite.check(f"data {file}")
+            optim.check(optimizer, model, step)
             track.train(step, {"loss": loss, "lr": lr, "norm": norm.item()}, tokens / (step + 1 - track.at))
             tokens = 0
         folder.step = step + 1

@@ -377,6 +377,7 @@ def main(args: Options) -> None:
         if step % args.log_interval == 0 or step == last_step - 1:
             each = [s / d.world for s in dist.sums(loss_sum.flatten().tolist())]
             finite.check(f"data set {names[k]}")
+            optim.check(optimizer, model, step)
             values = {"loss": sum(each) / len(each), "lr": lr, "norm": norm.item()}
             values |= {f"loss {n}": loss for n, loss in zip(names, each, strict=True)} if aligned else {}
             values |= {"data": names[k]} if mix.n > 1 else {}

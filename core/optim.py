@@ -2,11 +2,14 @@
 
 import copy
 import re
+import sys
 
 import torch
 from torch import nn
 
-from core import disk, transfer
+from core import disk, dist, transfer
+
+_told: set[str] = set()  # once a process
 
 
 def groups(model: nn.Module, weight_decay: float, *, matrices: bool = False, **options) -> list[dict]:
@@ -62,7 +65,24 @@ def check_holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     """Every parameter that is to train is in a group: a head beside those that the groups were made of would not."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
-    assert not left, f"no group of the optimizer holds {', '.join(left[:4])} ({len(left)} such): they would not train"
+    assert not left, (f"no group of the optimizer holds {', '.join(left[:4])} ({len(left)} such): they would not train"
+                      " (what is to be frozen for a time is frozen after the groups are made)")  # fmt: skip
+
+
+@torch.no_grad()
+def check(optimizer: torch.optim.Optimizer, model: nn.Module, step: int) -> None:
+    """At log steps: what an edit of a loop may break, and no number would tell."""
+    check_holds(optimizer, model)
+    if not dist.together():
+        return
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = [p.contiguous().view(kinds[p.element_size()]).sum() for p in model.parameters()]  # exact in any order
+    first, *others = dist.gather(torch.stack(bits).tolist())
+    names = [n for i, (n, _) in enumerate(model.named_parameters()) if any(each[i] != first[i] for each in others)]
+    if names and "differ" not in _told and not dist.setting("RANK", 0):
+        _told.add("differ")
+        print(f"note: after step {step} the ranks' weights differ, beginning with {names[0]} ({len(names)} such): ranks"
+              " draw alike for an update, and take the loss of DDP's model", file=sys.stderr)  # fmt: skip
 
 
 def moments(optimizer: torch.optim.Optimizer) -> int:

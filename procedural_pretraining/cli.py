@@ -382,6 +382,7 @@ def main(args: Options) -> None:
         if step % args.log_interval == 0 or step == last_step - 1:
             loss = dist.sums([loss_sum.item()])[0] / d.world
             finite.check(str(specs[loop["length"]]))
+            optim.check(optimizer, model, step)
             values = {"loss": loss, "lr": lr, "norm": norm.item()}
             track.train(step, {**values, "length": loop["length"]} if args.use_curriculum else values, B)
         folder.step = step + 1

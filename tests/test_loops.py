@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from core import checkpoint, config, dist, exits, run, tracker
+from core import checkpoint, config, dist, exits, optim, run, tracker
 from core.values import read_yaml
 from data import build_pretrain_data
 from data.masking import Masking
@@ -133,6 +133,21 @@ def test_what_one_draws_for_a_batch_is_the_step_s(loop, data, tmp_path, monkeypa
     loop.run(loop.resume(tmp_path / "b"))
     seen.pop(None, None)
     assert len(seen) > 3 and seen == {step: first[step] for step in seen}
+
+
+@pytest.mark.parametrize("loop", FIRST, ids=lambda x: x.name)
+def test_what_wakes_after_the_groups_were_made_is_named(loop, data, tmp_path, monkeypatch):
+    """Frozen before them it is in none: it stood still, and its gradient grew in the norm that the others are cut by."""
+    groups, set_lr, asleep = optim.groups, optim.set_lr, []
+
+    def without_one(model, *args, **options):
+        asleep.append(next(model.parameters()).requires_grad_(False))
+        return groups(model, *args, **options)
+
+    monkeypatch.setattr(optim, "groups", without_one)
+    monkeypatch.setattr(optim, "set_lr", lambda *args: (asleep[0].requires_grad_(True), set_lr(*args)))
+    with pytest.raises(AssertionError, match="no group of the optimizer holds transformer.wte"):
+        loop.run(begin(loop, data(loop), tmp_path / "a"))
 
 
 @pytest.mark.parametrize("loop", FIRST, ids=lambda x: x.name)

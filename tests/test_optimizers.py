@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import train_args
-from core import config, optim
+from core import config, dist, optim
 from model import GPT, GPTConfig
 from variants import optimizers
 
@@ -434,6 +434,21 @@ def test_a_part_that_no_group_holds_is_named():
         optim.check_holds(optimizer, model)
     model.two.requires_grad_(False)
     optim.check_holds(optimizer, model)
+
+
+def test_ranks_whose_weights_differ_say_so_once(monkeypatch, capsys):
+    """Noise that each draws for itself, or a loss that is not DDP's: rank 0's numbers look as ever."""
+    model = torch.nn.Linear(2, 2)
+    optimizer, other = torch.optim.AdamW(optim.groups(model, 0.1)), [0, 0]
+    monkeypatch.setattr(dist, "together", lambda: True)
+    monkeypatch.setattr(dist, "gather", lambda mine: [mine, [a + b for a, b in zip(mine, other, strict=True)]])
+    monkeypatch.setattr(optim, "_told", set())
+    optim.check(optimizer, model, 3)
+    assert not capsys.readouterr().err
+    other[1] = 1
+    for step in (4, 5):
+        optim.check(optimizer, model, step)
+    assert capsys.readouterr().err.startswith("note: after step 4 the ranks' weights differ, beginning with bias (1 such)")
 
 
 def test_groups_hold_each_parameter_once_and_muon_the_hidden_matrices():
