@@ -120,7 +120,9 @@ def block(spec: Spec, seed: int, split: str, index: int) -> tuple[np.ndarray, in
     if not spec.asks:
         return question, 0
     sep = np.full((len(question), 1), spec.sep, dtype=np.uint16)
-    return np.hstack([question, sep, spec.module.answer(question, spec)]), question.shape[1]
+    row = np.hstack([question, sep, spec.module.answer(question, spec)])
+    assert row.max() <= spec.pad, f"{spec}: a row holds {row.max()}, and PAD, the last token, is {spec.pad}"
+    return row, question.shape[1]
 
 
 def rows(spec: Spec, seed: int, split: str, start: int, n: int) -> tuple[np.ndarray, int]:

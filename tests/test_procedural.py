@@ -32,6 +32,13 @@ def test_the_nine_tasks():
     assert set(ASKING) == set(P.TASKS) - set(LANGUAGES)
 
 
+def test_an_answer_beyond_the_vocabulary_is_named(monkeypatch):
+    """Of a task of one's own: it was an index out of range in self, on a GPU an assertion in a kernel."""
+    monkeypatch.setattr(Spec("reverse", 7).module, "answer", lambda question, spec: 2 * question)
+    with pytest.raises(AssertionError, match="reverse at length 7: a row holds 18, and PAD, the last token, is 11"):
+        batch(Spec("reverse", 7, 10), 91, "train", 0, 4)
+
+
 # -----------------------------------------------------------------------------
 # definitions
 
