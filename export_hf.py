@@ -21,7 +21,7 @@ import torch
 
 from core import checkpoint, config, files, hf, run
 from data import pretrained, scorer, vocab
-from model import GPT, Classifier, GPTConfig, Roberta, RobertaConfig, RobertaMLM, ScoreModel
+from model import GPT, Classifier, GPTConfig, Roberta, RobertaConfig, ScoreModel
 
 
 @dataclass
@@ -158,13 +158,8 @@ def export_scores(state: dict, out: Path) -> tuple[str, float]:
 
 
 def export_encoder(state: dict, out: Path) -> tuple[str, float]:
-    cfg = state["model_config"]
-    a = load(RobertaMLM(config.build(RobertaConfig, cfg, SOURCE)), state["model"])
     pretrained.export(out, state, state["options"].get("class_prob", 0.1), strict=True)
-    _, again, weights = hf.load(out)
-    ids = torch.randint(0, cfg["vocab_size"], (cfg["block_size"],), generator=torch.Generator().manual_seed(0))
-    a, b = (m(ids, [len(ids)], torch.arange(len(ids))) for m in (a, load(RobertaMLM(RobertaConfig(**again)), weights)))
-    return "tokenizers", (a - b).abs().max().item()
+    return "tokenizers", pretrained.gap(state["model_config"], state["model"], out)
 
 
 def export_classifier(state: dict, out: Path) -> tuple[str, float]:

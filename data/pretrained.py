@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from core import checkpoint, config, disk, files, hf, hub, transfer
 from data import encoding, qa, vocab
-from model import RobertaConfig
+from model import RobertaConfig, RobertaMLM
 
 BLOCKS = " --transfer attn mlp norm, blocks alone, with a --tokenizer"
 INPUTS = ["input_ids", "attention_mask"]  # transformers 4 adds types of tokens, which its GPT-2 takes for more tokens
@@ -136,6 +138,21 @@ def special_tokens(about: dict) -> tuple[dict[str, str], dict[str, int]]:
     return words, {f"{k}_id": tokenizer.token_to_id(words[k]) for k in ("bos_token", "eos_token") if k in words}
 
 
+@torch.no_grad()
+def gap(cfg: dict, weights: dict, folder: Path) -> float:
+    """The largest difference between logits of the model and of what was written of it for transformers."""
+    _, again, theirs = hf.load(folder)
+    T = cfg["block_size"]
+    ids = torch.randint(0, cfg["vocab_size"], (T,), generator=torch.Generator().manual_seed(0))
+
+    def logits(cfg: dict, weights: dict) -> torch.Tensor:
+        model = RobertaMLM(config.build(RobertaConfig, cfg, folder)).eval()
+        checkpoint.put(model, {name: weights[name] for name in model.state_dict() if name in weights}, folder)
+        return model(ids, [T], torch.arange(T)[-64:])
+
+    return (logits(cfg, weights) - logits(again, theirs)).abs().max().item()
+
+
 def export(folder: Path, state: dict, class_prob: float, strict: bool = False) -> str:
     """The tokenizer and, where transformers has such a model (strict: else an error), the model; says what it wrote."""
     cfg, about = state["model_config"], state["meta"]["tokenizer"]
@@ -145,9 +162,13 @@ def export(folder: Path, state: dict, class_prob: float, strict: bool = False) -
     said = "ckpt.pt, tokenizer, and the Hugging Face format"
     try:
         hf.save(folder, "roberta", cfg, state["model"], classifier_dropout=class_prob, **ids)
+        if not strict and not (off := gap(cfg, state["model"], folder)) <= 1e-4:  # model.py was edited
+            raise ValueError(f"transformers' RoBERTa computes something else, logits differ by {off:.1e}")
     except ValueError as e:
         if strict:
             raise
+        for name in ("model.safetensors", "config.json"):
+            (folder / name).unlink(missing_ok=True)
         said = f"ckpt.pt, tokenizer; no Hugging Face format: {e}"
     for name, text in (("tokenizer.json", about["json"]), ("tokenizer_config.json", json.dumps(settings, indent=2))):
         disk.replace(folder / name, lambda f, text=text: f.write(text.encode()))

@@ -179,6 +179,15 @@ def test_fp16_leaves_the_dtype_that_was_named(run, tmp_path, capsys):
     assert "cpu, float32" in out and "float16 crawls" not in out
 
 
+def test_an_encoder_that_computes_something_else_is_not_left_for_transformers(run, tmp_path, monkeypatch):
+    """An axis of one's own, which no table here knows: final/ was written as a RoBERTa that was not trained."""
+    real = RobertaMLM.run
+    monkeypatch.setattr(RobertaMLM, "run", lambda self, *a: real(self, *a) * (self.config.rope_base / 1e4))
+    assert "no Hugging Face format: transformers' RoBERTa computes" in run("--max_steps=1", "--model", "rope_base=2e4")
+    assert sorted(p.name for p in (tmp_path / "run" / "final").iterdir()) == [
+        "ckpt.pt", "tokenizer.json", "tokenizer_config.json"]  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", ["relative_key", "relative_key_query", "rope", "alibi"])
 def test_other_positions_train_and_are_not_exported(run, tmp_path, kind):
     out = run("--max_steps=2", f"--pos_embed={kind}")
