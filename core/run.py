@@ -22,6 +22,9 @@ from core.files import read_json
 # the folder
 
 TEMPORARY = re.compile(r"\..+\.tmp-\d+|.+\.(json|yaml|csv)\.tmp")  # what we write before renaming, no one else's files
+OUTPUT = re.compile(r".+\.(pt|ckpt)|(train|eval)\.csv|config\.yaml|(status|results)\.json|(loss|scores|confusion)\.png"
+                    r"|checkpoint-\d+|final|metrics|wandb|tensorboard")  # fmt: skip - of a run
+DATA = ("*.bin", "*.arrow", "labels.json", "tokenizer*.json", "prepare.py")  # what data tools make has one of them
 
 
 def read_status(path: Path) -> dict:
@@ -54,9 +57,17 @@ def holds_run(path: Path, checkpoints: tuple[str, ...]) -> bool:
     return bool(status) and not (status.get("state") == "failed" and status.get("step") is None)
 
 
+def foreign(p: Path) -> bool:
+    """Whether it is no part of the run in whose folder it lies: out/py in out, where a run may be going on, or data."""
+    if not p.is_dir():
+        return any(map(p.match, DATA))
+    names = (".lock",) if OUTPUT.fullmatch(p.name) else (".lock", *DATA)
+    return any(any(p.rglob(name)) for name in names)
+
+
 def own(path: Path) -> list[Path]:
-    """What lies in the folder, but for folders with other runs (out/py in out): one of these may be going on."""
-    return [p for p in path.iterdir() if not (p.is_dir() and any(p.rglob(".lock")))]
+    """What lies in the folder, but for other runs and data."""
+    return [p for p in path.iterdir() if not foreign(p)]
 
 
 def stale(path: Path) -> list[Path]:
@@ -114,14 +125,15 @@ class Run:
             for old in stale(self.path):
                 old.unlink()
             if holds == "aside" and not resume and holds_run(self.path, checkpoints):
-                if not self.path.name or self.path.resolve() == Path.cwd():
-                    raise ValueError(f"{self.path} is the folder that you are in, and holds a run: name another one")
+                if any(p.is_relative_to(self.path.resolve()) for p in (Path.cwd(), exits.ROOT)):
+                    raise ValueError(f"{self.path} holds a run, and the folder that you are in or this code, which stay"
+                                     " where they are: name another one")  # fmt: skip
                 # a link stays: the new run is wanted on the disk that it leads to
                 there = self.path.resolve() if self.path.is_symlink() else self.path
                 n = 1
                 while (aside := there.with_name(f"{there.name}.{n}")).exists():
                     n += 1
-                self.move(aside)
+                self.move(aside, {Path(name).parts[0] for name in written})
                 self.aside = self.aside or aside  # a restart moves what the dead ranks began, too
                 print(f"{self.path} held a run: moved to {aside}")
             if holds == "overwrite" and not resume:
@@ -142,9 +154,9 @@ class Run:
         now = self.aside / Path(source).resolve().relative_to(self.path.resolve()) if inside else Path(source)
         return str(now) if inside and now.exists() else source
 
-    def move(self, aside: Path) -> None:
-        """The old run out of the way, in one step, or file by file around other runs: what says that it is there last,
-        so that a kill in between leaves nothing that a new run would take for its own."""
+    def move(self, aside: Path, written: set[str]) -> None:
+        """The old run out of the way, in one step, or file by file around other runs and data: what says that it is
+        there last, so that a kill in between leaves nothing that a new run would take for its own."""
         mine = own(self.path)
         try:
             if not self.path.is_symlink() and len(mine) == len(list(self.path.iterdir())):
@@ -154,7 +166,7 @@ class Run:
                 return
             aside.mkdir()
             for p in sorted(mine, key=lambda p: p.suffix in (".pt", ".ckpt") or p.name == "status.json"):
-                if p.name != ".lock":
+                if OUTPUT.fullmatch(p.name) or p.name in written:  # notes and texts beside data are no run's, either
                     p.rename(aside / p.name)
         except OSError as e:
             if e.errno not in (errno.EBUSY, errno.EXDEV):

@@ -332,6 +332,25 @@ def test_a_run_where_a_disk_is_mounted_cannot_be_moved_aside(tmp_path, monkeypat
     assert run.finished(tmp_path / "r") and not (tmp_path / "r.1").exists()
 
 
+def test_data_beside_a_run_stays_where_it_is(tmp_path):
+    """Tokenizers and texts in out, where train.py writes, or a run in its data set's folder: its third had no data."""
+    data = ("bpe/tokenizer_vocab1000_max97.json", "topics/train.pt", "topics/labels.json", "own/train.bin")
+    for name, others in (("out", (*data, "topics.csv")), ("set", ("train.bin", "meta.json")), ("run", ())):
+        for other in others:
+            (tmp_path / name / other).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / other).write_text(other)
+        for n in range(2):
+            folder = run.claim(tmp_path / name)
+            folder.begin(holds="aside", resume=False, written=["mine.csv"])
+            for made in ("ckpt_5.pt", "mine.csv", "checkpoint-5/ckpt.pt", "final/tokenizer.json"):
+                (tmp_path / name / made).parent.mkdir(exist_ok=True)
+                (tmp_path / name / made).write_text(str(n))
+            folder.finish()
+        assert all((tmp_path / name / other).read_text() == other for other in others)
+        there = {str(p.relative_to(tmp_path / f"{name}.1")) for p in (tmp_path / f"{name}.1").rglob("*.*")} - {".lock"}
+        assert there == {"ckpt_5.pt", "mine.csv", "checkpoint-5/ckpt.pt", "final/tokenizer.json", "status.json"}
+
+
 def test_a_refused_start_changes_nothing(tmp_path):
     folder = run.claim(tmp_path / "r")
     folder.begin(holds="aside", resume=False)
@@ -352,11 +371,12 @@ def test_a_refused_start_changes_nothing(tmp_path):
 
 
 def test_the_folder_that_one_is_in_cannot_be_moved_aside(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for n in range(2):
-        folder = run.claim(".")
-        if n:
-            with pytest.raises(ValueError, match="is the folder that you are in, and holds a run"):
+    (tmp_path / "below").mkdir()
+    for cwd, name in ((tmp_path, "."), (tmp_path / "below", ".."), (tmp_path / "below", str(tmp_path))):
+        monkeypatch.chdir(cwd)
+        folder = run.claim(name)
+        if run.holds_run(tmp_path, ()):
+            with pytest.raises(ValueError, match="holds a run, and the folder that you are in"):
                 folder.begin(holds="aside", resume=False)
         else:
             folder.begin(holds="aside", resume=False)
