@@ -18,7 +18,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -36,7 +36,7 @@ class Options:
     data_dir: str = ""  # folder of .txt, .csv, .tsv, .jsonl or .parquet files, or one such file
     out_dir: str = "tokenizer"  # folder for the tokenizer
     tokenizer: Literal["bpe", "by-digit", "wordpiece"] = "by-digit"  # how text is cut up
-    vocab_size: Count | None = None  # tokens, special ones counted; none: 16 by digit, else 30000
+    vocab_size: Annotated[int, "1..10000000"] | None = None  # special tokens counted; none: 16 by digit, else 30000
     max_size: Count = 1  # the file name tells the length of the max_size-th longest example
     column: str = ""  # where the text is in CSV, JSONL and Parquet; none: `text`, or the only column
 
@@ -59,7 +59,7 @@ def build(kind: str, vocab_size: int, texts):
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet() if vocab_size >= 1000 else ["\u010a"]  # \n, for whole texts
-        trainer = trainers.BpeTrainer(
+        trainer = trainers.BpeTrainer(  # takes room for all that may come: at 1e9 it aborted
             vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=tty
         )
         tokenizer.train_from_iterator(texts(), trainer)

@@ -479,3 +479,5 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
     (tmp_path / "t.txt").write_text("abcdef\n")
     with pytest.raises(ValueError, match="too small"):
         train("--data_dir", tmp_path / "t.txt", "--vocab_size", 7, "--tokenizer", "bpe", "--out_dir", tmp_path / "o")
+    with pytest.raises(ValueError, match="between 1 and 10000000, got 1000000000"):  # the library takes 70 bytes for each
+        train("--data_dir", tmp_path / "t.txt", "--vocab_size", "1e9", "--tokenizer", "bpe", "--out_dir", tmp_path / "o")
