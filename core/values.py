@@ -123,7 +123,7 @@ def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
         return tuple(found if len(set(each)) < 2 else map(coerce, found, each, [name] * len(each)))
     if hint is dict or origin is dict:
         if isinstance(value, dict):
-            return value
+            return plain(value)
         pairs = [p for v in (value if isinstance(value, list | tuple) else [value]) for p in str(v).split()]
         if bad := [p for p in pairs if "=" not in p]:
             raise ValueError(f"{name} takes key=value pairs, got {bad[0]!r}")
@@ -162,6 +162,30 @@ def coerce(value: Any, hint: Any, name: str, choices=None) -> Any:
     return value
 
 
+class Written(float):
+    """A number of a file; as text what stands there: a run called 1.10 or 1e5 is not 1.1 or 100000.0."""
+
+    def __new__(cls, text: str):
+        self = super().__new__(cls, text)
+        self.text = text
+        return self
+
+    def __str__(self) -> str:
+        return str(self.text)
+
+
+yaml.SafeDumper.add_representer(Written, yaml.SafeDumper.represent_float)  # what was read can be dumped
+
+
+def plain(value: Any) -> Any:
+    """A copy for checkpoints and optimizers, with numbers that are no more than that."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return float(value) if isinstance(value, float) else value
+
+
 def at_home(text: str) -> str:
     """~/runs by its whole name: a shell leaves --out_dir=~/runs as it is, YAML any, and a folder ~ would be made."""
     found = os.path.expanduser(text) if text.startswith("~/") else text
@@ -173,7 +197,7 @@ def at_home(text: str) -> str:
 def scalar(text: str, name: str = "the value") -> Any:
     """A free value as YAML reads it: true, 3, 1e-4, null, text, [1, 2]."""
     try:
-        return yaml.load(text, Loader=Loader) if text else ""
+        return plain(yaml.load(text, Loader=Loader)) if text else ""
     except (yaml.YAMLError, ValueError, KeyError, RecursionError) as e:
         raise ValueError(f"{name} cannot be read, got {text[:40]!r}: {told(e)}") from None
 
@@ -223,6 +247,9 @@ for kind, pattern, first in [
         reads.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern), first)
 
 
+Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: Written(loader.construct_scalar(node)))
+
+
 def dump(data: Any, **layout) -> str:
     """YAML that Loader reads back as it was."""
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, **layout)
@@ -244,8 +271,10 @@ def read_yaml(path: str | Path) -> dict:
         raise ValueError(f"config file {path} {hint}")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        as_json = path.suffix == ".json"
-        data = json.loads(text, object_pairs_hook=once) if as_json else yaml.load(text, Loader=Loader)
+        if path.suffix == ".json":
+            data = json.loads(text, object_pairs_hook=once, parse_float=Written)
+        else:
+            data = yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, ValueError, KeyError, RecursionError) as e:
         raise ValueError(f"{path}: {told(e)}") from None
     if data is None:

@@ -111,10 +111,18 @@ def test_defaults_then_files_then_flags(tmp_path):
 @pytest.mark.parametrize(("text", "name", "value"), [
     ("lr: 1e-4", "lr", 1e-4), ("text: 12:30", "text", "12:30"), ("text: 0010", "text", "0010"), ("text: no", "text", "no"),
     ("flag: yes", "flag", True), ("cap: null", "cap", None), ("cap: ~", "cap", None), ("layers: [1, 2]", "layers", [1, 2]),
-    ("text: 2024", "text", "2024"), ("inner:", "inner.name", None), ("lr: .5", "lr", 0.5), ("names: a b", "names", ["a", "b"]),
+    ("text: 2024", "text", "2024"), ("text: 1.10", "text", "1.10"), ("text: 1e5", "text", "1e5"), ("inner:", "inner.name", None), ("lr: .5", "lr", 0.5), ("names: a b", "names", ["a", "b"]),
 ])  # fmt: skip
 def test_yaml_means_what_it_says(tmp_path, text, name, value):
     assert config.get(read(tmp_path, text), name) == value
+
+
+def test_a_number_of_a_file_is_the_text_that_stands_there_only_where_text_is_wanted(tmp_path):
+    options = read(tmp_path, '{"text": 1.10, "lr": 1e-3, "extra": {"a": 1e-3, "b": [0.5]}, "names": [1.50]}', name="c.json")
+    assert (options.text, options.names) == ("1.10", ["1.50"])
+    assert [type(x) for x in (options.lr, options.extra["a"], *options.extra["b"])] == [float] * 3  # a checkpoint takes it
+    config.save(options, tmp_path / "saved.yaml")
+    assert config.to_dict(config.parse(Options, [str(tmp_path / "saved.yaml")])) == config.to_dict(options)
 
 
 @pytest.mark.parametrize(("text", "says"), [
