@@ -217,8 +217,9 @@ def test_streams_have_their_own_losses_and_tables(data, tmp_path):
 def test_the_same_windows_are_cut_from_all_streams(data, tmp_path, monkeypatch):
     seen, real = [], bins.Split.windows
 
-    def windows(self, starts, T):
-        seen.append(np.asarray(starts).tolist())
+    def windows(self, starts, T=None):
+        if T:  # a step's, not the comparison of the splits
+            seen.append(np.asarray(starts).tolist())
         return real(self, starts, T)
 
     monkeypatch.setattr(bins.Split, "windows", windows)
