@@ -12,7 +12,6 @@ alone (--transfer attn mlp norm, under a --tokenizer) from any other model.
 `python train.py -n NAME -m finetuning` runs an experiment's config.yaml through this loop.
 """
 
-import math
 import shlex
 import sys
 import time
@@ -370,9 +369,9 @@ def main(args: Options) -> None:
     for name, split in splits.items():
         many = np.bincount(split.labels, minlength=C)
         each = ", ".join(f"{n} {k:,}" for n, k in zip(names, many, strict=True)) if C <= 20 else f"{C} labels"
-        both = 0 if split is train else in_both(train.all(), split.all())
-        too = f", {both:,} of them are in train, too" if both else ""
-        track.say(f"{name:<8} {split.path}: {len(split):,} texts ({each}), {split.cut:,} cut to {longest} tokens{too}")
+        n = 0 if split is train else in_both(train.all(), split.all())
+        track.say(f"{name:<8} {split.path}: {len(split):,} texts ({each}), {split.cut:,} cut to {longest} tokens"
+                  + f", {n:,} of them are in train, too" * bool(n))  # fmt: skip
         if split is train and np.count_nonzero(many) == 1:
             track.say(f"note: all texts of train are {names[many.argmax()]!r}: there is nothing to learn from them")
     track.say(f"batch    {B} texts a step, {d.world} rank(s) x {micro_steps} micro-step(s)")
@@ -420,8 +419,7 @@ def main(args: Options) -> None:
         # -----------------------------------------------------------------------------
         # micro-steps
 
-        which = batch(step)
-        texts += len(which)
+        texts += len(which := batch(step))
         weight = float(share[train.labels[which]].sum())  # of the global batch's texts, by their labels
         loss_sum = torch.zeros((), device=d.device)
         for micro in range(micro_steps):
@@ -489,7 +487,7 @@ def main(args: Options) -> None:
     if d.main:
         metrics.draw_confusion(folder.path / "confusion.png", confusion, names, f"{folder.path}, {name}")
     shown = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in results.items() if k.startswith(name + "_"))
-    took, lowest = duration(time.monotonic() - started), math.nan if best is None else best
+    took, lowest = duration(time.monotonic() - started), float("nan") if best is None else best
     if loop["empty"]:
         track.say(f"{loop['empty']:,} batches had no label that weighs anything and trained nothing")
     track.say(f"done in {took}: {shown}; best weights by val loss {lowest:.4f}")
