@@ -443,6 +443,16 @@ def test_what_is_tied_may_stand_in_a_file_under_either_name(kind, tmp_path):
     assert all(torch.equal(found[2][name], w) for name, w in wanted[2].items())
 
 
+def words_agree(folder, reference) -> None:
+    """A folder's logits by us, and by transformers' own model of it."""
+    _, mine, weights = hf.load(folder)
+    model = RobertaMLM(RobertaConfig(**mine)).eval()
+    model.load_state_dict(weights)
+    ids = torch.randint(2, 61, (1, 32))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids[0], [32], torch.arange(32)), reference(ids).logits[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_robertas_decoder_bias_is_the_one_that_counts(tied, tmp_path):
     """Also alone, under the name that transformers adds."""
@@ -458,12 +468,7 @@ def test_a_robertas_decoder_bias_is_the_one_that_counts(tied, tmp_path):
         some = {name: w for name, w in state.items() if name != left_out}
         save_file(some, tmp_path / "model.safetensors", metadata={"format": "pt"})
         again = transformers.RobertaForMaskedLM.from_pretrained(tmp_path).eval()
-        _, mine, weights = hf.load(tmp_path)
-        model = RobertaMLM(RobertaConfig(**mine)).eval()
-        model.load_state_dict(weights)
-        ids = torch.randint(2, 61, (1, 32))
-        with torch.no_grad():
-            torch.testing.assert_close(model(ids[0], [32], torch.arange(32)), again(ids).logits[0], rtol=1e-4, atol=1e-4)
+        words_agree(tmp_path, again)
 
 
 def test_an_untied_roberta_has_a_bias_of_its_own(tmp_path):
@@ -476,12 +481,7 @@ def test_an_untied_roberta_has_a_bias_of_its_own(tmp_path):
         for p in reference.parameters():
             p.add_(0.3 * torch.randn_like(p))
     reference.save_pretrained(tmp_path)
-    _, mine, weights = hf.load(tmp_path)
-    model = RobertaMLM(RobertaConfig(**mine)).eval()
-    model.load_state_dict(weights)
-    ids = torch.randint(2, 61, (1, 32))
-    with torch.no_grad():
-        torch.testing.assert_close(model(ids[0], [32], torch.arange(32)), reference(ids).logits[0], rtol=1e-4, atol=1e-4)
+    words_agree(tmp_path, reference)
     theirs = json.loads((tmp_path / "config.json").read_text())
     with pytest.raises(ValueError, match="pad_token_id must be a number"):
         hf.roberta_config(theirs | {"pad_token_id": None})
