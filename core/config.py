@@ -207,7 +207,7 @@ def assign(options: Any, values: dict[str, Any], source: str = "") -> None:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        raise ValueError(message)
+        raise ValueError(re.sub(r"^argument (\S+): expected one argument$", r"\1 wants a value", message))
 
 
 def kind_of(hint: Any) -> Any:

@@ -58,7 +58,7 @@ def gpt2_config_back(ours: dict) -> dict:
     return {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": ours["vocab_size"],
         "n_positions": ours["block_size"], "n_embd": ours["n_embd"], "n_layer": ours["n_layer"],
-        "n_head": ours["n_head"], "n_inner": hidden, "activation_function": activation_back(ours["activation_variant"]),
+        "n_head": ours["n_head"], "n_inner": hidden, "activation_function": activation_back(ours),
         "resid_pdrop": ours["dropout"], "embd_pdrop": ours["dropout"], "attn_pdrop": ours["dropout"],
         "layer_norm_epsilon": ours.get("norm_eps", 1e-5), "tie_word_embeddings": ours["wte_weight_tying"],
         "bos_token_id": None, "eos_token_id": None,
@@ -136,7 +136,7 @@ def roberta_config_back(ours: dict) -> dict:
         "model_type": "roberta", "architectures": ["RobertaForMaskedLM"], "vocab_size": ours["vocab_size"],
         "max_position_embeddings": ours["block_size"] + ours["pad_id"] + 1, "pad_token_id": ours["pad_id"],
         "num_hidden_layers": ours["n_layer"], "num_attention_heads": ours["n_head"], "hidden_size": ours["n_embd"],
-        "intermediate_size": ours["mlp_size"], "hidden_act": activation_back(ours["activation"]),
+        "intermediate_size": ours["mlp_size"], "hidden_act": activation_back(ours),
         "hidden_dropout_prob": ours["hidden_dropout"], "attention_probs_dropout_prob": ours["attn_dropout"],
         "layer_norm_eps": ours["norm_eps"], "tie_word_embeddings": ours["tie"], "type_vocab_size": 1,
         "bos_token_id": 0, "eos_token_id": 2,
@@ -287,6 +287,8 @@ def source(where: str | Path) -> dict:
         try:
             path = checkpoint.find(path)
         except ValueError:
+            if any((path / name).is_file() for name in hub.FILES) and not hub.is_folder(path):
+                raise ValueError(f"{path} holds weights, and no config.json that says of which model") from None
             if not hub.is_folder(path):
                 raise
     if path.is_file():

@@ -70,7 +70,7 @@ def config_back(ours: dict) -> dict:
         raise ValueError("mlp_variant 'mlp' has no counterpart in transformers beside use_qk_norm or window_size")
     if ours["bias"] and kind not in BIASED:
         raise ValueError("bias True has no counterpart in transformers beside use_qk_norm or window_size")
-    act = GATES[ours["mlp_variant"]] if gated else activation_back(ours["activation_variant"])
+    act = GATES[ours["mlp_variant"]] if gated else activation_back(ours)
     base = ours.get("rope_base", 10000.0)
     windows = {"mistral": {"sliding_window": window}, "qwen3": {"use_sliding_window": window is not None,
                "sliding_window": window, "max_window_layers": 0}}  # fmt: skip

@@ -16,10 +16,11 @@ def activation(theirs: str) -> str:
     return ours[theirs]
 
 
-def activation_back(ours: str) -> str:
-    if ours not in ACTIVATIONS:
-        raise ValueError(f"activation_variant {ours!r} has no counterpart in transformers")
-    return ACTIVATIONS[ours]
+def activation_back(ours: dict) -> str:
+    name = "activation" if "activation" in ours else "activation_variant"  # an encoder's, a GPT's
+    if ours[name] not in ACTIVATIONS:
+        raise ValueError(f"{name} {ours[name]!r} has no counterpart in transformers")
+    return ACTIVATIONS[ours[name]]
 
 
 def tie(weights: dict, head: str, said: bool) -> bool:

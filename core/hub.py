@@ -20,6 +20,9 @@ FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
+    with open(path, "rb") as f:
+        if f.read(64).startswith(b"version https://git-lfs"):
+            raise ValueError(f"{path} is a pointer of git-lfs, not the weights: git lfs pull fetches them")
     if path.suffix == ".safetensors":
         import safetensors.torch
 

@@ -49,7 +49,7 @@ def wanted(parts: list[str]) -> dict[str, list[range | None]]:
         if name not in (*GROUPS, "all"):
             raise ValueError(f"--transfer takes {', '.join(GROUPS)} or all, got {part!r}")
         low, _, high = layers.partition("-")
-        if layers and not (low.isdecimal() and (high or low).isdecimal()):
+        if layers and not (low.isdecimal() and (high or low).isdecimal() and int(low) <= int(high or low)):
             raise ValueError(f"--transfer {part}: layers are written 0-3 or 2")
         if layers and name in OUTSIDE:
             raise ValueError(f"--transfer {part}: {name} has no layers, only attn, mlp, norm and all have")

@@ -66,7 +66,7 @@ def test_one_argument_may_hold_a_list():
 
 
 @pytest.mark.parametrize(("line", "says"), [
-    ("--bach 3", "unknown option --bach, did you mean '--batch'?"), ("-batch 3", "two dashes, --batch"), ("--batch 0", "--batch must be > 0, got 0"),
+    ("--bach 3", "unknown option --bach, did you mean '--batch'?"), ("-batch 3", "two dashes, --batch"), ("--batch 0", "--batch must be > 0, got 0"), ("--batch", "--batch wants a value"),
     ("--batch 1.5", "--batch must be a whole number, got '1.5'"), ("--batch three", "--batch must be a whole number"),
     ("--lr nan", "--lr must be a number, got 'nan'"), ("--flag=perhaps", "--flag must be true or false"),
     ("--kind three", "--kind must be one of one, two; got 'three'"), ("--layers 1 x", "--layers must be a whole number"),
@@ -133,6 +133,7 @@ def test_a_number_of_a_file_is_the_text_that_stands_there_only_where_text_is_wan
     ("inner: {old_name: 1, odl_name: 2}", "given twice"), ("batch: null", "batch must be given, not null"),
     ("? [a]\n: 1", "a key must be a word at line 1, column 3"), ("lr: !!timestamp 2020-01-01", "tag:yaml.org,2002:timestamp"),
     ("batch: !!binary aGVq", "tag:yaml.org,2002:binary"), ("flag: !!bool perhaps", "'perhaps'"), ("lr: true", "lr must be a number"), ("lr: .nan", "lr must be a number"),
+    ("lr: !!map [1]", "expected a mapping node, but found sequence at line 1"),
 ])  # fmt: skip
 def test_a_wrong_file_is_named_in_one_line(tmp_path, text, says):
     with pytest.raises(ValueError) as e:

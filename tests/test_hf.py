@@ -395,6 +395,8 @@ def test_roberta_goes_and_comes_back(tmp_path):
         torch.testing.assert_close(again(ids).logits, reference(ids).logits, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="position 'rope'"):
         hf.roberta_config_back(mine | {"position": "rope"})
+    with pytest.raises(ValueError, match="^activation 'softsign' has no counterpart"):
+        hf.roberta_config_back(mine | {"activation": "softsign"})
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "roberta"])
@@ -521,6 +523,13 @@ def test_damage_is_named(tmp_path):
         file.write_bytes(bad)
         with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
             hf.load(tmp_path)
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548105171\n")
+    with pytest.raises(ValueError, match=r"model\.safetensors is a pointer of git-lfs"):
+        hf.load(tmp_path)
+    (tmp_path / "config.json").rename(tmp_path / "kept.json")
+    with pytest.raises(ValueError, match=r"holds weights, and no config\.json"):
+        hf.source(tmp_path)
+    (tmp_path / "kept.json").rename(tmp_path / "config.json")
     file.unlink()
     with pytest.raises(ValueError, match="holds no weights"):
         hf.load(tmp_path)

@@ -152,6 +152,7 @@ def test_what_stands_outside_of_the_blocks_is_in_no_layer(parts, taken):
 @pytest.mark.parametrize(("parts", "says"), [
     (["embed:0"], "--transfer embed:0: embed has no layers"), (["all"], "wte.weight is \\(11, 8\\) there and \\(13, 8\\) here"), (["atn"], "--transfer takes embed, attn"),
     (["mlp:x"], "layers are written 0-3 or 2"), (["mlp:²"], "layers are written 0-3 or 2"),
+    (["attn:1-0"], "layers are written 0-3 or 2"),
 ])  # fmt: skip
 def test_transfer_names_what_does_not_fit(parts, says):
     a, b = two_models()
