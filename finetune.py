@@ -15,7 +15,6 @@ alone (--transfer attn mlp norm, under a --tokenizer) from any other model.
 import shlex
 import sys
 import time
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -230,8 +229,8 @@ def main(args: Options) -> None:
     B = stored["loop"]["batch"] if resuming else args.batch_size * args.gradient_accumulation_steps * d.world
     micro_steps, micro_batch = dist.split(B, args.batch_size, d.world)
     epoch_steps = -(-len(train) // B)
-    counts = {n: [len(splits[n]), len(splits[n].ids), zlib.crc32(splits[n].labels.tobytes())] for n in ("train", "val")}
-    run.same_data(stored["loop"] if resuming else {}, counts, "--train or --val", "texts, tokens, sum of the labels")
+    counts = {name: splits[name].counts() for name in ("train", "val")}
+    run.same_data(stored["loop"] if resuming else {}, counts, "--train or --val", "texts, tokens, checksums")
 
     def batch(step: int) -> np.ndarray:
         """The step's global batch, all ranks': an epoch's last may be smaller."""

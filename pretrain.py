@@ -295,8 +295,8 @@ def main(args: Options) -> None:
     special = [i for i in tokenizer.get_added_tokens_decoder() if i < cfg.vocab_size]
     hide = Masking(mask_id, special, tokens.vocab_size, args.mask_p, args.mask_token_p, args.random_token_p)
     micro_steps, micro_batch = dist.split(B, args.per_device, d.world)
-    train, counts = splits["train"], {name: [len(splits[name]), splits[name].tokens] for name in ("train", "eval")}
-    run.same_data(stored["loop"] if resuming else {}, counts, "--train or --eval", "sequences and tokens")
+    train, counts = splits["train"], {name: splits[name].counts() for name in ("train", "eval")}
+    run.same_data(stored["loop"] if resuming else {}, counts, "--train or --eval", "sequences, tokens, checksum")
     epoch_steps = -(-len(train) // B)
 
     def batch(step: int) -> np.ndarray:

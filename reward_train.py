@@ -15,7 +15,6 @@ import math
 import shlex
 import sys
 import time
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -332,8 +331,8 @@ def main(args: Options) -> None:
         if not len(split):
             raise ValueError(f"{file} has no two answers to one {name} question that differ in score: nothing to rank")
         split.check_ids(model.config.vocab_size, file)
-    counts = [[len(split), zlib.crc32(split.labels.tobytes())] for split in (train, val)]
-    run.same_data(stored["loop"] if resuming else {}, counts, f"data.data_dir {file}", "texts, sum of the scores")
+    counts = [split.counts() for split in (train, val)]
+    run.same_data(stored["loop"] if resuming else {}, counts, f"data.data_dir {file}", "samples and checksums")
     known = train.labels[np.isfinite(train.labels)]
     flat = len(known) and known.min() == known.max()
     with np.errstate(over="ignore"):  # told below

@@ -98,8 +98,10 @@ def main(args: Options) -> None:
     T, B = args.block_size, args.batch_size * args.gradient_accumulation_steps  # B: the batch of all ranks together
     micro_steps, micro_batch = dist.split(B, args.batch_size, d.world)
 
-    counts = [[split.n for split in splits[part]] for part in ("train", "val")]
-    run.same_data(stored["loop"] if resuming else {}, counts, f"the data of {' '.join(names)}", "tokens")
+    counts = [*([split.n for split in splits[part]] for part in ("train", "val")),
+              [split.mark() for split in (*splits["train"], *splits["val"])]]  # fmt: skip
+    run.same_data(stored["loop"] if resuming else {}, counts, f"the data of {' '.join(names)}",
+                  "tokens of train, of val, checksums")  # fmt: skip
 
     def to_device(arrays):
         x = torch.from_numpy(np.stack(arrays) if aligned else arrays[0])

@@ -323,8 +323,15 @@ def same_data(loop: dict, now: list | dict, option: str, what: str) -> None:
     for rank, theirs in enumerate(others, 1):
         if theirs != first:
             raise ValueError(f"{option} is not the same on each node: {what} {first} on rank 0, {theirs} on {rank}")
-    if (then := loop.setdefault("counts", now)) != now:
+    if not alike(then := loop.setdefault("counts", now), now):
         raise ValueError(f"{option} changed since this run began: {what} {then} then, {now} now")
+
+
+def alike(then, now) -> bool:
+    """Equal, as far as both go: an older checkpoint keeps fewer numbers."""
+    if isinstance(now, dict):
+        return all(alike(then[name], now[name]) for name in now)
+    return all(map(alike, then, now)) if isinstance(now, list) else then == now
 
 
 # -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -191,6 +192,24 @@ def fewer(folder) -> None:
         path.write_bytes((folder / "test.pt").read_bytes())
 
 
+def others(folder) -> None:
+    """Other data of the same size."""
+    for path in folder.glob("toy/train.bin"):
+        np.fromfile(path, np.uint16)[::-1].tofile(path)
+    for path in folder.glob("pretrain_train_trunc12/*.arrow"):
+        table = pa.ipc.open_stream(path.read_bytes()).read_all()
+        with pa.ipc.new_stream(path, table.schema) as out:
+            out.write_table(table.take(list(range(len(table)))[::-1]))
+    for path in folder.glob("qa.json"):
+        parts = json.loads(path.read_text())
+        path.write_text(json.dumps(parts | {"train": [row | {"Answer": row["Answer"][::-1]} for row in parts["train"]]}))
+    for path in folder.glob("train.pt"):
+        table = torch.load(path)
+        real = table["attention_mask"].bool()
+        table["input_ids"][real] = table["input_ids"][real].flip(0)
+        torch.save(table, path)
+
+
 @pytest.mark.parametrize("loop", [x for x in LOOPS if x.name in ("pretrain", "finetune")], ids=lambda x: x.name)
 def test_results_tell_the_seconds_of_all_legs(loop, data, tmp_path, monkeypatch):
     die(loop, begin(loop, data(loop), tmp_path / "r"), monkeypatch, 5)
@@ -232,13 +251,14 @@ def test_a_clock_that_is_set_back_is_not_what_a_run_measures(loop, data, tmp_pat
 
 @pytest.mark.parametrize("loop", [x for x in LOOPS if x.name in ("train", "train-multidataset", "pretrain", "reward", "finetune")],
                          ids=lambda loop: loop.name)  # fmt: skip
-def test_a_resume_on_other_data_is_refused(loop, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("change", [fewer, others])
+def test_a_resume_on_other_data_is_refused(loop, change, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "data"
     folder.mkdir()
     loop.data(folder)
     die(loop, begin(loop, folder, tmp_path / "a"), monkeypatch, 5)
     before = loop.last(tmp_path / "a").read_bytes()
-    fewer(folder)
+    change(folder)
     with pytest.raises(SystemExit) as stop, run.guard():
         loop.run(loop.resume(tmp_path / "a"))
     assert stop.value.code == 2 and "changed since this run began: " in capsys.readouterr().err

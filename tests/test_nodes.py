@@ -69,7 +69,7 @@ def test_nodes_with_other_data(data, tmp_path):  # noqa: F811
     flags = [*TRAIN.steps(4), *TRAIN.batch(4, 1, 2)]
     nodes = [node(n, meeting, [*TRAIN.flags(d, tmp_path / "out"), *flags]) for n, d in ((0, toy), (1, other))]
     for text in [n.communicate(timeout=300)[0] for n in nodes]:
-        assert "is not the same on each node: tokens [[" in text and "exitcode  : 2" in text, text
+        assert "is not the same on each node: tokens of train, of val, checksums [[" in text and "exitcode  : 2" in text, text
 
 
 def test_nodes_that_do_not_share_the_run_folder(data, tmp_path):  # noqa: F811
