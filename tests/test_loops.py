@@ -499,7 +499,7 @@ def test_sigkill_and_resume_equals_uninterrupted(loop, ranks, data, tmp_path):
     out, rng = tmp_path / "b", np.random.default_rng(ranks)
     process = loop.spawn(flags(out), ranks)
     kills = 0
-    for _ in range(3):
+    for _ in range(2):
         deadline = time.time() + 60
         start = loop.last(out).stat().st_mtime_ns if out.exists() and last_exists(loop, out) else 0
         while process.poll() is None and time.time() < deadline:
@@ -518,7 +518,7 @@ def test_sigkill_and_resume_equals_uninterrupted(loop, ranks, data, tmp_path):
         process = loop.spawn([*flags(out), *loop.resume(out)], ranks)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text
-    assert kills >= 2
+    assert kills == 2
     assert same(weights(loop, tmp_path / "a"), weights(loop, out))
 
 
