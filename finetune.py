@@ -222,7 +222,8 @@ def main(args: Options) -> None:
     for split in splits.values():
         split.check_labels(C)
         if split.names and split.names != names:
-            raise ValueError(f"{split.path} numbers its labels {split.names}, {train.path} {names}")
+            what = f"{split.path} numbers its labels {split.names}, {train.path} {names}"
+            raise ValueError(f"{what}: data/build_tensors.py --labels gives one the other's numbers")
     if len(names) != C:
         raise ValueError(f"--num_labels is {C}, {train.path} has the {len(names)} labels {', '.join(names)}")
     share = metrics.class_weights(args.class_weights, train.labels, C)
