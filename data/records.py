@@ -56,6 +56,6 @@ def texts(rows: list[dict], column: str, path: str | Path, done: int, given: boo
 def label(row: dict, column: str, path: str | Path, number: int) -> str:
     """A row's label by its name; none where the column is empty, null or NaN, as a missing number is written."""
     value = row.get(column)
-    if isinstance(value, list | dict):
+    if isinstance(value, list | dict | bytes):
         raise ValueError(f"{path}: row {number} has {str(value)[:60]} in {column!r}: a label is one name or number")
     return "" if value is None or value != value else str(value).strip()

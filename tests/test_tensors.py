@@ -407,6 +407,9 @@ def test_a_label_is_one_name(tmp_path, tokenizer):
     (tmp_path / "a.jsonl").write_text('{"text": "one", "label": "x"}\n{"text": "two", "label": ["x", "y"]}\n')
     with pytest.raises(ValueError, match=r"a.jsonl: row 2 has \['x', 'y'\] in 'label': a label is one name or number"):
         build(tmp_path, tokenizer, input=str(tmp_path / "a.jsonl"), label_column="label", splits={"train": 1.0})
+    pq.write_table(pa.table({"text": ["one"], "label": [b"x"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet: row 1 has b'x' in 'label': a label is one name or number"):
+        build(tmp_path, tokenizer, input=str(tmp_path / "a.parquet"), label_column="label", splits={"train": 1.0})
 
 
 def test_padding_in_a_text_is_left_out(tmp_path, tokenizer, capsys):
