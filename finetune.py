@@ -310,7 +310,7 @@ def main(args: Options) -> None:
             say(message)
     if replaying:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
-    finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
+    finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop)
     stored = weights = None  # a copy of the model that nobody needs any more
 
     # -----------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def main(args: Options) -> None:
     def save(step: int, *also: str, background: bool = True) -> None:
         if not folder.writes:
             return
-        loop.update(bad_steps=finite.total, scaler=scaler.state_dict(), seconds=time.monotonic() - clock)
+        loop.update(finite.counts(), scaler=scaler.state_dict(), seconds=time.monotonic() - clock)
         state = checkpoint.pack(kind="classifier", model=model, model_config=vars(cfg), optimizer=optimizer,
                                 loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
                                 meta=meta)  # fmt: skip

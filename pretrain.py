@@ -370,7 +370,7 @@ def main(args: Options) -> None:
             say(f"{message}, --reset starts again")
     if replaying:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
-    finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
+    finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop)
     stored = weights = None  # a copy of the model that nobody needs any more
 
     # -----------------------------------------------------------------------------
@@ -407,7 +407,7 @@ def main(args: Options) -> None:
     def save(step: int, *also: Path, background: bool = True) -> dict | None:
         if not folder.writes:
             return None
-        loop.update(bad_steps=finite.total, scaler=scaler.state_dict(), seconds=time.monotonic() - clock)
+        loop.update(finite.counts(), scaler=scaler.state_dict(), seconds=time.monotonic() - clock)
         state = checkpoint.pack(kind="roberta", model=model, model_config=asdict(cfg), optimizer=optimizer,
                                 loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
                                 meta=meta)  # fmt: skip

@@ -399,7 +399,7 @@ def main(args: Options) -> None:
             say(f"this run is finished at step {first_step}: a higher {ending} goes on")
     if replaying:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
-    finite = run.Finite(optimizer, d.device, t.max_bad_steps, loop["bad_steps"])
+    finite = run.Finite(optimizer, d.device, t.max_bad_steps, loop)
     double = torch.float32 if d.device.type == "mps" else torch.float64  # which mps has not
     since = torch.tensor([loop["train"][0] * d.main, loop["train"][1]], device=d.device, dtype=double)  # losses, steps
     stored = source = weights = None  # a copy of the model that nobody needs any more
@@ -431,7 +431,7 @@ def main(args: Options) -> None:
         loop["train"] = [dist.sums([since[0].item()])[0], int(since[1])]
         if not folder.writes:
             return
-        loop.update(bad_steps=finite.total, scaler=scaler.state_dict())
+        loop.update(finite.counts(), scaler=scaler.state_dict())
         cfg = {"backbone": "gpt" if model.causal else "roberta", **vars(model.config)}
         state = checkpoint.pack(kind="reward", model=model, model_config=cfg, optimizer=optimizer, loop=loop, meta=meta,
                                 seed=args.seed, step=step, best=best, options=config.to_dict(args))  # fmt: skip

@@ -192,7 +192,7 @@ def main(args: Options) -> None:
         turns = np.array(loop["turns"]) + mix.turns(first_step, saved_at)
     else:
         turns = mix.turns(first_step)  # batches that each data set has given
-    finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
+    finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop)
     stored = source = None  # a copy of the model that nobody needs any more
 
     # -----------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def main(args: Options) -> None:
     def save(step: int, *also: str, background: bool = True, stopped: bool = False) -> None:
         if not folder.writes or args.never_save_checkpoint and not stopped:
             return
-        loop.update(bad_steps=finite.total, plateau=plateau.state, scaler=scaler.state_dict(), turns=turns.tolist())
+        loop.update(finite.counts(), plateau=plateau.state, scaler=scaler.state_dict(), turns=turns.tolist())
         state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=optimizer,
                                 loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
                                 meta=meta)  # fmt: skip

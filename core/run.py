@@ -345,11 +345,17 @@ class Finite:
     step waits for the GPU; the count is read at log steps. Elsewhere it is read at once.
     """
 
-    def __init__(self, optimizer, device: torch.device, limit: int, total: int = 0):
+    def __init__(self, optimizer, device: torch.device, limit: int, stored: dict | None = None):
         self.lazy = device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
-        self.optimizer, self.limit = optimizer, limit
-        self.total, self.row = total, 0
-        self.state = torch.zeros(3, device=device, dtype=torch.int64)  # in a row, since the last check, last bad step
+        self.optimizer, self.limit, stored = optimizer, limit, stored or {}
+        self.total, self.row = stored.get("bad_steps", 0), stored.get("bad_row", 0)
+        # in a row, since the last check, last bad step
+        self.state = torch.tensor([self.row, 0, 0], device=device, dtype=torch.int64)
+
+    def counts(self) -> dict:
+        """For a checkpoint: a run that a signal stops time and again would else never come to the limit."""
+        row, new, _ = self.state.tolist() if self.lazy else (self.row, 0, 0)
+        return {"bad_steps": self.total + new, "bad_row": row}
 
     def ok(self, norm: torch.Tensor, step: int, where: str) -> bool:
         """Whether to step. The norm is over all ranks' gradients, so all decide alike."""

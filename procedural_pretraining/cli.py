@@ -224,7 +224,7 @@ def main(args: Options) -> None:
     if replaying:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
         loop["length"] = [n for since, n in loop["history"] if since <= first_step][-1]
-    finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop["bad_steps"])
+    finite = run.Finite(optimizer, d.device, args.max_bad_steps, loop)
     stored = found = None  # a copy of the model that nobody needs any more
 
     # -----------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def main(args: Options) -> None:
     def save(step: int, *also: str, background: bool = True) -> None:
         if not folder.writes:
             return
-        loop.update(bad_steps=finite.total, scaler=scaler.state_dict())
+        loop.update(finite.counts(), scaler=scaler.state_dict())
         state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=optimizer,
                                 loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
                                 meta=meta)  # fmt: skip

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from core import checkpoint, disk, exits, metrics, preflight, run, tracker
-from tests.loops import LOOPS, ROOT, TRAIN
+from tests.loops import LOOPS, ROOT, TRAIN, stopped_at
 from tests.test_loops import Killed, finish, losses, same, weights
 
 # a loop of one's own joins by a line here, in CHANGES and in SIZES
@@ -576,6 +576,20 @@ def test_row_31_no_checkpoint_of_bad_steps_takes_a_good_one_s_place(loop, data, 
     assert end(loop, argv, capsys)[0] == 3
     assert run.read_status(tmp_path / "r")["step"] == 7
     assert max(checkpoint.load(path)["step"] for path in states(tmp_path / "r")) == 3
+
+
+@EACH
+def test_row_31_a_signal_does_not_start_the_count_anew(loop, data, tmp_path, monkeypatch, capsys):
+    """Preempted every few steps, a run that had diverged went on for ever, and saved at the next evaluation."""
+    section = "trainer.params." if loop.module == "reward_train" else ""
+    argv = begin(loop, data(loop), tmp_path / "r", f"--{section}max_bad_steps=3")
+    with monkeypatch.context() as m:
+        poison(m, range(3, 99))
+        stopped_at(m, 5, 1)
+        assert end(loop, argv, capsys)[0] == 75
+    poison(monkeypatch, range(99))
+    code, err = end(loop, [*argv, *loop.resume(tmp_path / "r")], capsys)
+    assert code == 3 and "3 steps in a row up to step 5 were not finite" in err
 
 
 @EACH

@@ -440,6 +440,8 @@ def test_steps_that_are_not_finite_change_nothing(fused, capsys):
     with pytest.raises(run.NotFinite, match="2 steps in a row"):
         finite.check("here") if fused else finite.ok(norm, 4, "here")
     assert finite.total == 3 and "update skipped" in capsys.readouterr().err
+    assert finite.counts() == {"bad_steps": 3, "bad_row": 2}
+    assert run.Finite(optimizer, torch.device("cpu"), 3, finite.counts()).bad()  # as a resume takes it up
     state = optimizer.state[p]
     assert float(state["step"]) == 2
 
