@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from core import checkpoint, config, files, hf, run
-from data import pretrained, scorer, vocab
+from data import encoding, pretrained, scorer, vocab
 from model import GPT, Classifier, GPTConfig, Roberta, RobertaConfig, ScoreModel
 
 
@@ -87,6 +87,20 @@ def write_tokenizer(folder: Path, about: dict | None, block_size: int, more: dic
     return about["kind"]
 
 
+def between_ends(about: dict) -> dict:
+    """An encoder's score is read at <s>: its tokenizer has to put one there, also where its own file does not."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = encoding.load_tokenizer(about)
+    ends = [encoding.token_id(tokenizer, what) for what in ("start", "end")]
+    if tokenizer.encode("").ids == ends:
+        return about
+    a, b = map(tokenizer.id_to_token, ends)
+    words = [*zip((a, b), ends, strict=True)]
+    tokenizer.post_processor = TemplateProcessing(single=f"{a} $A {b}", special_tokens=words)
+    return {**about, "json": tokenizer.to_str()}
+
+
 # -----------------------------------------------------------------------------
 # one function a kind of checkpoint: writes, reads again, returns (tokenizer in words, largest difference)
 
@@ -142,7 +156,8 @@ def export_scores(state: dict, out: Path) -> tuple[str, float]:
     ours["transformer.wte.weight"] = theirs["transformer.wte.weight"]
     a = load(ScoreModel(build(config.build(Config, cfg, SOURCE))), ours)
     hf.save(out, theirs_kind, cfg, theirs, **more)
-    words = write_tokenizer(out, about, cfg["block_size"], added, causal=kind == "gpt")
+    written = about if kind == "gpt" else between_ends(about)
+    words = write_tokenizer(out, written, cfg["block_size"], added, causal=kind == "gpt")
     if about["kind"] == "tokenizers":
         parts = scorer.make_template(about, a, cfg["block_size"])
         ids = [*parts.head, *parts.question("What?"), *parts.middle, *parts.encode(" Yes.")][len(parts.start) :]

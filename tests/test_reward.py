@@ -794,6 +794,10 @@ def test_an_encoder_learns_to_score_and_its_export_scores_alike(toy, tmp_path, c
         assert (mean + std * found).tolist() == pytest.approx(ours.tolist(), abs=1e-4)
     again, _ = scorer.open_model(str(tmp_path / "hf"), 0.0)
     assert all(torch.allclose(w, trained["model"][k], atol=1e-6) for k, w in again.state_dict().items())
+    trained["meta"]["tokenizer"]["json"] = json.dumps(json.loads(about["json"]) | {"post_processor": None})
+    checkpoint.save(tmp_path / "bare.pt", trained)  # a tokenizer.json that says nothing of <s> and </s>
+    export_hf.main(export_hf.Options(init_from=str(tmp_path / "bare.pt"), out=str(tmp_path / "bare")))
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "bare")(texts).input_ids == tokenizer(texts).input_ids
 
 
 def test_init_from_takes_parts_of_another_checkpoint(toy, tmp_path, capsys):
