@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import sys
+import warnings
 from pathlib import Path
 
 from core import exits
@@ -15,7 +16,8 @@ def drawn(path: Path, width: float, height: float):
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({"text.parse_math": False}):  # $ in a name begins no formula
+    with rc_context({"text.parse_math": False}), warnings.catch_warnings():  # $ in a name begins no formula
+        warnings.simplefilter("ignore", UserWarning)  # of letters that no font here has: boxes stand for them
         fig = Figure(figsize=(width, height), dpi=110)
         yield fig.subplots()
         fig.tight_layout()
