@@ -75,7 +75,8 @@ def parts(keys: np.ndarray, shares: list[float], seed: int, apart: bool = True) 
     _, first, like, counts = np.unique(keys if apart else np.arange(n), **alike)
     order = np.argsort(rng.permute(first, n, seed, "split"))
     room = np.diff(np.round(np.cumsum([0, *shares, 2]) * n).clip(max=n))  # the last is of what no part takes
-    which, few = np.empty(len(first), dtype=np.int64), (counts <= max(1, room[:-1].min() / 10))[order]
+    least = min(room[0], *room[1:-2], room[-2:].sum())  # not the last part alone: its share moves no other
+    which, few = np.empty(len(first), dtype=np.int64), (counts <= max(1, least / 10))[order]
     for many in order[~few]:  # alike: where they happen to begin, they might fill a part and all of the next
         which[many] = room.argmax()
         room[which[many]] -= counts[many]

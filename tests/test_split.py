@@ -66,3 +66,13 @@ def test_many_alike_fill_no_part_but_theirs():
         for seed in range(20):
             sizes = [len(p) for p in split.parts(rows, [0.1, 0.1, 0.8], seed)]
             assert np.allclose(sizes, [50, 50, 900] if alike == 900 else [100, 100, 800], atol=2), (alike, sizes)
+
+
+def test_a_smaller_share_of_the_last_part_leaves_the_others_as_they_are():
+    few, many = keys(words(3, 2000, 250, shortest=4)), np.zeros(300, np.uint64)  # some eight alike, and 300 alike
+    for rows in (few, np.concatenate([few, many])):
+        val, test, train = split.parts(rows, [0.1, 0.1, 0.8], 42)
+        for share in (0.4, 0.1, 0.02):
+            again = split.parts(rows, [0.1, 0.1, share], 42)
+            assert again[0].tolist() == val.tolist() and again[1].tolist() == test.tolist(), share
+            assert abs(len(again[2]) - share * len(rows)) < 20 and not np.isin(rows[again[2]], rows[[*val, *test]]).any()
