@@ -74,7 +74,8 @@ def show_sample(spec: Spec, row: list[int], question: int, answer: list[int]) ->
             return " ".join("|" if t == spec.sep else str(t) for t in tokens)
         return " ".join(f"{t}(" if t < spec.k else f"{t - spec.k})" for t in tokens)
 
-    verdict = "right" if check(spec, row, question, answer) else f"WRONG, expected {words(expected)}"
+    wanted = "expected" if spec.asks else "one of many that are right:"
+    verdict = "right" if check(spec, row, question, answer) else f"WRONG, {wanted} {words(expected)}"
     return f"  {words(row[:given])} -> {words(answer)}   {verdict}"
 
 

@@ -374,6 +374,8 @@ def test_exact_match_is_by_greedy_answers_that_pass_the_check(tmp_path):
     i = brute.index(False)
     assert show_sample(spec, row[brute.index(True)].tolist(), 3, answers[brute.index(True)]).endswith("right")
     assert "WRONG, expected" in show_sample(spec, row[i].tolist(), 3, answers[i])
+    word = show_sample(Spec("dyck", 4, k=2), [0, 1, 3, 2], 0, [2, 3])
+    assert word == "  0( 1( -> 0) 1)   WRONG, one of many that are right: 1) 0)"  # no single word was expected
 
 
 def test_rotary_positions_are_evaluated_beyond_the_training_length(tmp_path):
