@@ -35,9 +35,9 @@ def read(path: Path) -> Iterator[dict]:
 
 def text_column(row: dict, name: str, path: str | Path, label: str = "") -> str:
     """The column that holds the text: the one named, `text`, `input_ids`, or the only one that is not the label's."""
-    others = [c for c in row if c != label]
+    others = [c for c in row if c and c != label]  # pandas writes its index under no name
     likely = [c for c in ("text", "input_ids") if c in others] or others[: len(others) == 1]
-    column = name or (likely[0] if likely else "")
+    column = name or (likely[0] if likely else None)
     if column == label and label:
         raise ValueError(f"--text_column and --label_column are both {label!r}")
     if column not in row:

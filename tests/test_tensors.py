@@ -190,6 +190,13 @@ def test_csv_to_splits_with_labels_by_name(tmp_path, tokenizer):
     assert all((again[k].labels == found[k].labels).all() and (again[k].ids == found[k].ids).all() for k in found)
 
 
+def test_the_index_of_pandas_is_no_text(tmp_path, tokenizer):
+    """It is a column without a name, and was taken for the text."""
+    (tmp_path / "a.csv").write_text(",words,label\n" + "".join(f"{i},film plot,a\n" for i in range(40)))
+    found = build(tmp_path, tokenizer, input=str(tmp_path / "a.csv"), label_column="label", splits={"train": 1.0})
+    assert text_of(found["train"], 7, tokenizer) == "film plot"
+
+
 def test_a_label_for_each_row_is_told_soon(tmp_path, tokenizer, capsys):
     """The wrong column: each row's label was looked for among all of them, at a million rows for hours."""
     lines = [f"film {i},id{i}" for i in range(50_000)]
@@ -322,6 +329,8 @@ def test_ids_in_a_file_are_checked_before_they_are_narrowed(tmp_path, tokenizer,
     (b" text , label \none,a\n", {}, "several columns .*: --text_column takes one of ' text ', ' label '"),
     (b"text,label\none,a\ntwo,\n", {"label_column": "label"}, "row 2 has no label"),
     (b"label\na\nb\n", {"label_column": "label"}, "no column but the label's: --text_column takes one of"),
+    (b",words,label\n0,one,a\n1,x,b\n", {}, "several columns .*: --text_column takes one of 'words', 'label'"),  # pandas
+    (b",label\n0,a\n1,b\n", {"label_column": "label"}, "no column but the label's: --text_column takes one of"),
     (b"text,label\none,a\n", {"text_column": "label", "label_column": "label"}, "are both 'label'"),
     (b"text,label\none,a,b\n", {}, "line 2 has 3 fields, the header 2"),
     (b"text\none\xff\n", {}, "not UTF-8 at byte 8"),
