@@ -247,6 +247,10 @@ def notes(args: Options, streams: list[dict]) -> list[str]:
         out += [f"--{name} does nothing here: {args.optimizer} has no such argument; --optimizer_args gives it its own"
                 for name in ignored(args.optimizer)
                 if name in args.given and getattr(args, name) != getattr(Options, name)]  # fmt: skip
+    for name, own in (("sgd_momentum", "momentum"), ("beta1", "betas"), ("beta2", "betas")):
+        acts = own in args.optimizer_args and (own != "momentum" or args.optimizer == "sgd")  # else NEEDS says it
+        if acts and name in args.given and getattr(args, name) != getattr(Options, name):
+            out.append(f"--{name} does nothing here: --optimizer_args {own} goes before it")
     moves = args.warmup_iters or any(s["kind"] != "none" for s in schedule(args))
     if args.optimizer in UNSCHEDULED and moves:
         out.append(f"--optimizer={args.optimizer} {UNSCHEDULED[args.optimizer]}: use --warmup_iters=0 and"

@@ -127,6 +127,18 @@ def test_a_rate_beside_those_of_the_data_sets_is_named_unless_it_scales_muons():
     assert said == [True, False, False]
 
 
+@pytest.mark.parametrize("flag, own, optimizer", [("sgd_momentum=0.3", "momentum=0.5", "sgd"),
+                                                  ("beta1=0.5", "betas=0.8,0.9", "adamw"),
+                                                  ("beta2=0.5", "betas=0.8,0.9", "adam")])  # fmt: skip
+def test_a_number_that_the_optimizers_own_arguments_replace_is_named(flag, own, optimizer):
+    """--optimizer_args momentum=0.5 beside --sgd_momentum 0.3: one of the two was dropped without a word."""
+    notes = importlib.import_module("train_args").notes
+    both = [f"--{flag}", f"--optimizer={optimizer}", "--optimizer_args", own]
+    said = [any("goes before it" in n for n in notes(config.parse(options_of(TRAIN), argv), []))
+            for argv in (both, both[:2], both[1:])]  # fmt: skip
+    assert said == [True, False, False]
+
+
 def test_a_switch_that_is_set_off_says_the_user_knows():
     assert lines(TRAIN, ["--wandb_project=x"]) == ["--wandb_project does nothing here: it needs --wandb_log"]
     assert lines(TRAIN, ["--wandb_project=x", "--no-wandb_log"]) == []
