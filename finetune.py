@@ -287,7 +287,8 @@ def main(args: Options) -> None:
     # resume
 
     first_step, best = 0, None
-    last_step, ending, unreached = run.ends({"--epochs": args.epochs * epoch_steps, "--max_steps": args.max_steps})
+    limits = {"--epochs": args.epochs * epoch_steps, "--max_steps": args.max_steps}
+    last_step, ending, unreached = run.ends(args, limits)
     for line in unreached:
         say(line)
     if (frozen := args.freeze_epochs * epoch_steps) >= last_step:

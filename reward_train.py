@@ -365,7 +365,7 @@ def main(args: Options) -> None:
     optimizer = torch.optim.AdamW(groups, lr=p.learning_rate, betas=betas, fused=optim.fused(d.device))
     epoch_steps = -(-len(train) // B)
     limits = {"--trainer.params.max_epochs": t.max_epochs * epoch_steps, "--trainer.params.max_steps": t.max_steps}
-    last_step, ending, unreached = run.ends(limits)
+    last_step, ending, unreached = run.ends(args, limits)
     for line in unreached:
         say(line)
     warmup = round(p.warmup_steps_per_cent * last_step)

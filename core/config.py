@@ -393,7 +393,7 @@ def to_dict(options: Any) -> dict:
 def from_dict(cls: type, data: dict, source: str):
     options = cls()
     assign(options, flatten(cls, data, source), source)
-    options.given = set()
+    options.given, options.typed = set(), set()
     return options
 
 

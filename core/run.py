@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from core import dist, exits
+from core import config, dist, exits
 from core.exits import OK, STOPPED, NotFinite, guard  # noqa: F401 - run.guard() is what scripts say
 from core.files import read_json
 
@@ -300,14 +300,22 @@ def refuse(path: Path, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
                          " --files.second=overwrite) replaces it, another name keeps both")  # fmt: skip
 
 
-def ends(limits: dict[str, int | None]) -> tuple[int, str, list[str]]:
+def ends(options, limits: dict[str, int | None]) -> tuple[int, str, list[str]]:
     """The last step, the options that end the run there (the lowest of their limits, where None is none), and notes of
-    a number of steps that is not reached."""
+    what the user asked for and does not get: a number of steps that is not reached, or more epochs than a max_steps
+    allows that was said with less weight (a flag has more than a line of a file, and that more than a default)."""
     last = min(n for n in limits.values() if n)
-    names = " and ".join(option for option, n in limits.items() if n == last)
-    beyond = [(option, n) for option, n in limits.items() if option.endswith("max_steps") and (n or 0) > last]
-    return last, names, [f"note: {option} {n} is not reached: {names} ends the run at step {last}"
-                         for option, n in beyond]  # fmt: skip
+    ending = [option for option, n in limits.items() if n == last]
+
+    def weight(option: str) -> int:
+        return (option[2:] in options.given) + (option[2:] in options.typed)
+
+    least = max(map(weight, ending))
+    beyond = [option for option, n in limits.items()
+              if (n or 0) > last and weight(option) > (0 if option.endswith("max_steps") else least)]  # fmt: skip
+    names = " and ".join(ending)
+    end = f"is not reached: {names} ends the run at step {last}"
+    return last, names, [f"note: {option} {config.get(options, option[2:])} {end}" for option in beyond]
 
 
 def not_beyond(first_step: int, last_step: int, option: str) -> None:

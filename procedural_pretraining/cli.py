@@ -199,8 +199,8 @@ def main(args: Options) -> None:
     betas = optim.pair(args.betas, "--betas")
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=betas, fused=optim.fused(d.device))
     limits = {"--epochs": args.epochs * args.steps_per_epoch, "--max_steps": args.max_steps}
-    last_step, ending, unreached = run.ends(limits)
-    for line in [*unreached * ("max_steps" in args.given), *outlasts(args.warmup_steps, last_step)]:
+    last_step, ending, unreached = run.ends(args, limits)
+    for line in [*unreached, *outlasts(args.warmup_steps, last_step)]:
         say(line)
     rates = {"kind": args.lr_schedule, "lr": args.lr, "warmup": args.warmup_steps, "total": last_step,
              "min_lr": 0.1 * args.lr}  # fmt: skip

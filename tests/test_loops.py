@@ -353,6 +353,22 @@ def test_a_finished_run_names_the_option_that_ended_it(loop, data, tmp_path, cap
     assert "finished at step 2: a higher --" in (out := capsys.readouterr().out) and "max_steps goes on" in out
 
 
+@pytest.mark.parametrize("loop", [x for x in FIRST if x.module in {*EPOCHS} - {"pretrain"}], ids=lambda x: x.name)
+def test_epochs_that_a_max_steps_of_less_weight_cuts_short_are_named(loop, tmp_path):
+    """--epochs=300 ended at the default of max_steps, or at a file's, as --epochs=400 did, without a word."""
+    epochs = EPOCHS[loop.module][1]
+    options, file = importlib.import_module(loop.module).Options, tmp_path / "options.yaml"
+    steps = next(name for name in config.specs(options) if name.endswith("max_steps"))
+    file.write_text("{trainer: {params: {max_steps: 5}}}" if "." in steps else f"{steps}: 5")
+    note = f"note: {epochs} 2 is not reached: --{steps} ends the run at step 5"
+    for argv, said in (([str(file), f"{epochs}=2"], [note]),
+                       ([f"--{steps}=5", f"{epochs}=2"], []), ([str(file)], [])):
+        args = config.parse(options, argv)
+        assert run.ends(args, {epochs: 2 * 9, f"--{steps}": 5}) == (5, f"--{steps}", said)
+    args = config.parse(options, [f"{epochs}=2"])  # of procedural data the default ends it
+    assert len(run.ends(args, {epochs: 2 * 9, f"--{steps}": 5})[2]) == 1
+
+
 @pytest.mark.parametrize("loop", FIRST, ids=lambda loop: loop.name)
 def test_an_evaluation_tells_how_far_it_is(loop, data, tmp_path, monkeypatch):
     told = []
