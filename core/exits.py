@@ -79,7 +79,8 @@ def verdict(e: BaseException) -> tuple[int, str]:
         return BAD_INPUT, (f"out of memory{': ' * bool(what)}{what}; a smaller batch takes less, and is the same"
                            " training with as much more accumulation")  # fmt: skip
     if ranks() and isinstance(e, RuntimeError) and ("imed out" in str(e) or "timeout caused" in str(e)):
-        return BUG, f"rank {ranks().get_rank()} waited in vain for another rank: {str(e).splitlines()[0]}"
+        why = str(e).splitlines()[0]
+        return BUG, f"rank {ranks().get_rank()} waited in vain for another rank, as long as --timeout says: {why}"
     if ranks() and isinstance(e, RuntimeError) and ("reset by peer" in str(e) or "closed by peer" in str(e)):
         return BUG, f"rank {ranks().get_rank()} lost another rank, which ended or was killed"
     if type(e).__name__ == "BrokenProcessPool":
@@ -164,6 +165,26 @@ def finish_saving() -> None:
         saving.wait()
 
 
+def told(e: BaseException) -> tuple[int, str]:
+    """verdict(e), said once by whichever rank it ended first."""
+    code, message = verdict(e)
+    if code == BUG and "another rank" not in message and "worker process" not in message:
+        say(traceback.format_exc())
+    if isinstance(e, KeyboardInterrupt):
+        say("\n")  # text may be standing in this line
+    who, heard = "", False
+    if ranks():
+        from core import dist
+
+        who, lost = f"[rank {ranks().get_rank()}] ", "another rank" in message
+        rank, first, cause = dist.first_failure(code, message)
+        if lost and cause != message:  # it is told already, by the one that failed
+            code, message, heard = first, f"rank {rank}: {cause}", dist.local_only()
+    if not heard:
+        say(f"{who}error: {message}\n")
+    return code, message
+
+
 @contextlib.contextmanager
 def guard():
     """What a script runs in: exceptions become exit codes and one line; ranks leave together."""
@@ -177,21 +198,7 @@ def guard():
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else OK if e.code is None else BUG
     except BaseException as e:
-        code, message = verdict(e)
-        if code == BUG and "another rank" not in message and "worker process" not in message:
-            say(traceback.format_exc())
-        if isinstance(e, KeyboardInterrupt):
-            say("\n")  # text may be standing in this line
-        who, heard = "", False
-        if ranks():
-            from core import dist
-
-            who, lost = f"[rank {ranks().get_rank()}] ", "another rank" in message
-            rank, first, cause = dist.first_failure(code, message)
-            if lost and cause != message:  # it is told already, by the one that failed
-                code, message, heard = first, f"rank {rank}: {cause}", dist.local_only()
-        if not heard:
-            say(f"{who}error: {message}\n")
+        code, message = told(e)
     try:
         finish_saving()
     except BaseException as e:
@@ -205,7 +212,10 @@ def guard():
     if many and code in (OK, STOPPED) and not message:  # interrupted, it is the only one that leaves here
         from core import dist
 
-        dist.close()
+        try:
+            dist.close()
+        except RuntimeError as e:  # another one fails at its last words, or takes too long for them
+            code, message = told(e)
     say()
     if many:  # gloo's threads may abort an interpreter that tears down
         os._exit(code)

@@ -657,7 +657,16 @@ def test_a_signal_to_one_rank_is_agreed_by_all(tmp_path):
 def test_a_rank_that_hangs_is_named_after_the_time_limit(tmp_path):
     process = launch(tmp_path, f"if d.rank == 0: dist.barrier()\n    {ASLEEP}")
     out, _ = process.communicate(timeout=100)
-    assert process.returncode == 1 and "waited in vain" in out
+    assert process.returncode == 1 and "waited in vain for another rank, as long as --timeout says" in out
+
+
+@pytest.mark.full
+def test_a_rank_that_fails_while_the_others_leave_is_told_once(tmp_path):
+    """As rank 0 does whose disk has no room for loss.png."""
+    process = launch(tmp_path, "if d.rank == 0: raise OSError(28, 'No space left on device', 'loss.png')")
+    out, _ = process.communicate(timeout=60)
+    status = json.loads((tmp_path / "r" / "status.json").read_text())
+    assert status["code"] == 74 and out.count("error: ") == 1 and "Traceback (most" not in out, out
 
 
 def test_a_terminal_that_knows_ascii_only_does_not_end_a_run():
