@@ -220,10 +220,7 @@ def main(args: Options) -> None:
     C = args.num_labels or train.classes
     names = train.names or [str(i) for i in range(C)]
     for split in splits.values():
-        split.check_labels(C)
-        if split.names and split.names != names:
-            what = f"{split.path} numbers its labels {split.names}, {train.path} {names}"
-            raise ValueError(f"{what}: data/build_tensors.py --labels gives one the other's numbers")
+        split.check_labels(C, names, train.path)
     if len(names) != C:
         raise ValueError(f"--num_labels is {C}, {train.path} has the {len(names)} labels {', '.join(names)}")
     share = metrics.class_weights(args.class_weights, train.labels, C)

@@ -140,14 +140,17 @@ class Rows:
         """How many labels there are, as far as this file tells."""
         return 0 if self.labels is None else max(len(self.names or []), int(self.labels.max()) + 1)
 
-    def check_labels(self, num_labels: int) -> None:
-        """Every example has a label, from 0 to num_labels - 1."""
+    def check_labels(self, num_labels: int, names: list[str] | None = None, whose: Path | str = "") -> None:
+        """Every example has a label, from 0 to num_labels - 1, by the numbers of another file."""
         if self.labels is None:
             raise ValueError(f"{self.path} has no labels (data/build_tensors.py writes them from a column)")
         bad = np.flatnonzero((self.labels < 0) | (self.labels >= num_labels))
         if bad.size:
             raise ValueError(f"{self.path} row {bad[0]} has the label {self.labels[bad[0]]}, but num_labels is"
                              f" {num_labels} (0 to {num_labels - 1}); so have {bad.size} rows")  # fmt: skip
+        if self.names and names and self.names != names:
+            raise ValueError(f"{self.path} numbers its labels {self.names}, {whose} {names}: data/build_tensors.py"
+                             " --labels gives one the other's numbers")  # fmt: skip
 
 
 def save(path: str | Path, ids: np.ndarray, lengths: np.ndarray, pad: int, labels: np.ndarray | None = None,
