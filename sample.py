@@ -117,7 +117,8 @@ def beginnings(text: str, tokens: list) -> list[list[int]]:
 @torch.no_grad()
 def fill(args: Options, state: dict, device: torch.device) -> None:
     """An encoder's guesses for each mask in the start, and the text with the first of them."""
-    tokenizer = encoding.load_tokenizer(state["meta"]["tokenizer"])
+    coder = encoding.Encoder(state["meta"]["tokenizer"], None)
+    tokenizer = coder.tokenizer
     mask = encoding.token_id(tokenizer, "mask")
     model = RobertaMLM(config.build(RobertaConfig, state["model_config"], args.init_from))
     if args.perplexity or args.dataset:
@@ -125,7 +126,7 @@ def fill(args: Options, state: dict, device: torch.device) -> None:
                          f" {tokenizer.id_to_token(mask)}")  # fmt: skip
     if idle := sorted(args.given - {"init_from", "start", "top_k", "device", "perplexity", "dataset"}):
         print(f"note: an encoder guesses without --{', --'.join(idle)}")
-    ids = torch.tensor(tokenizer.encode(prompt(args.start)).ids)
+    ids = torch.from_numpy(coder([prompt(args.start)]).ids.astype("int64"))
     if len(ids) > model.config.block_size:
         raise ValueError(f"--start has {len(ids)} tokens, this encoder reads {model.config.block_size}")
     where = (ids == mask).nonzero().flatten()

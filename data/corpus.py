@@ -264,15 +264,14 @@ class Encode:
     def ids(self, piece: Piece, tokenizer, view) -> np.ndarray:
         if tokenizer.eot is None:
             text = joined(piece, self.column)
-            try:
-                out = tokenizer.ids(view(text) if view else text)
-            except ValueError as e:  # a character that another data set's alphabet lacks
-                raise ValueError(f"{piece.path}, from {piece.at:,} on: {e}") from None
+            texts, end = [view(text) if view else text], []
         else:
-            parts = []
-            for text in documents(piece, self.column):
-                parts += [tokenizer.ids(text), np.array([tokenizer.eot] * piece.ends, dtype=np.uint32)]
-            out = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)
+            texts, end = documents(piece, self.column), [np.array([tokenizer.eot], dtype=np.uint32)] * piece.ends
+        try:
+            parts = [part for text in texts for part in (tokenizer.ids(text), *end)]
+        except ValueError as e:  # a character that another data set's alphabet lacks
+            raise ValueError(f"{piece.path}, from {piece.at:,} on: {e}") from None
+        out = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)
         return out.astype(bins.DTYPES[bins.dtype_for(tokenizer.vocab_size)])  # ids are below vocab_size: half the way
 
 

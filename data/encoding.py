@@ -127,10 +127,18 @@ class Encoder:
     def __call__(self, texts: list[str]) -> Coded:
         ids, lengths = self.look_up(texts) if self.table is not None else (None, None)
         if ids is None:
-            rows = [e.ids for e in self.tokenizer.encode_batch_fast(texts)]
+            rows = self.rows(texts)
             lengths = np.fromiter(map(len, rows), np.int64, len(rows))
             ids = np.fromiter((i for row in rows for i in row), self.dtype, int(lengths.sum()))
         return self.cut(ids, lengths)
+
+    def rows(self, texts: list[str]) -> list[list[int]]:
+        try:
+            return [e.ids for e in self.tokenizer.encode_batch_fast(texts)]
+        except Exception as e:  # plain Exception, of a tokenizer without <unk>
+            if texts[1:]:
+                return [self.rows([text])[0] for text in texts]  # which of them
+            raise ValueError(f"{texts[0][:40]!r} holds what the tokenizer has no token for: {e}") from None
 
     def lost(self, ids: np.ndarray) -> int:
         """How many tokens are <unk>."""
@@ -196,7 +204,8 @@ def work(task: examples.Task, tokenizer: str, max_size: int | None) -> Coded | s
         lengths = coded.lengths[coded.lengths > 0]  # of a line of zero-width spaces a tokenizer may keep nothing
         return coded._replace(lengths=lengths, size=task.size)
     except ValueError as e:
-        return str(e)  # an exception would reach the parent without the place it was raised at
+        # as text: an exception would reach the parent without the place it was raised at
+        return str(e) if str(task.file) in str(e) else f"{task.file}: {e}"
 
 
 def follow_parent() -> None:

@@ -155,13 +155,18 @@ class Tokenizers:
         if self.fast:
             encoding, numbers = self.fast
             return numbers[encoding.encode_to_numpy(text, disallowed_special=())]
-        self.tokenizer.encode_special_tokens = True  # "<mask>" in a text is text
-        (found,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
-        return np.array(found.ids, dtype=np.uint32)
+        return np.array(self.read(text, True), dtype=np.uint32)  # "<mask>" in a text is text
 
     def encode(self, text: str) -> list[int]:
-        self.tokenizer.encode_special_tokens = False
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.read(text, False)
+
+    def read(self, text: str, plain: bool) -> list[int]:
+        self.tokenizer.encode_special_tokens = plain
+        try:
+            (found,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        except Exception as e:  # plain Exception, of a tokenizer without <unk>
+            raise ValueError(f"{text[:40]!r} holds what this tokenizer has no token for: {e}") from None
+        return found.ids
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 
 from core import config, exits
-from data import build_pretrain_data, corpus, encoding, examples, records, train_tokenizer
+from data import build_pretrain_data, corpus, encoding, examples, records, train_tokenizer, vocab
 from data.arrow import Rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -297,6 +298,23 @@ def test_a_name_in_capitals_is_the_same_kind_of_file(tmp_path, name, raw):
     assert [*examples.read(path)] == [*examples.read(tmp_path)] == [["one", "two"]]
     assert [row["text"] for row in records.read(path)] == ["one", "two"]
     assert corpus.joined(next(corpus.pieces([path], 0.1, "")), "").startswith("one\n")
+
+
+@pytest.mark.parametrize("end", [[], ["</s>"]])  # joined texts, and each by itself
+def test_a_tokenizer_without_unk_names_the_text_it_cannot_read(tmp_path, end):
+    """As the characters that export_hf.py writes for transformers: a plain Exception of the library, with a traceback."""
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("1 2", "2 1", "1 x") * 5))
+    words = {word: i for i, word in enumerate([*end, "1", "2", " ", "\n"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
+    tokenizer.save(path := str(tmp_path / "t.json"))
+    for tool in (lambda: corpus.prepare([tmp_path / "a.jsonl"], tmp_path / "data", path),
+                 lambda: [*encoding.encode(tmp_path / "a.jsonl", path)],
+                 lambda: vocab.load(encoding.describe(path)).encode("1 x")):  # fmt: skip
+        with pytest.raises(ValueError, match="1 x.* holds what th.* tokenizer has no token for: .*Missing .UNK.") as e:
+            tool()
+        assert exits.ours(e.value) and (str(tmp_path / "a.jsonl") in str(e.value)) != str(e.value).startswith("'1 x' ")
+    assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "t.json"]
 
 
 def test_a_blank_line_of_a_csv_is_no_row(tmp_path):
