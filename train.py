@@ -84,7 +84,8 @@ def main(args: Options) -> None:
     if resuming:  # before their ids, which may lie beyond the vocabulary as the tokenizer is another
         train_args.check_tokenizers(about, stored["meta"], path)
     elif source and {"embed", "head"} & set(transfer.wanted(args.transfer)):
-        train_args.check_tokenizers(about, source["meta"], where, ", or --transfer attn mlp norm")
+        meta = train_args.known_words(source, where)
+        train_args.check_tokenizers(about, meta, where, ", or --transfer attn mlp norm")
     splits = {part: [s.split(part, args.block_size) for s in sets] for part in ("train", "val")}
     here = dist.setting("LOCAL_WORLD_SIZE", 1)  # the ranks of a node share the reading of its files
     for part in splits.values():

@@ -342,6 +342,19 @@ def check_streams(splits: list, names: list[str]) -> None:
         raise ValueError(f"the streams of --multicontext_datasets must be equally long, {splits[0].name} has: {found}")
 
 
+def known_words(source: dict, where: str) -> dict:
+    """What is told beside weights: in a checkpoint; or, in a folder for transformers, by the tokenizer there."""
+    from data import pretrained
+
+    if source["meta"]:
+        return source["meta"]
+    try:
+        about = pretrained.tokenizer_of(where, source)
+        return {"tokenizer": about and vocab.load(about).describe()}
+    except ValueError:  # none is there, or one of another library
+        return {}
+
+
 def check_tokenizers(streams: list[dict], meta: dict, where: str, or_else: str = "") -> None:
     """Weights know ids, not words: with another tokenizer they would read nonsense."""
 
@@ -353,11 +366,11 @@ def check_tokenizers(streams: list[dict], meta: dict, where: str, or_else: str =
     # as many: each its own, in this order; else all share one vocabulary, with one or some tokenizers
     allowed = [[then] for then in before] if len(before) == len(streams) else [before] * len(streams)
     for now, those in zip(streams, allowed, strict=True):
-        ours, theirs = now["tokenizer"], [digest(then["tokenizer"]) for then in those if then.get("tokenizer")]
-        if ours and theirs and digest(ours) not in theirs:
+        ours, theirs = now["tokenizer"], [then["tokenizer"] for then in those if then.get("tokenizer")]
+        if ours and theirs and not any(digest(ours) == digest(t) or vocab.alike(ours, t) for t in theirs):
             raise ValueError(f"the tokenizer of {now['name']} ({digest(ours)}) is not that of {where}"
-                             f" ({'; '.join(theirs)}): use it for the data (prepare.py --tokenizer takes a data"
-                             f" set's folder, too){or_else}")  # fmt: skip
+                             f" ({'; '.join(map(digest, theirs))}): use it for the data (prepare.py --tokenizer takes a"
+                             f" data set's folder, too){or_else}")  # fmt: skip
 
 
 def prompts(args: Options, streams: list[dict], val: list, device: torch.device) -> list[tuple[torch.Tensor, list]]:

@@ -202,6 +202,23 @@ def load(description: dict):
     return tokenizer
 
 
+def alike(ours: dict, theirs: dict) -> bool:
+    """Whether a tokenizer.json, which may be one for transformers of our characters or of GPT-2, gives our ids."""
+    if theirs["kind"] != "tokenizers":
+        return False
+    if ours["kind"] == "tiktoken" and not ours.get("merges"):  # the table is on the network, which is not asked
+        return ours["name"] != "gpt2" or load(theirs).encode("Hello world") == [15496, 995]
+    a, b = load(ours), load(theirs)
+    if ours["kind"] == "tokenizers":
+        a, b = (json.loads(t.tokenizer.to_str()) for t in (a, b))
+        return all(a[part] == b[part] for part in ("model", "normalizer", "pre_tokenizer"))
+    text = "".join(ours.get("chars", ["It was 12:30, said the other one;\n\tna\u00efve \u4e2d\u6587 \U0001f600 end."]))
+    try:
+        return a.ids(text).tolist() == b.ids(text).tolist()
+    except ValueError:  # a character that theirs lacks
+        return False
+
+
 def summary(description: dict | None) -> tuple[str, str]:
     """What --check says of a tokenizer, and whether it can be read here: "ok" or "note"."""
     if not description:

@@ -4,16 +4,18 @@ import json
 import math
 import os
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import export_hf
 import sample
 import train
 import train_args
-from core import checkpoint, config, tracker
+from core import checkpoint, config, hf, tracker
 from core.run import guard
 from core.schedule import SCHEDULES
 from core.values import read_yaml
@@ -666,6 +668,26 @@ def test_each_data_set_s_tokenizer_is_compared():
     for now, before, which in (([a, b], [a], 1), ([b], [a, a], 0), ([a, b], [b, a], 0)):
         with pytest.raises(ValueError, match=f"the tokenizer of set{which} "):
             train_args.check_tokenizers(streams(*now), {"streams": streams(*before)}, "old.pt")
+
+
+def test_a_folder_for_transformers_says_what_its_ids_mean(data, tmp_path):
+    """Data of another tokenizer than that beside the weights trained nonsense without a word."""
+    letters, others = ({"kind": "char", "chars": list(chars)} for chars in ("\n abc", "\n abd"))
+    merged = {"kind": "tiktoken", "name": "merges", "merges": "t h\nth e\n\u0120 the\n"}
+    model, found = GPTConfig(vocab_size=300, block_size=8, n_layer=1, n_head=2, n_embd=16), {}
+    for about in (letters, others, merged, {"kind": "byte"}):
+        name = about.get("name", "".join(about.get("chars", "byte"))).strip()
+        hf.save(tmp_path / name, "gpt2", vars(model), GPT(model).state_dict())
+        export_hf.write_tokenizer(tmp_path / name, about, 8, causal=True)
+        found[name] = about, train_args.known_words(hf.source(tmp_path / name), str(tmp_path / name))
+    for mine, (ours, _) in found.items():
+        for name, (_, meta) in found.items():
+            again = meta["tokenizer"] | {"json": json.dumps(json.loads(meta["tokenizer"]["json"]), indent=1)}
+            for now, fits in ((ours, name == mine), (again, True)):
+                with nullcontext() if fits else pytest.raises(ValueError, match="of set .* is not that of folder"):
+                    train_args.check_tokenizers([{"name": "set", "tokenizer": now}], meta, "folder")
+    (tmp_path / "byte" / "tokenizer.json").unlink()  # weights alone say nothing
+    run(f"--init_from={tmp_path / 'byte'}", dataset=data / "toy", out_dir=tmp_path / "run", max_iters=1)
 
 
 def test_what_may_change_on_a_resume(data, tmp_path, capsys):
