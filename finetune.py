@@ -125,6 +125,7 @@ NEEDS = {  # what acts only beside other options
     "out": "--predict",
     "wandb_entity wandb_project wandb_run_name": "--wandb_log",
 }
+PREDICTING = "init_from out_dir predict out text_column label_column tokenizer max_length device dtype"
 
 
 # -----------------------------------------------------------------------------
@@ -156,6 +157,8 @@ def main(args: Options) -> None:
         dist.alone("--predict")
         from data import predictions
 
+        for line in config.unread(args, "predict", PREDICTING):
+            print(f"note: {line}")
         source = checkpoint.weights_of(args, "init_from", "out_dir")
         return predictions.write(args.predict, Path(args.out), source, tokenizer=args.tokenizer,
                                  text_column=args.text_column, label_column=args.label_column,

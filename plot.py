@@ -224,6 +224,8 @@ def main(args: Options) -> None:
         raise ValueError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
     if not args.text and Path(args.out).is_dir():
         raise ValueError(f"--out {args.out} is a folder, and a file is wanted there")
+    for line in config.idle(args, {"out": "no --text"}):
+        print(f"note: {line}", file=sys.stderr)
     curves = {str(r.path): r.curve(metric) for r in runs}
     for r in runs:
         if any(curves.values()) and not curves[str(r.path)]:

@@ -149,6 +149,7 @@ NEEDS = {  # what acts only beside other options
     "fp16": "--dtype=auto|float16",
     "out pooling column": "--embed",
 }
+EMBEDDING = "init_from save_path embed out pooling column tokenizer max_size device dtype"
 SHAPE = {"vocab_size": "vocab_size", "hidden_size": "n_embd", "hidden_depth": "n_layer", "attention_heads": "n_head",
          "intermed_size": "mlp_size", "act_func": "activation", "pos_embed": "position"}  # fmt: skip
 
@@ -213,6 +214,8 @@ def main(args: Options) -> None:
         dist.alone("--embed")
         from data import vectors
 
+        for line in config.unread(args, "embed", EMBEDDING):
+            print(f"note: {line}")
         source = checkpoint.weights_of(args, "init_from", "save_path")
         return vectors.write(args.embed, Path(args.out), source, tokenizer=args.tokenizer,
                              device=dist.pick_device(args.device, 0), dtype=args.dtype, column=args.column,

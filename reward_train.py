@@ -152,6 +152,10 @@ NEEDS = {  # what acts only beside other options
 }
 
 
+SCORING = ("score out trainer.ckpt_path trainer.checkpoint.dirpath trainer.params.accelerator trainer.params.precision"
+           " model_params.use_cache data.batch_size")  # fmt: skip
+
+
 def some(text: str, name: str, whole: int) -> int:
     """A number of batches: "435", or "0.25", which is a share of `whole`, at least one."""
     try:
@@ -231,6 +235,8 @@ def main(args: Options) -> None:
         if not Path(source).exists():
             raise ValueError(f"--score asks the model of a run, --config RUN/config.yaml or"
                              f" --trainer.checkpoint.dirpath RUN; {source} does not exist")  # fmt: skip
+        for line in config.unread(args, "score", SCORING):
+            print(f"note: {line}")
         score = Scorer(source, device, dtype, args.model_params.use_cache)
         if "trainer.params.precision" not in args.given:  # the run's, also where its config.yaml is not named
             args.trainer.params.precision = score.options["trainer"]["params"]["precision"]

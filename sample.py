@@ -50,6 +50,10 @@ class Options:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
+NEEDS = {"top_k top_p seed": "--temperature"}  # at 0 nothing is drawn
+MEASURING = "init_from perplexity dataset device dtype"
+
+
 def read(file: Path, option: str) -> str:
     if not file.exists() or file.is_dir():  # a pipe will do
         raise ValueError(f"{option}: no such file")
@@ -164,6 +168,9 @@ def main(args: Options) -> None:
     checkpoint.put(model, state["model"], path)
     model.to(d.device).eval()
 
+    idle = config.unread(args, "perplexity", MEASURING) if args.perplexity else config.idle(args, NEEDS)
+    for line in idle:
+        print(f"note: {line}", file=sys.stderr)
     if args.perplexity:
         file = Path(args.perplexity)
         text = read(file, f"--perplexity {file}")

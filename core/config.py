@@ -164,6 +164,14 @@ def idle(options: Any, needs: dict[str, str]) -> list[str]:
     return out
 
 
+def unread(options: Any, mode: str, reads: str) -> list[str]:
+    """A line for each flag that says nothing to `mode`, which reads `reads` alone (names with blanks between). What a
+    file says beside them is how the run was trained."""
+    known = specs(type(options))
+    return [f"{said(options, name)} does nothing here: --{mode} does not read it" for name in known
+            if name in options.typed - {*reads.split()} and get(options, name) != known[name].default]  # fmt: skip
+
+
 # -----------------------------------------------------------------------------
 # files
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -153,6 +154,30 @@ def test_the_shape_of_weights_to_start_from_makes_no_option_idle():
     args = config.parse(train_args.Options, ["--init_from=x", "--transfer=attn", "--use_rotary_embeddings"])
     train_args.adopt(args, source, "x")
     assert train_args.position(args) == "learned+rotary" and train_args.notes(args, []) == []
+
+
+MODES = [(FINETUNE, "predict", "PREDICTING", "pooling=mean", "max_length=9", "data.predictions.write"),
+         (PRETRAIN, "embed", "EMBEDDING", "hidden_size=8", "max_size=9", "data.vectors.write"),
+         (REWARD, "score", "SCORING", "data.max_length=9", "data.batch_size=2", "reward_train.score_file")]  # fmt: skip
+
+
+@pytest.mark.parametrize("loop, mode, reads, idle, acts, work", MODES, ids=lambda x: getattr(x, "name", None))
+def test_what_a_mode_does_not_read_is_named(loop, mode, reads, idle, acts, work, tmp_path, monkeypatch, capsys):
+    """--score --data.max_length=12, --predict --pooling=mean: the run's own are taken, as a file's lines say them."""
+    script, file = importlib.import_module(loop.module), tmp_path / "options.yaml"
+    assert {*getattr(script, reads).split()} <= {*config.specs(script.Options)}
+    monkeypatch.setattr(work, lambda *_, **__: None)
+    monkeypatch.setattr("reward_train.Scorer", lambda *_: SimpleNamespace(
+        device="cpu", options={"trainer": {"params": {"precision": "32"}}}))  # fmt: skip
+    section, _, rest = idle.partition("=")[0].rpartition(".")
+    line = f"{rest or section}: {idle.partition('=')[2]}"
+    file.write_text(f"{section}: {{{line}}}" if section else line)
+    for argv, said in (([f"--{idle}"], True), ([f"--{acts}"], False), ([str(file)], False)):
+        folder = {"reward": "trainer.checkpoint.dirpath"}.get(loop.name, "init_from")
+        script.main(config.parse(script.Options, [f"--{mode}=x", f"--{folder}={tmp_path}", *argv]))
+        name = idle.partition("=")[0]
+        note = f"note: --{name} does nothing here: --{mode} does not read it\n"
+        assert capsys.readouterr().out == note * said
 
 
 def test_conditions_of_each_kind():

@@ -333,6 +333,12 @@ def test_sample_in_16_bit_writes_with_any_position(position, data, tmp_path, cap
     with monkeypatch.context() as m:  # of a model that diverged
         m.setattr("sample.perplexity", lambda *a: (1e4, 1))
         assert "loss 10000.0000, perplexity 1014" in text(capsys, "--init_from", tmp_path, "--perplexity", tmp_path / "bom.txt")
+    measure = f"--perplexity={tmp_path / 'bom.txt'}"
+    for flags, said in ((["--start=a", "--temperature=0", "--top_k=3"], ["top_k does nothing here: it needs --temperature"]),
+                        (["--start=a", "--top_k=3"], []), ([measure], []),
+                        (["--start=a", measure], ["start does nothing here: --perplexity does not read it"])):  # fmt: skip
+        sample.main(config.parse(sample.Options, [f"--init_from={tmp_path}", *flags]))
+        assert [line for line in capsys.readouterr().err.splitlines() if "nothing" in line] == [f"note: --{x}" for x in said]
     (tmp_path / "z.txt").write_text("zz")
     with pytest.raises(ValueError, match="--perplexity .*z.txt: character 'z'"):
         text(capsys, "--init_from", tmp_path, f"--perplexity={tmp_path / 'z.txt'}")

@@ -51,6 +51,13 @@ def test_the_table_shows_what_differs_the_best_and_the_time(runs, tmp_path, caps
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_that_is_not_drawn_beside_text_is_said(runs, tmp_path, capsys):
+    for name, options in (("x", {"text": True}), ("y", {})):
+        show(*runs, out=str(tmp_path / f"{name}.png"), **options)
+        said = "note: --out does nothing here: it needs no --text" in capsys.readouterr().err
+        assert said != (tmp_path / f"{name}.png").exists() and said == bool(options)
+
+
 def test_what_ran_is_shown_not_what_config_yaml_holds_since(runs, capsys):
     for run, lr in zip(runs, (0.001, 0.01), strict=True):
         (run / "config.yaml").write_text("training:\n  learning_rate: 7.0\n")  # edited for the next run
