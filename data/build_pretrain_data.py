@@ -47,6 +47,9 @@ class Options:
     workers: Count | None = None  # processes; none: one a core
 
 
+NEEDS = {"split_prop seed": "no --eval_dir"}  # which says what is held out
+
+
 class Writer:
     """A folder as `datasets` saves it: streaming Arrow files, state.json, dataset_info.json."""
 
@@ -93,6 +96,7 @@ class Writer:
 
 
 def main(args: Options, apart: bool = True) -> None:
+    args = config.made(args)
     for name in ("train_dir", "tokenizer", "max_size"):
         if not getattr(args, name):
             raise ValueError(f"--{name} is missing")
@@ -103,6 +107,9 @@ def main(args: Options, apart: bool = True) -> None:
     coder = encoding.encoder(args.tokenizer, args.max_size)
     sources = [args.train_dir] + [args.eval_dir] * bool(args.eval_dir)
     parts = [examples.files(source) for source in sources]
+    examples.in_columns(sum(parts, []), args.column)
+    for line in config.idle(args, NEEDS):
+        print(f"note: {line}")
     evaluated = {file.resolve() for part in parts[1:] for file in part}
     both = [file for file in parts[0] if file.resolve() in evaluated]
     parts[0] = [file for file in parts[0] if file not in both]

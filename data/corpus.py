@@ -352,6 +352,8 @@ def prepare(inputs, out, tokenizer: str, *, column="", val_fraction=0.1, process
     if not 0 < val_fraction < 1:
         raise ValueError(f"--val_fraction must lie between 0 and 1, got {val_fraction}")
     paths = files(inputs, [Path(f"{out}{suffix}") for suffix in views or {"": None}])
+    if not any(map(is_parquet, paths)):
+        examples.in_columns(paths, column, (*TABLES, *LINES, ".parquet"))
     total = sum(p.stat().st_size for p in paths)
     if not total:
         raise ValueError(f"--input {' '.join(map(str, inputs))}: nothing but empty files")

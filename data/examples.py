@@ -46,6 +46,14 @@ def files(path: str | Path | list[Path]) -> list[Path]:
     return found
 
 
+def in_columns(paths: list[Path], column: str, suffixes: tuple[str, ...] = SUFFIXES[1:]) -> None:
+    """A column is named where some file has columns: lines of a CSV that is called .txt would be texts, with its
+    header."""
+    if column and all(ending(path) not in suffixes for path in paths):
+        raise ValueError(f"--column {column}: {paths[0]} is read as plain text, without columns; files that end in"
+                         f" {', '.join(suffixes)} have some")  # fmt: skip
+
+
 def source_size(path: str | Path | list[Path]) -> int:
     return sum(f.stat().st_size for f in files(path))
 

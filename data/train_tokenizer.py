@@ -91,6 +91,7 @@ def main(args: Options) -> None:
     vocab_size = args.vocab_size or (16 if args.tokenizer == "by-digit" else 30000)
     if args.tokenizer == "by-digit" and vocab_size != 16:
         raise ValueError(f"--vocab_size must be 16 with --tokenizer by-digit (6 special, 10 digits), got {vocab_size}")
+    examples.in_columns(examples.files(args.data_dir), args.column)
     tokenizer = build(args.tokenizer, vocab_size, lambda: examples.read(args.data_dir, args.column))
     count = tokenizer.get_vocab_size()
     if count > vocab_size:

@@ -21,6 +21,7 @@ from model import RobertaConfig, RobertaMLM, starts
 def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: str, tokenizer: str = "",
           column: str = "", pooling: str = "mean", max_size: int | None = None) -> None:  # fmt: skip
     """A .npy file, float32, with a row for each row of a table, or each line that is not blank, in the file's order."""
+    examples.in_columns(examples.files(texts), column)
     cfg, weights, about, _ = open_encoder(source, tokenizer)
     model = RobertaMLM(config.build(RobertaConfig, cfg, source))
     check_fit(model, weights, cfg, source, ["all"])

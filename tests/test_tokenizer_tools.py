@@ -499,3 +499,30 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
         train("--data_dir", tmp_path / "t.txt", "--vocab_size", 7, "--tokenizer", "bpe", "--out_dir", tmp_path / "o")
     with pytest.raises(ValueError, match="between 1 and 10000000, got 1000000000"):  # the library takes 70 bytes for each
         train("--data_dir", tmp_path / "t.txt", "--vocab_size", "1e9", "--tokenizer", "bpe", "--out_dir", tmp_path / "o")
+
+
+def test_a_column_of_files_without_columns_is_refused(tmp_path, by_digit):
+    """A CSV that is called .txt was read with its header, a line a text, whatever --column said."""
+    file = tmp_path / "proteins.txt"
+    file.write_text("name,digits\na,123\nb,456\nc,78\n")
+    calls = [lambda: train("--data_dir", file, "--out_dir", tmp_path / "tok", "--column=digits"),
+             lambda: build("--train_dir", file, "--tokenizer", by_digit, "--out_dir", tmp_path / "p", "--max_size=5",
+                           "--split_prop=0.5", "--column=digits"),
+             lambda: corpus.prepare([file], tmp_path / "d", "byte", column="digits")]  # fmt: skip
+    for call in calls:
+        with pytest.raises(ValueError, match=r"--column digits: .*proteins.txt is read as plain text"):
+            call()
+    assert [p.name for p in tmp_path.iterdir()] == ["proteins.txt"]
+    file = file.rename(tmp_path / "proteins.csv")
+    for call in calls:
+        call()
+
+
+def test_a_share_to_hold_out_beside_eval_dir_is_said_to_do_nothing(tmp_path, by_digit, capsys):
+    digits(tmp_path / "a.txt", [5] * 9)
+    digits(tmp_path / "b.txt", [6] * 3)
+    argv = ["--train_dir", tmp_path / "a.txt", "--tokenizer", by_digit, "--out_dir", tmp_path, "--max_size=9", "--seed=7"]
+    for more, said in ((["--eval_dir", tmp_path / "b.txt"], ["split_prop", "seed"]), ([], [])):
+        build(*argv, "--split_prop=0.5", *more)
+        notes = [line for line in capsys.readouterr().out.splitlines() if "nothing here" in line]
+        assert notes == [f"note: --{name} does nothing here: it needs no --eval_dir" for name in said]
