@@ -7,6 +7,7 @@ A path is an Arrow file or a folder of them, in streaming or file format, by dat
 A column attention_mask says which ids are real; the others (padding) are dropped.
 """
 
+import mmap
 import zlib
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from core.files import read_json
 from data import examples
+from data.bins import allow_open, whole
 
 END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # a stream without it was cut, which pyarrow reads without a word
 
@@ -115,10 +117,15 @@ class Rows:
     def __init__(self, path: str | Path, max_size: int | None = None, end: int | None = None, pad: int | None = None):
         self.path, self.max_size, self.end, self.pad, self.note = Path(path), max_size, end, pad, ""
         self.tokenizer = None  # hash of the one they were made with, where build_pretrain_data.py wrote it
+        self.maps: list[tuple] = []  # each file, and its path, to see whether it became shorter
         self.chunks: list[tuple] = []  # (file, its first row here, offsets, ids, mask or None), one a batch
         first, lengths = [0], [np.zeros(0, np.int64)]
-        for file in files(path):
+        found = files(path)
+        allow_open(found)
+        for file in found:
             table, begin = open_table(file), first[-1]
+            with open(file, "rb") as f:
+                self.maps.append((mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), file))
             if "input_ids" not in table.column_names:
                 raise ValueError(f"{file} has no column 'input_ids', it has {', '.join(table.column_names) or 'none'}")
             self.tokenizer = made_with(table) or self.tokenizer
@@ -179,6 +186,8 @@ class Rows:
 
     def rows(self, indices) -> tuple[np.ndarray, np.ndarray]:
         """(flat int64 ids, lengths) of these rows, in this order."""
+        for mapped in self.maps:
+            whole(*mapped)
         return np.concatenate([self.row(i) for i in indices]).astype(np.int64), self.length[indices]
 
     def counts(self) -> list[int]:

@@ -12,6 +12,7 @@ a meta.pkl or with nothing but GPT-2's ids, are read as they are.
 
 import io
 import json
+import mmap
 import os
 import pickle
 import re
@@ -157,13 +158,19 @@ def allow_open(paths: list[Path]) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (want, hard))
 
 
+def whole(mapped: mmap.mmap, path: Path) -> None:
+    """To read what another program cut from a mapped file, as `cp` over it does, would end the process at once."""
+    if mapped.size() < len(mapped):
+        raise ValueError(f"{path} became shorter while it was read: {len(mapped):,} bytes then, {mapped.size():,} now")
+
+
 class Split:
     """A stream of .n ids in one or more files, and the windows of block_size + 1 ids that lie in it."""
 
     def __init__(self, dataset: Dataset, name: str, block_size: int):
         self.dataset, self.name, self.block_size = dataset, name, block_size
         dtype = DTYPES[dataset.dtype]
-        self.paths, self.shards = dataset.files(name), []
+        self.paths, self.shards, self.maps = dataset.files(name), [], []
         allow_open(self.paths)
         for path in self.paths:
             size = path.stat().st_size
@@ -171,7 +178,9 @@ class Split:
                 raise ValueError(f"{path} is empty: 0 bytes, 0 ids, and block_size {block_size} needs {block_size + 1}")
             if size % dtype.itemsize:
                 raise ValueError(f"{path} has {size:,} bytes, no whole number of {dataset.dtype} ids: it is cut short")
-            self.shards.append(np.asarray(np.memmap(path, dtype=dtype, mode="r")))
+            with open(path, "rb") as f:
+                self.maps.append(mmap.mmap(f.fileno(), size, access=mmap.ACCESS_READ))
+            self.shards.append(np.frombuffer(self.maps[-1], dtype))
         self.ends = np.cumsum([len(ids) for ids in self.shards])
         self.n = int(self.ends[-1])
         want = dataset.count.get(name, self.n)
@@ -195,6 +204,7 @@ class Split:
         first = np.searchsorted(self.ends, starts, side="right")
         last = np.searchsorted(self.ends, starts + width - 1, side="right")
         for s in np.unique(first[first == last]):
+            whole(self.maps[s], self.paths[s])
             rows = (first == s) & (last == s)
             ids, begin = self.shards[s], self.ends[s] - len(self.shards[s])
             out[rows] = np.lib.stride_tricks.sliding_window_view(ids, width)[starts[rows] - begin]
@@ -203,6 +213,7 @@ class Split:
             at = starts[across, None] + np.arange(width)
             shard, part = np.searchsorted(self.ends, at, side="right"), np.empty(at.shape, dtype=out.dtype)
             for s in np.unique(shard):
+                whole(self.maps[s], self.paths[s])
                 here = shard == s
                 part[here] = self.shards[s][at[here] - (self.ends[s] - len(self.shards[s]))]
             out[across] = part

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -83,6 +84,15 @@ def test_long_rows_are_cut_counted_and_keep_their_end(tmp_path):
     rows = Rows(path, max_size=4, end=2)
     assert ids_of(rows, [0, 1, 2]) == [[0, 7, 8, 2], [0, 7, 8, 9], [0, 2]]
     assert (rows.cut, rows.lost, rows.tokens, rows.longest) == (2, 4, 10, 6)
+
+
+def test_a_file_that_becomes_shorter_is_told(tmp_path):
+    """As `cp` over it does; to read what is no longer there ends a process at once (SIGBUS)."""
+    path = write(tmp_path / "a.arrow", {"input_ids": [list(range(5000)) for _ in range(50)]})
+    rows = Rows(path)
+    os.truncate(path, 100)
+    with pytest.raises(ValueError, match=r"a.arrow became shorter while it was read: [0-9,]+ bytes then, 100 now"):
+        rows.rows([49])
 
 
 def test_a_text_of_another_name_is_no_arrow_file_cut_short(tmp_path):

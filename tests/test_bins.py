@@ -33,6 +33,18 @@ def shard(path, ids, cuts, dtype="<u2"):
 # reading
 
 
+def test_a_file_that_becomes_shorter_is_told(tmp_path):
+    """As `cp` over it does; to read what is no longer there ends a process at once (SIGBUS)."""
+    shard(tmp_path, np.arange(40000), [20000])
+    (tmp_path / "meta.json").write_text('{"vocab_size": 65535}')
+    train = bins.Dataset(tmp_path).split("train", 16)
+    os.truncate(tmp_path / "train_1.bin", 100)
+    train.windows(np.array([0, 7]))
+    for start in (39000, 19990):  # in it, and from the one before into it
+        with pytest.raises(ValueError, match="train_1.bin became shorter while it was read: 40,000 bytes then, 100"):
+            train.windows(np.array([start]))
+
+
 def test_windows_are_slices(tmp_path):
     train = folder_of(tmp_path).split("train", 16)
     ids = np.fromfile(tmp_path / "train.bin", "<u2")
