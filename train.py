@@ -157,7 +157,7 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # optimizer
 
-    groups = optim.groups(model, args.weight_decay, matrices=args.optimizer in optimizers.TWO_RATES)
+    groups = optim.groups(model, args.weight_decay, matrices=args.optimizer in optimizers.SPLIT)
     betas = (args.beta1, args.beta2)
     optimizer = optimizers.build(args.optimizer, groups, args.learning_rate, args.weight_decay, betas, device=d.device,
                                  momentum=args.sgd_momentum, extra_args=args.optimizer_args)  # fmt: skip

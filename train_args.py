@@ -20,7 +20,7 @@ from variants.activations import ACTIVATIONS
 from variants.attentions import ATTENTIONS
 from variants.mlps import MLPS
 from variants.norms import NORMS
-from variants.optimizers import OPTIMIZERS, TORCH, TWO_RATES, UNSCHEDULED, ignored, own_rate
+from variants.optimizers import BARE, OPTIMIZERS, TORCH, TWO_RATES, UNSCHEDULED, ignored, own_rate
 from variants.positions import POSITIONS
 from variants.softmaxes import SOFTMAXES
 
@@ -255,6 +255,8 @@ def notes(args: Options, streams: list[dict]) -> list[str]:
     if args.optimizer in UNSCHEDULED and moves:
         out.append(f"--optimizer={args.optimizer} {UNSCHEDULED[args.optimizer]}: use --warmup_iters=0 and"
                    " --lr_scheduler=none")  # fmt: skip
+    if args.optimizer in BARE:
+        out.append(f"--optimizer={args.optimizer} is {BARE[args.optimizer]}")
     rate = own_rate(args.optimizer)
     if rate and rate > 10 * args.learning_rate and not {"learning_rate", "dataset_sampling_learning_rate"} & args.given:
         out.append(f"--learning_rate is {args.learning_rate:g} where none is given; {args.optimizer}'s own is {rate:g}")

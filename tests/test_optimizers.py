@@ -256,6 +256,36 @@ def test_own_arguments_act_and_unknown_ones_are_named():
         build("sgd", a, extra_args={"nesterov": True, "dampening": 0.5})
 
 
+def test_an_argument_that_would_do_nothing_is_refused():
+    """The groups carry rates and decay; no loop gives muonclip scores to clip by."""
+    pytest.importorskip("pytorch_optimizer")
+    for name, argument in (("adamuon", "adamw_lr"), ("normuon", "adamw_wd"), ("muonclip", "qk_clip_threshold")):
+        with pytest.raises(ValueError, match=f"{name} has no argument '{argument}'"):
+            build(name, Toy(), extra_args={argument: 0.5})
+
+
+@pytest.mark.parametrize("name", optimizers.MARKED)
+def test_hidden_matrices_are_marked_for_those_that_want_it(name):
+    """Without, both are AdamW."""
+    pytest.importorskip("pytorch_optimizer")
+    ends = []
+    for marked in (True, False):
+        model = Toy()
+        optimizer = build(name, model)
+        for group in optimizer.param_groups:
+            assert group[optimizers.MARKED[name]] == group["use_muon"]
+            group[optimizers.MARKED[name]] &= marked
+        optim.set_lr(optimizer, 5e-4)  # half of what it began with: adamc's decay is another there
+        train(model, optimizer, 0, 5)
+        ends.append(model.up.weight)
+    assert not torch.equal(*ends)
+
+
+def test_what_is_left_of_an_optimizer_here_is_said():
+    for name in optimizers.BARE:
+        assert any(note.startswith(f"--optimizer={name} is ") for note in notes_on_rates(f"--optimizer={name}"))
+
+
 @pytest.mark.parametrize("name, argument, value, says", [
     ("adamw", "betas", 1, "must be 2 numbers, got 1"), ("adamw", "betas", "0.9,x", "must be 2 numbers, got '0.9,x'"),
     ("adamw", "betas", "1,2,3", "must be 2 numbers"), ("adamw", "eps", "x", "must be a number, got 'x'"),

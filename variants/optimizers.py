@@ -70,6 +70,14 @@ OPTIMIZERS = {**dict.fromkeys(TORCH, "torch"), **dict.fromkeys(LIBRARY.split(), 
 MATRICES_ONLY = ("muon", "spectralsphere")  # the rest of the model goes to AdamW
 FUSED = ("adam", "adamw", *MATRICES_ONLY)  # sgd's kernel fails where a weight has its first gradient after others
 TWO_RATES = (*MATRICES_ONLY, "adago", "adamuon", "muonclip", "normuon")  # learning_rate is that of the AdamW part
+MARKED = {"adamc": "normalized", "adamwsn": "sn"}  # what they want to be told of groups of hidden matrices, else: AdamW
+SPLIT = (*TWO_RATES, *MARKED)  # hidden matrices are a group of their own
+BARE = {  # what these are here
+    **dict.fromkeys(("apollo", "fira", "galore"), "Adam alone: what it projects with cannot be saved as plain data"),
+    "muonclip": "Muon alone: it clips by attention scores, which no fused kernel gives",
+}
+OURS = ("lr", "weight_decay", "adamw_lr", "adamw_wd")  # --learning_rate and --weight_decay, which groups carry
+IDLE = ("differentiable", "capturable", "qk_clip_threshold", "qk_clip_alpha", "scale_type")  # act on nothing here
 UNSCHEDULED = {  # what a rate that moves does not do to these, or should not
     "a2grad": "has no learning rate",
     "apollodqn": "warms up by itself for its warmup_steps, 500 if --optimizer_args gives no others",
@@ -258,10 +266,11 @@ def build(
 ) -> Optimizer:
     cls, extra = find(name), dict(extra_args or {})
     accepts = arguments(cls)
-    own = sorted(set(accepts) - {"lr", "weight_decay", "differentiable", "capturable"})
+    own = sorted(set(accepts) - {*OURS, *IDLE})
     own += ["muon_lr"] * (name in TWO_RATES)
     if unknown := sorted(set(extra) - set(own)):
-        raise ValueError(f"optimizer {name} has no argument {unknown[0]!r}; it takes {', '.join(own)}")
+        raise ValueError(f"optimizer {name} has no argument {unknown[0]!r}; it takes {', '.join(own)}"
+                         + ", and --learning_rate and --weight_decay" * (unknown[0] in OURS))  # fmt: skip
 
     muon_lr = extra.pop("muon_lr", 0.02)
     if not isinstance(muon_lr, int | float):
@@ -270,6 +279,8 @@ def build(
         muon = muon_lr / lr if name in TWO_RATES and group.get("use_muon") and lr else 1.0
         group["lr_mult"] = muon * group.get("lr_mult", 1.0)
         group["lr"] = lr * group["lr_mult"]
+        if name in MARKED:
+            group[MARKED[name]] = group.get("use_muon", False)
     wanted = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
     if not two_betas(accepts):
         wanted.pop("betas")
