@@ -178,13 +178,13 @@ def main(args: Options) -> None:
         loop["resumes"] = [*loop["resumes"], first_step]
         optim.load(optimizer, stored["optimizer"], own=(*args.optimizer_args, *stored["options"]["optimizer_args"]))
         optimizers.back_to_trained(optimizer)
-        if "optimizer_args" in changes:
-            optimizers.try_step(optimizer, args.optimizer)
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])
         run.not_beyond(first_step, last_step, "--max_iters")
         if first_step >= last_step:
             say(f"this run is finished at step {first_step}; --max_iters above that goes on")
+    if args.optimizer_args and (not resuming or "optimizer_args" in changes):
+        optimizers.try_step(optimizer, args.optimizer, resuming)
     saved_at = first_step
     if replaying:
         first_step = preflight.step_to_replay(args.replay_step, last_step)

@@ -403,6 +403,9 @@ def test_optimizer_arguments_act(data, tmp_path, capsys):
     line = refused(capsys, tmp_path / "no", "--optimizer_args", "nesterov=true", dataset=data / "toy")
     assert "adamw has no argument 'nesterov'; it takes amsgrad" in line
     assert "did you mean" in refused(capsys, tmp_path / "no", "--optimizer=adamv", dataset=data / "toy")
+    pytest.importorskip("pytorch_optimizer")
+    flags = ["--optimizer=rose", "--optimizer_args", "wd_schedule=true"]
+    assert "rose cannot step with these" in refused(capsys, tmp_path / "no", *flags, dataset=data / "toy")
 
 
 def test_other_optimizer_arguments_on_a_resume(data, tmp_path, capsys):

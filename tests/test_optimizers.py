@@ -256,6 +256,30 @@ def test_own_arguments_act_and_unknown_ones_are_named():
         build("sgd", a, extra_args={"nesterov": True, "dampening": 0.5})
 
 
+def test_an_argument_that_fails_at_a_step_is_named_before_the_first():
+    """soap merges two axes, and keeps the gradient's own; shampoo refuses by an exception that only its library has."""
+    pytest.importorskip("pytorch_optimizer")
+    with pytest.raises(ValueError, match=r"--optimizer_args: soap cannot step with these \(RuntimeError"):
+        optimizers.try_step(build("soap", Toy(), extra_args={"merge_dims": True}), "soap", resuming=False)
+    with pytest.raises(ValueError, match="optimizer shampoo: preconditioning_compute_steps must be positive"):
+        build("shampoo", Toy(), extra_args={"preconditioning_compute_steps": 0})
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "kron", "spam"])
+def test_a_step_on_trial_leaves_nothing_behind(name):
+    if name not in optimizers.TORCH:
+        pytest.importorskip("pytorch_optimizer")
+    ends = []
+    for tried in (False, True):
+        model = Toy()
+        optimizer = build(name, model)
+        if tried:
+            optimizers.try_step(optimizer, name, resuming=False)
+        train(model, optimizer, 0, 4)
+        ends.append(model)
+    assert all(map(torch.equal, *(m.parameters() for m in ends)))
+
+
 def test_an_argument_that_would_do_nothing_is_refused():
     """The groups carry rates and decay; no loop gives muonclip scores to clip by."""
     pytest.importorskip("pytorch_optimizer")

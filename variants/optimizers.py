@@ -176,8 +176,9 @@ def back_to_trained(optimizer: Optimizer) -> None:
 
 
 @torch.no_grad()
-def try_step(optimizer: Optimizer, name: str) -> None:
-    """A step and back, at a resume: other arguments may need what the stored state has not (amsgrad its maximum)."""
+def try_step(optimizer: Optimizer, name: str, resuming: bool) -> None:
+    """A step and back, before anything is written: some classes find out only there what they cannot work with, and at
+    a resume other arguments may need what the stored state has not (amsgrad its maximum)."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     weights, state = [p.clone() for p in params], copy.deepcopy(optimizer.state_dict())
     for p in params:
@@ -185,8 +186,9 @@ def try_step(optimizer: Optimizer, name: str) -> None:
     try:
         optimizer.step()
     except Exception as e:  # a KeyError, a TypeError: each finds out in its own way
-        raise ValueError(f"--optimizer_args: {name} cannot go on with these from what the checkpoint holds ({e!r}):"
-                         " leave out what is new, or start from its weights, --init_from=PATH") from None  # fmt: skip
+        what = f"go on with these from what the checkpoint holds ({e!r}): leave out what is new, or start from its" \
+               " weights, --init_from=PATH" if resuming else f"step with these ({e!r}): leave some out"  # fmt: skip
+        raise ValueError(f"--optimizer_args: {name} cannot {what}") from None
     for p, w in zip(params, weights, strict=True):
         p.copy_(w)
         p.grad = None
@@ -298,7 +300,7 @@ def build(
             optimizer = WithAdamW(groups, cls, options, adamw | {"fused": wanted.get("fused", False)})
         else:
             optimizer = cls(groups, **options)
-    except (TypeError, ValueError, ArithmeticError, NotImplementedError) as e:  # what classes say of values they refuse
+    except Exception as e:  # what classes say of values they refuse, the library's in exceptions of its own
         raise ValueError(f"optimizer {name}: {e}") from None
     if name not in TORCH:
         tame(optimizer, name)
