@@ -321,8 +321,7 @@ def main(args: Options) -> None:
     def evaluate(split: tensors.Rows) -> np.ndarray | None:
         """The logits of all texts; None where a signal came in between."""
         model.eval()
-        logits = np.empty((len(split), C), np.float32)
-        size = 4 * args.batch_size
+        logits, size = np.empty((len(split), C), np.float32), 4 * args.batch_size
         for i in progress(range(0, len(split), size * d.world), "evaluating", show=d.main):
             mine = np.arange(i + d.rank * size, min(i + (d.rank + 1) * size, len(split)))
             if len(mine):
@@ -330,10 +329,7 @@ def main(args: Options) -> None:
             if folder.stopping():
                 return None
         model.train()
-        whose = np.arange(len(split)) // size % d.world
-        for rank, theirs in enumerate(dist.gather(logits[whose == d.rank])):  # its rows: of all, labels may be many
-            logits[whose == rank] = theirs
-        return logits
+        return dist.whole(logits, np.arange(len(split)) // size % d.world)
 
     def save(step: int, *also: str, background: bool = True) -> None:
         if not folder.writes:

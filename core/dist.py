@@ -183,6 +183,13 @@ def gather(obj) -> list:
     return out
 
 
+def whole(table: np.ndarray, whose: np.ndarray) -> np.ndarray:
+    """A table of which each rank has some rows, on every rank; no rank sends more than its own."""
+    for rank, rows in enumerate(gather(table[whose == (td.get_rank() if together() else 0)])):
+        table[whose == rank] = rows
+    return table
+
+
 def alone(option: str) -> None:
     """What writes one file is one process's work."""
     if setting("WORLD_SIZE", 1) > 1:
