@@ -11,6 +11,7 @@ from data import encoding, qa, vocab
 from model import RobertaConfig, RobertaMLM
 
 BLOCKS = " --transfer attn mlp norm, blocks alone, with a --tokenizer"
+WORDS = ("tokenizer.json", "vocab.json")  # a folder with one of them says what its ids mean
 INPUTS = ["input_ids", "attention_mask"]  # transformers 4 adds types of tokens, which its GPT-2 takes for more tokens
 
 class Encoder(NamedTuple):
@@ -41,10 +42,7 @@ def open_encoder(source: str, tokenizer: str = "", parts: list[str] | tuple = ("
         if cfg.pop("backbone", state["kind"]) not in ("roberta", "classifier"):  # a reward model is what it stands on
             raise ValueError(f"--init_from {path} is a {state['kind']!r} checkpoint: an encoder's is needed"
                              f" (pretrain.py), or{BLOCKS}")  # fmt: skip
-        own = vocab.load(meta["tokenizer"]).hash
-        if tokenizer and (given := vocab.load(encoding.describe(tokenizer)).hash) != own:
-            raise ValueError(f"--tokenizer {tokenizer} is {given}, {path} was trained with {own}: leave it out,"
-                             f" or{BLOCKS}")  # fmt: skip
+        compare(tokenizer, meta["tokenizer"], path)
         return Encoder(cfg, state["model"], meta["tokenizer"], meta.get("head", {}))
     folder = Path(source) if hub.is_folder(source) else hub.download(source)
     kind, cfg, weights = hf.load(folder)
@@ -53,7 +51,18 @@ def open_encoder(source: str, tokenizer: str = "", parts: list[str] | tuple = ("
     out = weights.get("classifier.out_proj.weight")
     names = [] if out is None else label_names(files.read_json(folder / "config.json"), len(out))
     head = {"pooling": "cls", "pooler_type": "roberta", "names": names} if names else {}
-    return Encoder(cfg, weights, encoding.describe(tokenizer) if tokenizer else qa.tokenizer(folder), head)
+    own = None if tokenizer and not any((folder / name).is_file() for name in WORDS) else qa.tokenizer(folder)
+    compare(tokenizer, own, source)
+    return Encoder(cfg, weights, encoding.describe(tokenizer) if tokenizer else own, head)
+
+
+def compare(tokenizer: str, own: dict | None, source: str | Path) -> None:
+    """The one that is given reads a text as the weights' own does, where they bring one."""
+    if tokenizer and own:
+        given, before = encoding.describe(tokenizer), vocab.load(own).hash
+        if (found := vocab.load(given).hash) != before and not vocab.alike(given, own):
+            raise ValueError(f"--tokenizer {tokenizer} is {found}, {source} was trained with {before}: leave it out,"
+                             f" or{BLOCKS}")  # fmt: skip
 
 
 def label_names(about: dict, n: int) -> list[str]:

@@ -418,6 +418,22 @@ def test_texts_to_predict_are_cut_as_those_to_train_on(data, tmp_path):
     assert words(["1 2 3 8 8 8"], truncation=True)["input_ids"] == [[0, 7, 8, 9, 2]]
 
 
+def test_the_tokenizer_beside_weights_for_transformers_is_compared(data, tmp_path):
+    """--tokenizer took another's place there without a word, which a run's own never let pass."""
+    export_hf.main(export_hf.Options(init_from=str(data / "encoder.pt"), out=str(tmp_path / "hf")))
+    table = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
+    (tmp_path / "same.json").write_text(json.dumps(table, indent=3))
+    words = table["model"]["vocab"]
+    words["7"], words["8"] = words["8"], words["7"]
+    (tmp_path / "other.json").write_text(json.dumps(table))
+    assert open_encoder(str(tmp_path / "hf"), str(tmp_path / "same.json")).weights
+    for source in (tmp_path / "hf", data / "encoder.pt"):
+        with pytest.raises(ValueError, match="--tokenizer .*other.json is .* was trained with .*: leave it out, or"):
+            open_encoder(str(source), str(tmp_path / "other.json"))
+    (tmp_path / "hf" / "tokenizer.json").unlink()  # weights alone say nothing
+    assert open_encoder(str(tmp_path / "hf"), str(tmp_path / "other.json")).weights
+
+
 def test_texts_cut_before_the_run_are_cut_so_afterwards(data, tmp_path):
     """data/build_tensors.py may have cut them shorter than the encoder would: a longer one is none that the run saw."""
     (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{i} 8 1 2 3 4,{'ab'[i % 2]}\n" for i in range(9)))
