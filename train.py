@@ -176,7 +176,8 @@ def main(args: Options) -> None:
         now = {"windows": loop["windows"]} if "eval_iters" in changes else {}  # as before where batches are cut anew
         loop.update(stored["loop"] | now)
         loop["resumes"] = [*loop["resumes"], first_step]
-        optim.load(optimizer, stored["optimizer"], own=(*args.optimizer_args, *stored["options"]["optimizer_args"]))
+        own = optimizers.in_groups(args.optimizer_args, stored["options"]["optimizer_args"])
+        optim.load(optimizer, stored["optimizer"], own)
         optimizers.back_to_trained(optimizer)
         if loop["scaler"]:
             scaler.load_state_dict(loop["scaler"])

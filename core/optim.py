@@ -3,6 +3,7 @@
 import copy
 import re
 import sys
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -120,10 +121,10 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_mult", 1.0)
 
 
-def load(optimizer: torch.optim.Optimizer, state: dict, own: tuple[str, ...] = ()) -> None:
+def load(optimizer: torch.optim.Optimizer, state: dict, own: Collection[str] = ()) -> None:
     """The stored moments under this run's options: load_state_dict alone would bring the old ones back.
 
-    Only options, and `own`, the names in --optimizer_args: some optimizers keep counters among them in their groups.
+    Only options, and `own`, those of --optimizer_args: some optimizers keep counters among them in their groups.
     """
     options = {"lr", "lr_mult", "initial_lr", "weight_decay", "betas", "eps", "momentum", *own}
     now = [{k: v for k, v in g.items() if k in options} for g in optimizer.param_groups]

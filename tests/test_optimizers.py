@@ -451,6 +451,29 @@ def test_a_new_learning_rate_and_argument_act_after_a_resume():
     assert [(g["lr"], g["nesterov"]) for g in again.param_groups] == [(0.3, True)] * 3
 
 
+@pytest.mark.full
+def test_any_argument_of_any_optimizer_acts_after_a_resume():
+    """Some keep it in their groups under another name, which the checkpoint's groups brought back: mars' lr_1d."""
+    pytest.importorskip("pytorch_optimizer")
+    adapted = {"d", "d_max"}  # what training made of d0
+    for name in optimizers.names():
+        stored = build(name, Toy()).state_dict()
+        for argument, p in optimizers.arguments(optimizers.find(name)).items():
+            old = EXTRA.get(name, {}).get(argument, p.default)
+            if argument in ("lr", "weight_decay") or not isinstance(old, int | float | None):
+                continue
+            new = True if old is None else not old if isinstance(old, bool) else old + 1 if type(old) is int else old / 2
+            try:
+                extra = {**EXTRA.get(name, {}), argument: new}
+                fresh, resumed = build(name, Toy(), extra_args=extra), build(name, Toy(), extra_args=extra)
+            except ValueError:  # not with the other arguments
+                continue
+            optim.load(resumed, copy.deepcopy(stored), optimizers.in_groups({argument: new}))
+            for a, b in zip(fresh.param_groups, resumed.param_groups, strict=True):
+                left = {k for k in a if k not in {"params", *adapted} and str(a[k]) != str(b[k])}
+                assert not left, f"{name} {argument}: {left}"
+
+
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
 @pytest.mark.parametrize("moment", [torch.zeros(3), torch.zeros(()), torch.zeros(2, 3), "x"])
 def test_moments_of_another_shape_are_refused(kind, moment):

@@ -84,10 +84,18 @@ UNSCHEDULED = {  # what a rate that moves does not do to these, or should not
     "ftrl": "keeps its weights in units of the rate: where the rate moves they are all rescaled",
     "rprop": "takes its step sizes from the first step's rate, and then moves them by itself",
 }
+KEPT_AS = {  # what groups keep of an argument under other names
+    "foreach": ("fused",), "ghattg": ("pbhg2",), "lr_1d": ("lr_1d_factor",), "ps": ("pa2", "pbg2", "pbhg2")
+}  # fmt: skip
 
 
 def names() -> list[str]:
     return sorted(OPTIMIZERS)
+
+
+def in_groups(*given: dict) -> set[str]:
+    """Where groups keep these arguments: a resume that takes others must not bring the old ones back."""
+    return {key for extra in given for name in extra for key in (name, *KEPT_AS.get(name, ()))}
 
 
 class WithAdamW(Optimizer):
