@@ -315,7 +315,7 @@ def open_board(folder: Path, first_step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)  # what is written again
+        return SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)  # what is written again
     except Exception as e:
         print(f"TensorBoard is off: {e} (pip install tensorboard)", file=sys.stderr)
 

@@ -249,7 +249,7 @@ def test_tensorboard_is_written_where_it_is_installed(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for first_step in (0, 2):  # the second is a resume after a kill: steps 2 to 5 come again
+    for first_step in (0, 0, 2):  # resumes after a kill, also one at the checkpoint of step 0: steps come again
         track = make(tmp_path, tensorboard=True, first_step=first_step)
         for step in range(first_step, 6):
             track.train(step, {"loss": 1.0}, 10)
