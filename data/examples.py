@@ -61,6 +61,7 @@ def source_size(path: str | Path | list[Path]) -> int:
 def decode(block: bytes, path: Path, offset: int) -> str:
     zeros = block.count(b"\0") > 8 + len(block) // 100  # UTF-16 without its mark, token ids: they pass for UTF-8
     tar = offset == 0 and block[257:262] == b"ustar"
+    why = "iconv -f latin1 -t utf-8 turns Latin-1 into it"
     try:
         text = block.decode("utf-8")
         if not zeros and not tar:
@@ -68,7 +69,8 @@ def decode(block: bytes, path: Path, offset: int) -> str:
         what, at = "is no text: zero at byte", block.find(b"\0")
     except UnicodeDecodeError as e:
         what, at = "is not UTF-8 at byte", e.start
-    why = "iconv -f latin1 -t utf-8 turns Latin-1 into it"
+        if not block[:at].isascii():  # as Latin-1 all that is well would be garbled
+            why = "what stands before it is: iconv -c -f utf-8 -t utf-8 leaves out what is not"
     if packer := next((p for start, p in PACKED.items() if offset == 0 and block.startswith(start)), "tar -xf" * tar):
         why = f"it is packed: {packer} unpacks it"
     elif b"\0" in block:

@@ -438,7 +438,8 @@ def tarred(files: dict[str, bytes]) -> bytes:
 @pytest.mark.parametrize(
     "name, raw, told",
     [
-        ("a.txt", b"abc\xff", "a.txt is not UTF-8 at byte 3"),
+        ("a.txt", b"abc\xff", "a.txt is not UTF-8 at byte 3 .iconv -f latin1"),
+        ("a.txt", "\u4e2d".encode() * 20 + b"\xff", "at byte 60 .what stands before it is: iconv -c -f utf-8 -t utf-8 leaves"),
         ("a.txt", b"\xef\xbb\xbfab\xff", "a.txt is not UTF-8 at byte 5"),
         ("a.txt", b"\xff\xfea\x00b\x00", r"a.txt is not UTF-8 at byte 0 \(UTF-16"),
         ("a.txt", "so it goes".encode("utf-16-le"), r"a.txt is no text: zero at byte 1 \(UTF-16"),
