@@ -32,7 +32,7 @@ from core.schedule import lr_at
 from core.tracker import Tracker, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from data import encoding, tensors, vocab
-from data.pretrained import check_fit, open_encoder
+from data.pretrained import check_fit, idle, open_encoder
 from data.split import in_both
 from model import Classifier, RobertaConfig
 from variants.losses import IGNORE
@@ -204,6 +204,8 @@ def main(args: Options) -> None:
         cfg, weights, tokenizer, head = open_encoder(args.init_from, args.tokenizer, args.transfer)
     where = "--model" if args.model else path if resuming else args.init_from
     there, cfg = cfg, config.build(RobertaConfig, {**cfg, **args.model}, where)
+    for line in idle(args, cfg):
+        say(f"note: {line}")
     longest = min(args.max_length or cfg.block_size, cfg.block_size)
     if longest < 3:
         raise ValueError(f"--max_length must be at least 3, for a token between <s> and </s>, got {longest}")

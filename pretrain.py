@@ -50,7 +50,7 @@ from core.tracker import Tracker, peak_flops, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from data import encoding, examples, tensors, vocab
 from data.masking import Masking
-from data.pretrained import check_fit, export, open_weights
+from data.pretrained import check_fit, export, idle, open_weights
 from model import POSITION_KINDS, RobertaConfig, RobertaMLM
 from variants.activations import ACTIVATIONS
 from variants.packed import send
@@ -292,6 +292,8 @@ def main(args: Options) -> None:
         cfg = model_config(args, {"pad_id": pad, **theirs}, tokens.vocab_size, longest)
         for name in (n for n in SHAPE if n not in args.given):  # config.yaml says what the model is, and runs again
             setattr(args, name, getattr(cfg, SHAPE[name]))
+    for line in idle(args, cfg):
+        say(f"note: {line}")
     for split in splits.values():
         split.check_tokenizer(tokens.hash, "--tokenizer" if args.tokenizer else "the model")
         dist.agree(split.check_ids, min(cfg.vocab_size, tokens.vocab_size), d.rank, d.world)

@@ -1,5 +1,6 @@
 """Pretrained encoders: what --init_from can name, opened; and written for transformers."""
 
+import copy
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -117,6 +118,13 @@ def shape(cfg: RobertaConfig) -> dict:
     same = {"attn_size": cfg.attn_size or cfg.n_embd, "attention": cfg.attention.replace("plain", "exact")}
     names = "n_layer", "n_embd", "mlp_size", "n_head", "attn_size", "attn_bias", "attention", "position", "activation"
     return {name: same.get(name, getattr(cfg, name)) for name in names}
+
+
+def idle(args, cfg: RobertaConfig) -> list[str]:
+    """A line for each field of --model that acts on nothing beside the others; an experiment said so of its keys."""
+    cfg = copy.copy(cfg)
+    cfg.given, cfg.keys = set(args.model), {name: f"--model {name}" for name in vars(cfg)}
+    return [] if hasattr(args, "keys") else config.idle(cfg, {"rope_base rope_scale": "--position=rope"})
 
 
 def check_fit(model, weights: dict, there: dict, source: str, parts: list[str], strict: bool = True) -> None:

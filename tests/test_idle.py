@@ -156,6 +156,18 @@ def test_the_shape_of_weights_to_start_from_makes_no_option_idle():
     assert train_args.position(args) == "learned+rotary" and train_args.notes(args, []) == []
 
 
+@pytest.mark.parametrize("loop", [PRETRAIN, FINETUNE], ids=lambda loop: loop.name)
+def test_a_field_of_model_that_acts_beside_another_is_named_without_it(loop, data, tmp_path, capsys):
+    """--model rope_base=500 under absolute positions, which train.py says of its own --rope_base."""
+    begin = [*loop.flags(data(loop), tmp_path), *loop.steps(3), "--check", "--model", "rope_base=500"]
+    scratch = ["n_layer=1", "n_head=2", "n_embd=8", "mlp_size=8", "--init_from=scratch",
+               f"--tokenizer={data(PRETRAIN) / 'tokenizer.json'}"]  # fmt: skip
+    for more, said in ((["rope_scale=2"], ["rope_base", "rope_scale"]), (["position=rope"], [])):
+        loop.run([*begin, *more, *scratch * (loop is FINETUNE)])
+        notes = [line for line in capsys.readouterr().out.splitlines() if "nothing here" in line]
+        assert notes == [f"note: --model {x} does nothing here: it needs --model position=rope" for x in said]
+
+
 MODES = [(FINETUNE, "predict", "PREDICTING", "pooling=mean", "max_length=9", "data.predictions.write"),
          (PRETRAIN, "embed", "EMBEDDING", "hidden_size=8", "max_size=9", "data.vectors.write"),
          (REWARD, "score", "SCORING", "data.max_length=9", "data.batch_size=2", "reward_train.score_file")]  # fmt: skip
