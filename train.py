@@ -254,7 +254,7 @@ def main(args: Options) -> None:
     wanted = args.max_sample_tokens or args.sample_each_eval or args.sample_only
     prompts = train_args.prompts(args, about, splits["val"], d.device) if wanted else []
     if args.sample_only or args.eval_only:
-        if args.sample_only:
+        if args.sample_only or args.sample_each_eval:
             sample()
         for name, value in (evaluate() if args.eval_only else {}).items():
             say(f"{name} {value:.4f}")

@@ -279,6 +279,11 @@ def notes(args: Options, streams: list[dict]) -> list[str]:
         out.append("--never_save_checkpoint: the other options to save act on nothing")
     if args.only_save_checkpoint_at_end and args.always_save_checkpoint:
         out.append("--always_save_checkpoint does nothing here: --only_save_checkpoint_at_end saves once")
+    if args.eval_only or args.sample_only:
+        mode, samples = "eval_only" if args.eval_only else "sample_only", args.sample_only or args.sample_each_eval
+        names = ["wandb_log", "tensorboard_log", *["max_sample_tokens"] * (not samples)]
+        out += [f"--{name} does nothing here: --{mode} prints, and has no new best"
+                for name in names if name in args.given and getattr(args, name)]  # fmt: skip
     if args.training_mode == "multicontext" and args.sample_start_tokens != Options.sample_start_tokens:
         out.append("--sample_start_tokens does nothing here: streams begin with the first token of their val data")
     tokenizers = {json.dumps(s["tokenizer"], sort_keys=True) for s in streams}

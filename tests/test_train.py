@@ -130,6 +130,16 @@ def test_eval_only_prints_and_writes_nothing(data, tmp_path, capsys):
     assert [a for a in after if a[0] != ".lock"] == [b for b in before if b[0] != ".lock"]
 
 
+def test_an_evaluation_alone_samples_where_each_is_to_and_says_what_it_does_not(data, tmp_path, capsys):
+    for more, sampled, idle in ((["--sample_each_eval", "--max_sample_tokens=3"], 1, []), (["--tensorboard_log"], 0, ["tensorboard_log"]),
+                                (["--max_sample_tokens=3"], 0, ["max_sample_tokens"]), ([], 0, [])):  # fmt: skip
+        run("--eval_only", "--sample_start_tokens=a", *more, dataset=data / "toy", out_dir=tmp_path / "none", eval_iters=1)
+        said = capsys.readouterr().out
+        assert said.count("---") == sampled and "val loss" in said
+        lines = [line for line in said.splitlines() if "prints, and has no new best" in line]
+        assert [line.split()[1] for line in lines] == [f"--{name}" for name in idle]
+
+
 def test_what_is_saved_and_when(data, tmp_path):
     """Only a new best by default; each evaluation; at the end; never; and numbered ones."""
 
