@@ -51,7 +51,7 @@ def verdict(e: BaseException) -> tuple[int, str]:
         return NOT_FINITE, str(e)
     if isinstance(e, BrokenPipeError):
         return CANNOT_WRITE, "standard output was closed"
-    if isinstance(e, FileNotFoundError) and held and held.begun and not (held.path / ".lock").exists():
+    if isinstance(e, FileNotFoundError) and held and not (held.path / ".lock").exists():
         return CANNOT_WRITE, f"{held.path} was moved or removed while the run was writing there"
     if isinstance(e, OSError) and e.errno == errno.EIO:
         return CANNOT_WRITE, f"{e.strerror}: {e.filename or 'the terminal is gone, or a disk fails'}"

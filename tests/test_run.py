@@ -147,10 +147,15 @@ def test_a_full_disk_leaves_room_for_how_the_run_ended(tmp_path, capsys, monkeyp
     assert (status["state"], status["code"]) == ("failed", 74) and not list(path.glob("*.tmp"))
 
 
-def test_a_folder_that_goes_while_the_run_writes_there_is_one_line(tmp_path, capsys):
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_folder_that_goes_while_the_run_writes_there_is_one_line(begun, tmp_path, capsys):
     def main():
-        run.claim(tmp_path / "r").begin(holds="aside", resume=False)
+        folder = run.claim(tmp_path / "r")
+        if begun:
+            folder.begin(holds="aside", resume=False)
         (tmp_path / "r").rename(tmp_path / "elsewhere")
+        if not begun:  # data and model took their time
+            folder.begin(holds="aside", resume=False)
         open(tmp_path / "r" / "train.csv", "a").close()
 
     said = f"error: {tmp_path / 'r'} was moved or removed while the run was writing there\n"
