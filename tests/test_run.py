@@ -64,7 +64,7 @@ def test_exit_codes(raising, code, says, lines, capsys):
 def test_a_rank_that_waited_in_vain_says_so_whatever_gloo_calls_it(says, monkeypatch, capsys):
     monkeypatch.setattr(exits, "ranks", lambda: dist.td)
     monkeypatch.setattr(dist.td, "get_rank", lambda: 1)
-    assert exits.verdict(RuntimeError(says)) == (1, f"rank 1 waited in vain for another rank: {says}")
+    assert exits.verdict(RuntimeError(says)) == (1, f"rank 1 waited in vain for another rank, as long as --timeout says: {says}")
 
 
 def test_a_machine_without_a_temporary_folder_is_one_line(monkeypatch, capsys):
