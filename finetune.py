@@ -204,8 +204,6 @@ def main(args: Options) -> None:
         cfg, weights, tokenizer, head = open_encoder(args.init_from, args.tokenizer, args.transfer)
     where = "--model" if args.model else path if resuming else args.init_from
     there, cfg = cfg, config.build(RobertaConfig, {**cfg, **args.model}, where)
-    for line in idle(args, cfg):
-        say(f"note: {line}")
     longest = min(args.max_length or cfg.block_size, cfg.block_size)
     if longest < 3:
         raise ValueError(f"--max_length must be at least 3, for a token between <s> and </s>, got {longest}")
@@ -291,7 +289,7 @@ def main(args: Options) -> None:
     first_step, best = 0, None
     limits = {"--epochs": args.epochs * epoch_steps, "--max_steps": args.max_steps}
     last_step, ending, unreached = run.ends(args, limits)
-    for line in unreached:
+    for line in [*idle(args, cfg), *unreached]:
         say(line)
     if (frozen := args.freeze_epochs * epoch_steps) >= last_step:
         say(f"note: {config.said(args, 'freeze_epochs')} is {frozen} of {last_step} steps: the encoder never trains")

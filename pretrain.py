@@ -292,8 +292,6 @@ def main(args: Options) -> None:
         cfg = model_config(args, {"pad_id": pad, **theirs}, tokens.vocab_size, longest)
         for name in (n for n in SHAPE if n not in args.given):  # config.yaml says what the model is, and runs again
             setattr(args, name, getattr(cfg, SHAPE[name]))
-    for line in idle(args, cfg):
-        say(f"note: {line}")
     for split in splits.values():
         split.check_tokenizer(tokens.hash, "--tokenizer" if args.tokenizer else "the model")
         dist.agree(split.check_ids, min(cfg.vocab_size, tokens.vocab_size), d.rank, d.world)
@@ -354,7 +352,7 @@ def main(args: Options) -> None:
     first_step, last_step, best = 0, args.max_steps or args.epochs * epoch_steps, None
     ending = "--max_steps" if args.max_steps else "--epochs"
     warmup, every = args.warmup_steps or round(args.warmup_ratio * last_step), args.eval_interval or epoch_steps
-    for line in outlasts(warmup, last_step):
+    for line in [*idle(args, cfg), *outlasts(warmup, last_step)]:
         say(line)
     loop = {"eval": None, "resumes": [], "bad_steps": 0, "empty": 0, "scaler": None, "batch": B,
             "seconds": 0.0, "counts": counts}  # fmt: skip

@@ -121,10 +121,12 @@ def shape(cfg: RobertaConfig) -> dict:
 
 
 def idle(args, cfg: RobertaConfig) -> list[str]:
-    """A line for each field of --model that acts on nothing beside the others; an experiment said so of its keys."""
+    """A note of each field of --model that acts on nothing beside the others; an experiment said so of its keys."""
     cfg = copy.copy(cfg)
     cfg.given, cfg.keys = set(args.model), {name: f"--model {name}" for name in vars(cfg)}
-    return [] if hasattr(args, "keys") else config.idle(cfg, {"rope_base rope_scale": "--position=rope"})
+    if hasattr(args, "keys"):
+        return []
+    return [f"note: {line}" for line in config.idle(cfg, {"rope_base rope_scale": "--position=rope"})]
 
 
 def check_fit(model, weights: dict, there: dict, source: str, parts: list[str], strict: bool = True) -> None:
