@@ -125,7 +125,7 @@ def main(args: Options, apart: bool = True) -> None:
     new = [folder for folder in (folders[0].parent, *folders[0].parent.parents) if not folder.exists()]
     train, held = writers = [Writer(folder, coder.dtype, hash_) for folder in folders]
     sides, again = split.Sides(), False
-    total = cut = lost = unknown = pads = twice = 0
+    total = cut = lost = unknown = pads = bare = twice = 0
     try:
         for which, (source, files) in enumerate(zip(sources, parts, strict=True)):
             share = args.split_prop if not args.eval_dir else float(which)
@@ -142,7 +142,7 @@ def main(args: Options, apart: bool = True) -> None:
                 train.write(c.ids[~inside], c.lengths[~out])
                 held.write(c.ids[inside], c.lengths[out])
                 done, cut, lost = done + len(c.lengths), cut + c.cut, lost + c.lost
-                unknown, pads = unknown + coder.lost(c.ids), pads + c.pads
+                unknown, pads, bare = unknown + coder.lost(c.ids), pads + c.pads, bare + c.bare
             total += done
         empty = apart and not args.eval_dir and not (train.rows and held.rows)
         again = empty and 0 < drawn(0, total).sum() < total  # only their likeness emptied it
@@ -179,6 +179,8 @@ def main(args: Options, apart: bool = True) -> None:
         more = f" and {len(both) - 1} more" if both[1:] else ""
         print(f"note: --eval_dir holds {both[0]}{more}, too: left out of training")
     print(f"{cut:,} of {total:,} examples were cut to {args.max_size} tokens ({lost:,} tokens left out)")
+    if bare:
+        print(f"note: {bare:,} more hold nothing that the tokenizer has a token for: left out")
     encoding.note_lost(unknown, sum(writer.tokens for writer in writers), pads)
 
 

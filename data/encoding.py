@@ -102,6 +102,7 @@ class Coded(NamedTuple):
     lost: int  # tokens that this cost
     size: int = 0  # bytes of source
     pads: int = 0  # tokens left out, as they are padding, or its name in a text
+    bare: int = 0  # examples left out, as no token was left of them
 
 
 class Encoder:
@@ -202,7 +203,7 @@ def work(task: examples.Task, tokenizer: str, max_size: int | None) -> Coded | s
     try:
         coded = encoder(tokenizer, max_size)(examples.texts_of(task))
         lengths = coded.lengths[coded.lengths > 0]  # of a line of zero-width spaces a tokenizer may keep nothing
-        return coded._replace(lengths=lengths, size=task.size)
+        return coded._replace(lengths=lengths, size=task.size, bare=len(coded.lengths) - len(lengths))
     except ValueError as e:
         # as text: an exception would reach the parent without the place it was raised at
         return str(e) if str(task.file) in str(e) else f"{task.file}: {e}"

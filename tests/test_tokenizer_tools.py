@@ -438,7 +438,7 @@ def test_ids_may_have_gaps(tmp_path):
     assert coded.ids.tolist() == [1, 70_000, 70_000] and coded.lengths.tolist() == [2, 1]
 
 
-def test_nothing_is_no_example_where_the_tokenizer_adds_no_ends(tmp_path):
+def test_nothing_is_no_example_where_the_tokenizer_adds_no_ends(tmp_path, capsys):
     """A line of zero-width spaces is not blank, and a normalizer leaves nothing of it: pretrain.py refused the row."""
     from tokenizers import Tokenizer, models, normalizers
 
@@ -447,7 +447,9 @@ def test_nothing_is_no_example_where_the_tokenizer_adds_no_ends(tmp_path):
     tokenizer.save(str(tmp_path / "t.json"))
     (tmp_path / "t.txt").write_text("a\n\u200b\nb\n" * 2, encoding="utf-8")
     (coded,) = encoding.encode(tmp_path / "t.txt", tmp_path / "t.json")
-    assert coded.ids.tolist() == [1, 2, 1, 2] and coded.lengths.tolist() == [1] * 4
+    assert coded.ids.tolist() == [1, 2, 1, 2] and coded.lengths.tolist() == [1] * 4 and coded.bare == 2
+    build("--train_dir", tmp_path / "t.txt", "--tokenizer", tmp_path / "t.json", "--out_dir", tmp_path, "--max_size", 9)
+    assert "note: 2 more hold nothing that the tokenizer has a token for: left out" in capsys.readouterr().out
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, by_digit):
