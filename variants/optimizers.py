@@ -290,7 +290,7 @@ def build(
         group["lr_mult"] = muon * group.get("lr_mult", 1.0)
         group["lr"] = lr * group["lr_mult"]
         if name in MARKED:
-            group[MARKED[name]] = group.get("use_muon", False)
+            group[MARKED[name]] = lr > 0 and group.get("use_muon", False)  # adamc divides by its first rate
     wanted = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
     if not two_betas(accepts):
         wanted.pop("betas")
