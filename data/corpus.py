@@ -395,6 +395,8 @@ def prepare(inputs, out, tokenizer: str, *, column="", val_fraction=0.1, process
         print(f"{name}: {count['train']:,} train and {count['val']:,} val tokens, vocabulary {writer.vocab_size:,}")
     if lost:
         print(f"note: {lost:,} tokens are {word}: the tokenizer has no token for what stood there")
+    if about["kind"] == "tokenizers" and vocab.drops(json.loads(about["json"])["model"]):
+        print("note: the tokenizer has no <unk>: letters that it has no token for are left out, uncounted")
     if not views:
         inside = writer.folder.resolve().parent == Path("data").resolve()
         name = writer.folder.name if inside else writer.folder.resolve()

@@ -178,6 +178,13 @@ def unknown_word(model: dict) -> str | None:
     return model.get("unk_token") if i is None else model["vocab"][i][0]
 
 
+def drops(model: dict) -> bool:
+    """Whether what a tokenizer.json's model has no token for goes without a trace."""
+    if model["type"] != "BPE" or model.get("unk_token") or model.get("byte_fallback"):
+        return False
+    return not alphabet().keys() <= model["vocab"].keys()
+
+
 KINDS = {
     "char": (Char, ("chars",)),
     "byte": (Byte, ()),

@@ -379,6 +379,22 @@ def test_what_a_unigram_lacks_is_counted_too(tmp_path, capsys):
     assert coder.lost(coder(["abab"]).ids) == 2
 
 
+def test_a_bpe_that_drops_what_it_lacks_is_told(tmp_path, capsys):
+    """Without unk_token the library leaves such letters out: of a text in another script nothing was left, silently."""
+    from tokenizers import Tokenizer, models, trainers
+
+    (tmp_path / "a.txt").write_text("ab \u4e2d\u6587 ab " * 50, encoding="utf-8")
+    for unk, byte_fallback in ((None, False), ("<unk>", False), (None, True)):
+        tokenizer = Tokenizer(models.BPE(unk_token=unk, byte_fallback=byte_fallback))
+        special = [f"<0x{b:02X}>" for b in range(256)] if byte_fallback else ["<unk>"]
+        tokenizer.train_from_iterator(["ab ab"], trainers.BpeTrainer(vocab_size=300, special_tokens=special))
+        tokenizer.save(str(tmp_path / "t.json"))
+        corpus.prepare([tmp_path / "a.txt"], tmp_path / "out", str(tmp_path / "t.json"))
+        said = capsys.readouterr().out
+        assert ("has no <unk>: letters that it has no token for are left out" in said) == (not unk and not byte_fallback)
+        assert ("tokens are <unk>" in said) == bool(unk)
+
+
 def test_a_data_set_lends_its_tokenizer_to_another_text(tmp_path, capsys):
     """Weights of characters go on with other text, which has a table of its own."""
     for name, words in (("one", "abc de\n"), ("two", "bad\n"), ("odd", "xyz\n")):
