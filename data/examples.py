@@ -34,7 +34,10 @@ def files(path: str | Path | list[Path]) -> list[Path]:
     path = Path(path)
     if path.is_file():
         if ending(path) not in SUFFIXES:
-            raise ValueError(f"{path} ends in none of {', '.join(SUFFIXES)}: rename it, if it is text")
+            with open(path, "rb") as f:
+                unpack = packer(f.read(8))
+            what = f"{unpack} unpacks it" if unpack else "rename it, if it is text"
+            raise ValueError(f"{path} ends in none of {', '.join(SUFFIXES)}: {what}")
         return [path]
     found = [p for p in path.iterdir() if ending(p) in SUFFIXES and not p.is_dir()] if path.is_dir() else []
     found = sorted(p for p in found if not p.name.startswith("."))  # macOS puts a ._name.txt beside each name.txt
@@ -58,6 +61,11 @@ def source_size(path: str | Path | list[Path]) -> int:
     return sum(f.stat().st_size for f in files(path))
 
 
+def packer(head: bytes) -> str:
+    """What unpacks a file that begins so; nothing for others."""
+    return next((how for start, how in PACKED.items() if head.startswith(start)), "")
+
+
 def decode(block: bytes, path: Path, offset: int) -> str:
     zeros = block.count(b"\0") > 8 + len(block) // 100  # UTF-16 without its mark, token ids: they pass for UTF-8
     tar = offset == 0 and block[257:262] == b"ustar"
@@ -71,8 +79,8 @@ def decode(block: bytes, path: Path, offset: int) -> str:
         what, at = "is not UTF-8 at byte", e.start
         if not block[:at].isascii():  # as Latin-1 all that is well would be garbled
             why = "what stands before it is: iconv -c -f utf-8 -t utf-8 leaves out what is not"
-    if packer := next((p for start, p in PACKED.items() if offset == 0 and block.startswith(start)), "tar -xf" * tar):
-        why = f"it is packed: {packer} unpacks it"
+    if offset == 0 and (unpack := packer(block) or "tar -xf" * tar):
+        why = f"it is packed: {unpack} unpacks it"
     elif b"\0" in block:
         why = "UTF-16, which iconv turns into UTF-8, or no text: name those wanted, as in 'notes/**/*.md'"
     raise ValueError(f"{path} {what} {offset + at} ({why})")

@@ -330,6 +330,10 @@ def test_a_folder_gives_its_files_and_nothing_else(tmp_path):
     (tmp_path / "._a.txt").write_bytes(b"\0\5\x16\7Mac OS X")
     (tmp_path / "b.txt").mkdir()
     assert examples.files(tmp_path) == [tmp_path / "a.txt"]
+    for name, raw, told in (("a.log", b"text", "rename it"), ("a.jsonl.gz", b"\x1f\x8b\x08", "gzip -d unpacks it$")):
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(ValueError, match=f"{name} ends in none of .*: {told}"):
+            examples.files(tmp_path / name)
     (tmp_path / "c.txt").symlink_to("gone.txt")
     with pytest.raises(ValueError, match="c.txt is a link to gone.txt, which is not there"):
         examples.files(tmp_path)
