@@ -98,6 +98,16 @@ def test_favor_comes_closer_to_softmax_with_more_features(qkv):
     assert error(64, ortho=False) > few  # orthogonal directions are the better sample
 
 
+@pytest.mark.parametrize("ortho", [True, False])
+def test_features_are_gaussian_in_each_direction(ortho):
+    """As LAPACK's signs left them, the first of each block pointed to one side, and the error stopped falling."""
+    w = features(generator(1), 4 * 8000, 4, ortho).numpy().astype(float).reshape(8000, 4, 4)
+    assert np.abs(w.mean(0)).max() < 0.05  # four standard errors
+    assert np.abs(np.einsum("nij,nik->ijk", w, w) / len(w) - np.eye(4)).max() < 0.1
+    products = w @ w.transpose(0, 2, 1)
+    assert (np.abs(products[:, ~np.eye(4, dtype=bool)]).max() < 1e-4) == ortho
+
+
 def test_stabilize_keeps_large_inputs_finite(qkv):
     q, k, v, mask = qkv
     w = features(generator(1), 64, hs)

@@ -29,7 +29,9 @@ def features(g: np.random.Generator, nb_features: int, head_size: int, ortho: bo
     if ortho:  # an orthogonal basis has the directions, fresh Gaussian rows the lengths: each row is still Gaussian
         lengths = np.linalg.norm(w, axis=1, keepdims=True)
         squares = g.standard_normal((-(-nb_features // head_size), head_size, head_size))
-        w = np.linalg.qr(squares)[0].reshape(-1, head_size)[:nb_features] * lengths
+        q, r = np.linalg.qr(squares)
+        q = q * np.sign(r.diagonal(axis1=1, axis2=2))[:, None]  # the signs that LAPACK picks favour some directions
+        w = q.reshape(-1, head_size)[:nb_features] * lengths
     return torch.from_numpy(w.astype(np.float32))
 
 
