@@ -256,7 +256,7 @@ def main(args: Options) -> None:
         source = Path(args.trainer.ckpt_path or folder.path)
         stored, path = checkpoint.newest(source) if source.is_dir() else (checkpoint.load(source), source)
         inside = path.resolve().is_relative_to(folder.path.resolve())  # else it goes on in a folder of its own
-        if inside and args.trainer.ckpt_path and (back := run.beyond(folder.path, stored["step"])):
+        if inside and args.trainer.ckpt_path and (back := run.beyond(folder.path, stored["step"])) and not replaying:
             say(back)
         args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE, own=inside)
         before, asked = stored["loop"]["batch"], {"data.batch_size", "trainer.params.accumulate_grad_batches"}

@@ -47,7 +47,8 @@ def main(args: Options) -> None:
         args.init_from_ckpt = "ckpt.pt"  # a file of options names what its run began from
     if resuming and args.init_from_ckpt != "ckpt.pt":
         stored, path = checkpoint.load(folder.path / args.init_from_ckpt), args.init_from_ckpt
-        if back := run.beyond(folder.path, stored["step"]):
+        looking = replaying or args.eval_only or args.sample_only  # it replaces nothing
+        if (back := run.beyond(folder.path, stored["step"])) and not looking:
             say(back)
     elif resuming:
         stored, path = checkpoint.newest(args.out_dir)

@@ -845,6 +845,8 @@ def test_ckpt_path_resumes_and_a_second_run_is_moved_aside(toy, tmp_path, capsys
     middle, best = checkpoint.load(out / "ckpt.prev.pt"), checkpoint.load(out / "best.pt")
     assert middle["step"] < 6 == best["step"]
     checkpoint.save(tmp_path / "middle.pt", middle)
+    train(toy, out, *flags, f"--trainer.ckpt_path={out / 'ckpt.prev.pt'}", "--replay_step=1")
+    assert "is replaced" not in capsys.readouterr().out  # a look replaces nothing
     resumed = train(toy, out, *flags, f"--trainer.ckpt_path={out / 'ckpt.prev.pt'}")
     assert not changed(whole["model"], resumed["model"]) and not (tmp_path / "r.1").exists()
     assert f"this run was at step 6; what it saved after step {middle['step']} is replaced" in capsys.readouterr().out

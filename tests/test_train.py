@@ -288,9 +288,9 @@ def test_a_resume_that_cuts_batches_anew_is_evaluated_on_the_same_windows(data, 
 
 def test_a_resume_from_an_older_checkpoint_says_what_it_replaces(data, tmp_path, capsys):
     run(dataset=data / "toy", out_dir=tmp_path, save_major_ckpt_interval=2, **dict(BASE, max_iters=4))
-    for expected in (True, False):  # at its end again, nothing is replaced
-        step = 2 if expected else 4
-        run("--init_from=resume", f"--init_from_ckpt=ckpt_{step}.pt", out_dir=tmp_path, small=False)
+    for step, *look in ((2, "--eval_only"), (2, "--replay_step=2"), (2,), (4,)):  # at its end nothing is replaced
+        run("--init_from=resume", f"--init_from_ckpt=ckpt_{step}.pt", *look, out_dir=tmp_path, small=False)
+        expected = step == 2 and not look  # a look replaces nothing, and said that it did
         note = f"note: this run was at step 4; what it saved after step {step} is replaced"
         assert (note in capsys.readouterr().out) == expected
 
