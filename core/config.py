@@ -169,7 +169,7 @@ def unread(options: Any, mode: str, reads: str) -> list[str]:
     file says beside them is how the run was trained."""
     known = specs(type(options))
     return [f"{said(options, name)} does nothing here: --{mode} does not read it" for name in known
-            if name in options.typed - {*reads.split()} and get(options, name) != known[name].default]  # fmt: skip
+            if name in options.typed - {*reads.split()} and get(options, name) not in (known[name].default, False)]
 
 
 # -----------------------------------------------------------------------------

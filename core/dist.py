@@ -183,8 +183,9 @@ def gather(obj) -> list:
     return out
 
 
-def whole(table: np.ndarray, whose: np.ndarray) -> np.ndarray:
-    """A table of which each rank has some rows, on every rank; no rank sends more than its own."""
+def whole(table: np.ndarray, size: int) -> np.ndarray:
+    """A table whose rows the ranks have, `size` at a time in turn, on every rank; none sends more than its own."""
+    whose = np.arange(len(table)) // size % (td.get_world_size() if together() else 1)
     for rank, rows in enumerate(gather(table[whose == (td.get_rank() if together() else 0)])):
         table[whose == rank] = rows
     return table

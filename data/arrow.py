@@ -192,7 +192,7 @@ class Rows:
 
     def counts(self) -> list[int]:
         """What tells these data from others: their sizes and one of 512 of the rows."""
-        some = self.rows(np.linspace(0, len(self) - 1, 512).astype(np.int64))[0]
+        some = np.concatenate([self.row(i) for i in np.linspace(0, len(self) - 1, 512).astype(np.int64)])
         return [len(self), self.tokens, zlib.crc32(some.tobytes())]
 
     def check_ids(self, vocab_size: int, rank: int = 0, world: int = 1) -> None:
