@@ -150,8 +150,6 @@ NEEDS = {  # what acts only beside other options
     "wandb.args.name wandb.args.group wandb.args.job_type":
         "--wandb.project_name, or --wandb.args.project_name, or --wandb.api",
 }
-
-
 SCORING = ("score out trainer.ckpt_path trainer.checkpoint.dirpath trainer.params.accelerator trainer.params.precision"
            " model_params.use_cache data.batch_size")  # fmt: skip
 

@@ -204,7 +204,7 @@ def others(folder) -> None:
         parts = json.loads(path.read_text())
         path.write_text(json.dumps(parts | {"train": [row | {"Answer": row["Answer"][::-1]} for row in parts["train"]]}))
     for path in folder.glob("train.pt"):
-        table = torch.load(path)
+        table = torch.load(path, weights_only=True)
         real = table["attention_mask"].bool()
         table["input_ids"][real] = table["input_ids"][real].flip(0)
         torch.save(table, path)
