@@ -463,7 +463,7 @@ def tarred(files: dict[str, bytes]) -> bytes:
         ("a.tar", tarred({"a.txt": b"text " * 9000}), r"a.tar is no text: .*\(it is packed: tar -xf unpacks it\)"),
         ("a.tar", tarred({"a.txt": b"\xff" * 9000}), r"a.tar is not UTF-8 .*\(it is packed: tar -xf unpacks it\)"),
         ("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", r"a.png is not UTF-8 at byte 0 \(.*no text: name those wanted"),
-        ("a.jsonl", gzip.compress(line({"text": "a"})), r"a.jsonl is not UTF-8 at byte 1 \(it is packed: gzip -d"),
+        ("a.jsonl", gzip.compress(line({"text": "a"}), mtime=0), r"a.jsonl is not UTF-8 at byte 1 \(it is packed: gzip -d"),
         ("a.txt.xz", lzma.compress(b"text"), r"a.txt.xz is not UTF-8 at byte 0 \(it is packed: xz -d unpacks it\)"),
         ("a.jsonl", line({"text": "é"}) * 3 + b'{"text": "\xff"}', "a.jsonl is not UTF-8 at byte 67"),
         ("a.jsonl", line({"text": "a"}) * 2 + b"{", "a.jsonl at byte 28"),
