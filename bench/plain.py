@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     shape = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "batch_size": 64, "max_iters": 10}
-    for name, value in {**shape, "eval_interval": 0, "warmup": 100, "new_tokens": 0}.items():
+    for name, value in {**shape, "eval_interval": 0, "warmup": 100, "new_tokens": 0, "after": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--target", type=float, help="stop at this validation loss")
     args = parser.parse_args()
@@ -92,7 +92,7 @@ def main() -> None:
     vocab = 50304 if about["vocab_size"] > 50000 else about["vocab_size"]
     model = Plain(vocab, args.n_layer, args.n_head, args.n_embd, T).to(device)
     if args.new_tokens:
-        x = torch.zeros(B, 1, dtype=torch.long, device=device)
+        x = torch.zeros(B, args.after, dtype=torch.long, device=device)
         model.generate(x, 3)
         start = time.perf_counter()
         model.generate(x, args.new_tokens)
