@@ -282,7 +282,7 @@ class GPT(nn.Module):
 
     def new_cache(self, B: int, length: int) -> Cache:
         attn = self.transformer.h[0].attn
-        return Cache(self.config.n_layer, B, attn.n_kv, length, attn.head_size, attn.c_proj.weight)
+        return Cache(self.config.n_layer, B, attn.n_kv, length, attn.head_size, next(self.parameters()))
 
     def flops_per_token(self, T: int) -> float:
         """Forward and backward, as PaLM's appendix counts them: 6 a weight, 12 * layers * width * T for attention."""

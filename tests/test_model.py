@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from core.generate import context_start, generate
+from core.generate import Packed, context_start, generate, pack
 from model import GPT, Classifier, GPTConfig, MultiGPT, Roberta, RobertaConfig, ScoreModel
 from variants import losses
 from variants.losses import loss_sum
@@ -197,6 +197,22 @@ def test_the_cache_changes_nothing(options):
     for temperature in (0.0, 0.9):
         a, b = (generate(model, ids(2, 5), n, temperature=temperature, seed=3, use_cache=use) for use in (True, False))
         assert torch.equal(a, b) and a.shape == (2, 5 + n)
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no 16-bit kernels")
+@pytest.mark.parametrize("options", [*VARIETY, {"bias": False, "mlp_variant": "swiglu", "use_parallel_mlp": True}], ids=str)
+def test_packed_weights_change_nothing(options):
+    """A prompt and single tokens, several rows; in float32 nothing is packed."""
+    a, b = (gpt(n_embd=64, **options).bfloat16() for _ in range(2))
+    pack(b)
+    assert all(type(m) is not torch.nn.Linear for m in b.modules()) and isinstance(b.lm_head, Packed)
+    caches = [model.new_cache(3, 16) for model in (a, b)]
+    with torch.inference_mode():
+        for x in (ids()[:, :12], ids()[:, 12:13], ids()[:, 13:14]):
+            found, packed = (model(x, cache=cache).float() for model, cache in zip((a, b), caches, strict=True))
+            torch.testing.assert_close(found, packed, rtol=0.02, atol=0.02)
+    pack(whole := gpt())
+    assert not any(isinstance(m, Packed) for m in whole.modules())
 
 
 @pytest.mark.parametrize("options", VARIETY, ids=str)
