@@ -41,7 +41,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     if not (first := next(rows, {})):
         raise ValueError(f"--predict {texts} holds no texts")
     column, cut = records.text_column(first, text_column, texts, label_column), 0
-    tokens = lost = pads = 0
+    tokens, lost, pads, later = 0, 0, 0, {}
     if label_column and label_column not in first:
         raise ValueError(f"--label_column must be one of {', '.join(map(repr, first))}; got {label_column!r}"
                          f"{nearest(label_column, first)}")  # fmt: skip
@@ -53,6 +53,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     def label(numbered: list[tuple[int, dict]]) -> list[list]:
         nonlocal cut, tokens, lost, pads
         done, part = numbered[0][0], [row for _, row in numbered]
+        later.update(dict.fromkeys(c for row in part for c in row if c not in first))  # JSONL's rows need not be alike
         some = records.texts(part, column, texts, done, bool(text_column))
         coded = encoding.some_tokens(coder(some), texts, done)
         cut, pads = cut + coded.cut, pads + coded.pads
@@ -86,6 +87,8 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
     n = write_csv(out, header, rows, label, about, 64)
     print(f"{out}: {n:,} texts labelled on {device}, {precision}; {cut:,} of them cut to {coder.max_size} tokens")
     encoding.note_lost(lost, tokens, pads)
+    if later:
+        print(f"note: {', '.join(map(repr, later))} of later rows left out: the first row has no such column")
     if label_column:
         csv.field_size_limit(1 << 30)
         with open(out, newline="", encoding="utf-8") as f:  # all of them, also those before a kill

@@ -490,6 +490,10 @@ def test_predictions_are_counted_against_true_labels(data, tmp_path, capsys):
     csv.field_size_limit(1 << 17)
     said = capsys.readouterr().out
     assert f"accuracy {share:.4f}, macro F1 " in said and "<unk>" not in said
+    assert "left out: the first row" not in said
+    (tmp_path / "more.jsonl").write_text('{"text": "7"}\n{"text": "8", "id": 1}\n')
+    predict(**flags | {"predict": str(tmp_path / "more.jsonl"), "out": str(tmp_path / "more.csv")})
+    assert "note: 'id' of later rows left out: the first row has no such column" in capsys.readouterr().out
     (tmp_path / "odd.txt").write_text("1\u00e9\n")
     predict(**flags | {"predict": str(tmp_path / "odd.txt"), "out": str(tmp_path / "odd.csv")})
     assert "note: 1 of the 4 tokens are <unk>" in capsys.readouterr().out
