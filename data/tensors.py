@@ -115,7 +115,8 @@ class Rows:
     def counts(self) -> list[int]:
         """What tells these data from others: their sizes, a checksum of the labels and one of 512 of the rows."""
         some = np.concatenate([self.row(i) for i in np.linspace(0, len(self) - 1, 512).astype(np.int64)])
-        return [len(self), len(self.ids), zlib.crc32(self.labels.tobytes()), zlib.crc32(some.tobytes())]
+        labels = b"" if self.labels is None else self.labels.tobytes()  # pretraining needs none
+        return [len(self), len(self.ids), zlib.crc32(labels), zlib.crc32(some.tobytes())]
 
     def all(self) -> tuple[np.ndarray, np.ndarray]:
         """(flat ids, lengths) of all rows."""

@@ -37,6 +37,9 @@ def test_both_layouts_read_alike(tmp_path, layout):
     assert ids.tolist() == [0, 6, 7, 2, 0, 7, 8, 9, 2] and lengths.tolist() == [4, 5]
     assert (len(rows), rows.tokens, rows.longest, rows.cut) == (3, 12, 5, 0)
     assert rows.labels.tolist() == [1, 0, 1]
+    data = as_dict() if layout == "dict" else TensorDataset(IDS, ~REAL)
+    bare = tensors.Rows(store(tmp_path / "bare.pt", data), pad=1)  # what pretraining reads
+    assert bare.labels is None and bare.counts()[:2] == rows.counts()[:2] and bare.counts() != rows.counts()
 
 
 @pytest.mark.parametrize("layout", ["dict", "tensordataset"])
