@@ -238,6 +238,8 @@ def test_sampling_options():
     g = torch.Generator().manual_seed(0)
     share = torch.bincount(pick(logits, 1.0, None, None, g)[:, 0], minlength=4) / 4000
     assert torch.allclose(share, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.03)
+    cold = torch.bincount(pick(logits, 0.5, None, None, g)[:, 0], minlength=4) / 4000  # the squares, to the sum 1
+    assert torch.allclose(cold, torch.tensor([0.685, 0.247, 0.062, 0.007]), atol=0.03)
     assert set(pick(logits, 1.0, 2, None, g).flatten().tolist()) == {0, 1}
     assert set(pick(logits, 1.0, None, 0.75, g).flatten().tolist()) == {0, 1}
     assert set(pick(logits, 0, None, None, g).flatten().tolist()) == {0}

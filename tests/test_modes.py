@@ -17,7 +17,7 @@ import train
 import train_args
 from core import checkpoint, config, hf, tracker
 from core.run import guard
-from core.schedule import SCHEDULES
+from core.schedule import SCHEDULES, Plateau, lr_at
 from core.values import read_yaml
 from data import bins, vocab
 from data.mixture import Mixture
@@ -463,6 +463,14 @@ def test_plateau_lowers_the_rate_and_remembers_it(data, tmp_path):
     resumes_exactly(tmp_path, dataset=data / "toy", middle=8, **options)
     rates = [r["lr"] for r in rows(tmp_path)[0]]
     assert rates == pytest.approx([1e-30 * 0.5 ** (step // 4) for step in range(16)], rel=1e-6, abs=0)
+
+
+def test_what_is_no_decay_and_no_loss_lowers_no_rate():
+    assert lr_at(19, "wsd", lr=0.1, total=20, decay_frac=0.0) == 0.1
+    plateau = Plateau(factor=0.5, patience=1)
+    for loss in (math.nan, 2.0, math.inf, 2.0, math.nan, 2.0):  # two real ones after the best
+        plateau.update(loss)
+    assert plateau.state == {"scale": 0.5, "best": 2.0, "waited": 0}
 
 
 @pytest.mark.full

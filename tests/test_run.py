@@ -463,7 +463,7 @@ def test_a_late_step_that_is_not_finite_is_named_as_it_is(capsys):
 
 
 @pytest.mark.parametrize(("args", "want"), [((64, 64, 1), (1, 64)), ((64, 64, 2), (1, 32)), ((64, 16, 2), (2, 16)),
-                                            ((12, 8, 1), (2, 6)), ((6, 4, 2), (1, 3))])  # fmt: skip
+                                            ((12, 8, 1), (2, 6)), ((6, 4, 2), (1, 3)), ((10, 4, 1), (5, 2))])  # fmt: skip
 def test_a_rank_s_share_of_a_batch(args, want):
     assert dist.split(*args) == want
 
@@ -568,7 +568,8 @@ with run.guard():
     d = dist.init("cpu", timeout=20)
     folder = run.claim({out!r}, d.main)
     folder.begin(holds="continue", resume=True)
-    assert dist.sums([1]) == [d.world] and dist.gather(d.rank) == [*range(d.world)]
+    odd = 2**24 + 1  # which float32 has not
+    assert dist.sums([odd]) == [d.world * odd] and dist.gather(d.rank) == [*range(d.world)]
     open({out!r} + f"/pid{{d.rank}}", "w").write(str(os.getpid()))
     {body}
     folder.finish()
