@@ -11,9 +11,11 @@ from core.hf_terms import activation, activation_back, demand, tie
 TYPES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM",
          "arcee": "ArceeForCausalLM"}  # fmt: skip
 BIASED = ("llama", "arcee")  # may have biases in linear layers
-DEFAULTS = {"mistral": {"sliding_window": 4096, "num_key_value_heads": 8},
-            "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
-            "arcee": {"hidden_act": "relu2", "rms_norm_eps": 1e-5}}  # not Llama's  # fmt: skip
+# not Llama's
+DEFAULTS = {"mistral": {"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131072},
+            "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28,
+                      "max_position_embeddings": 32768},
+            "arcee": {"hidden_act": "relu2", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}}  # fmt: skip
 GATES = {"swiglu": "silu", "geglu": "gelu"}
 OURS = {"position": "rotary", "norm_variant_attn": "rmsnorm", "norm_variant_output": "rmsnorm", "use_pre_ln": True,
         "attention_variant": "causal", "softmax_variant_attn": "softmax", "use_parallel_mlp": False,

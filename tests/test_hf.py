@@ -241,15 +241,12 @@ def test_a_window_counts_only_where_transformers_reads_it():
         assert hf.FROM[kind][0](theirs)["window_size"] == window
 
 
-def test_what_a_config_leaves_out_is_what_transformers_takes_for_it():
+@pytest.mark.parametrize("kind", hf.FROM)
+def test_what_a_config_leaves_out_is_what_transformers_takes_for_it(kind):
     small = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4}
-    for kind, theirs in (("arcee", transformers.ArceeConfig()), ("mistral", transformers.MistralConfig())):
-        found = hf.FROM[kind][0](small | {"model_type": kind})
-        assert (found["norm_eps"], found["window_size"]) == (theirs.rms_norm_eps, getattr(theirs, "sliding_window", None))
-    assert hf.FROM["arcee"][0](small | {"model_type": "arcee"})["activation_variant"] == "squared_relu"
-    for kind, theirs in (("llama", transformers.LlamaConfig), ("arcee", transformers.ArceeConfig),
-                         ("mistral", transformers.MistralConfig), ("qwen3", transformers.Qwen3Config)):  # fmt: skip
-        assert hf.FROM[kind][0](small | {"model_type": kind})["n_kv_group"] == theirs(**small).num_key_value_heads
+    said = {} if kind in ("gpt2", "roberta") else small | {"head_dim": 8}
+    whole = transformers.AutoConfig.for_model(kind, **said).to_dict()
+    assert hf.FROM[kind][0](said | {"model_type": kind}) == hf.FROM[kind][0](whole)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "mistral"])
