@@ -52,7 +52,8 @@ def init(device: str = "auto", backend: str | None = None, *, timeout: float = 1
         if backend == "nccl" and where.type != "cuda":
             raise ValueError(f"--backend nccl needs CUDA devices, this run is on {where.type}: use gloo")
         limit = datetime.timedelta(seconds=min(timeout, 1e8))
-        own = {"store": fresh_store(limit), "rank": rank, "world_size": world} if restarts() and local_only() else {}
+        kept = restarts() and local_only() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        own = {"store": fresh_store(limit), "rank": rank, "world_size": world} if kept else {}
         try:
             td.init_process_group(backend, timeout=limit, **own)
         except td.DistError as e:
@@ -110,7 +111,7 @@ def local_only() -> bool:
 def fresh_store(limit: datetime.timedelta) -> td.Store:
     """torchrun keeps its store over a restart, and in it the addresses of ranks that are gone, which gloo then calls.
 
-    (pytorch issue 135712. Several nodes may count restarts differently: there --rdzv-backend=c10d makes a new store.)
+    (pytorch issue 135712. Several nodes may count restarts differently: docs/reliability.md says what they do.)
     """
     store = td.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=limit)
     return td.PrefixStore(f"restart {restarts()}", store)

@@ -229,7 +229,7 @@ class Run:
 
     def look_back(self) -> None:
         """Whether this is a restart of what is here, and where what was here before that has gone."""
-        if not dist.restarts():
+        if not dist.any(dist.restarts() > 0):  # a node whose ranks were alive does not count one
             return
         before = read_status(self.path)
         ours = (before.get("launch"), before.get("host")) == (os.getppid(), socket.gethostname())

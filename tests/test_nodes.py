@@ -1,6 +1,7 @@
 """Two nodes: two torchruns that know of each other by the network alone, here both on loopback."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -8,24 +9,29 @@ import pytest
 
 from core import run
 from tests.loops import ROOT, TRAIN, bins_data, port
+from tests.test_faults import wait_for, workers_of
 from tests.test_loops import data, losses, same, weights  # noqa: F401 - data is a fixture
 
 pytestmark = pytest.mark.full
 
 
-def node(number: int, meeting: int, argv: list, ranks: int = 1) -> subprocess.Popen:
-    """README's line for one of two nodes."""
+def node(number: int, meeting: int, argv: list, ranks: int = 1, restarts: int = 0) -> subprocess.Popen:
+    """docs/train.md's line for one of two nodes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--nproc_per_node={ranks}",
               f"--node_rank={number}", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{meeting}",
-              "--rdzv_id=run7", "--local_addr=127.0.0.1"]  # fmt: skip
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+              "--rdzv_id=run7", "--local_addr=127.0.0.1", f"--max-restarts={restarts}"]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen([*launch, "train.py", *map(str, argv)], cwd=ROOT, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
 
-def both(argv: list, ranks: int = 1) -> str:
+def both(argv: list, ranks: int = 1, restarts: int = 0) -> str:
+    """With restarts, node 1's rank is killed while it starts: node 0 starts its own again, and does not count that."""
     meeting = port()
-    nodes = [node(0, meeting, argv, ranks), node(1, meeting, argv, ranks)]
+    nodes = [node(n, meeting, argv, ranks, restarts) for n in (0, 1)]
+    if restarts:
+        assert wait_for(lambda: workers_of(nodes[0]) and workers_of(nodes[1]))
+        os.kill(workers_of(nodes[1])[0], signal.SIGKILL)
     said = [n.communicate(timeout=300)[0] for n in nodes]
     assert [n.returncode for n in nodes] == [0, 0], "\n".join(said)
     return "".join(said)
@@ -44,7 +50,7 @@ def test_two_nodes_equal_one_process_and_resume(data, tmp_path):  # noqa: F811
 
     end = weights(TRAIN, out)
     (out / "ckpt.pt").unlink()
-    both(["--init_from=resume", f"--out_dir={out}", "--init_from_ckpt=ckpt_5.pt", "--device=cpu"])
+    both(["--init_from=resume", f"--out_dir={out}", "--init_from_ckpt=ckpt_5.pt", "--device=cpu"], restarts=1)
     assert same(weights(TRAIN, out), end)
 
 
