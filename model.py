@@ -9,6 +9,7 @@ Weight names are nanoGPT's.
 """
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -200,12 +201,12 @@ class ParallelBlock(Block):
         return self.ln_post_2(self.ln_post_1(x))
 
 
-def init_weights(model: nn.Module, n_layer: int) -> None:
-    """GPT-2's: normal(0, 0.02), residual projections smaller by sqrt(2 * n_layer), biases 0."""
+def init_weights(model: nn.Module, n_layer: int | None = None) -> None:
+    """BERT's: normal(0, 0.02), biases 0. With n_layer GPT-2's: residual projections smaller by sqrt(2 * n_layer)."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            small = name.endswith("c_proj")
-            nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * n_layer) if small else 0.02)
+            residual = n_layer is not None and name.endswith("c_proj")
+            nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * n_layer) if residual else 0.02)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
 
@@ -304,7 +305,7 @@ class MultiGPT(GPT):
         self.transformer["wte"] = nn.ModuleList([nn.Embedding(V, C) for V in sizes])
         self.lm_head = nn.ModuleList([nn.Linear(C, V, bias=False) for V in sizes])
         for tables in (self.transformer.wte, self.lm_head):
-            init_weights(tables, config.n_layer)
+            init_weights(tables)
         if config.wte_weight_tying:
             for table, head in zip(self.transformer.wte, self.lm_head, strict=True):
                 head.weight = table.weight
@@ -340,12 +341,6 @@ def starts(lengths) -> Tensor:
     """Where each of the packed sequences begins: the rows of <s>, on the CPU as the lengths."""
     lengths = torch.as_tensor(lengths).cpu()
     return lengths.cumsum(0) - lengths
-
-
-def pack(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, T) padded ids and their mask (True or 1: real) -> (N,) ids of the real tokens, (B,) lengths."""
-    real = attention_mask.bool()
-    return input_ids[real], real.sum(1).cpu()
 
 
 EXACT = {"exact": exact, "plain": partial(exact, native=False)}
@@ -498,16 +493,7 @@ class Roberta(nn.Module):
         if kind := {"absolute": "learned", "sinusoidal": "sinusoidal"}.get(c.position):
             self.transformer["wpe"] = POSITIONS[kind](c.block_size, c.n_embd, c.n_head)
         self.p_embedding = c.hidden_dropout if c.embedding_dropout is None else c.embedding_dropout
-        self.init(self)
-
-    @staticmethod
-    def init(module: nn.Module) -> None:
-        """BERT's: normal(0, 0.02), biases 0."""
-        for m in module.modules():
-            if isinstance(m, nn.Linear | nn.Embedding):
-                nn.init.normal_(m.weight, std=0.02)
-                if getattr(m, "bias", None) is not None:
-                    nn.init.zeros_(m.bias)
+        init_weights(self)
 
     def encode(self, tokens: Tensor, lengths, select=None) -> Tensor:
         """(N,) ids of B sequences, B lengths -> (N, C); or of it the sorted rows `select`. Both are told on the CPU."""
@@ -566,7 +552,7 @@ class RobertaMLM(Roberta):
     def __init__(self, config: RobertaConfig):
         super().__init__(config)
         self.lm_head = MaskedHead(config)
-        self.init(self.lm_head)
+        init_weights(self.lm_head)
 
     def forward(self, tokens: Tensor, lengths, where, targets: Tensor | None = None) -> Tensor:
         x = self.lm_head(self.run(tokens, lengths, where))
@@ -609,7 +595,7 @@ class Classifier(Roberta):
         super().__init__(config)
         self.pooling = pooling
         self.classifier = ClassificationHead(config.n_embd, num_labels, pooler, p)
-        self.init(self.classifier)
+        init_weights(self.classifier)
 
     def forward(self, tokens: Tensor, lengths) -> Tensor:
         if self.pooling == "cls":
@@ -642,11 +628,9 @@ class ScoreModel(nn.Module):
             backbone.lm_head = None  # no vocabulary here
             self.score = nn.Linear(c.n_embd, 1, bias=False)
         else:
-            self.score = nn.Sequential()
-            for name, layer in [("dense", nn.Linear(c.n_embd, c.n_embd)), ("tanh", nn.Tanh())]:
-                self.score.add_module(name, layer)
-            self.score.add_module("out_proj", nn.Linear(c.n_embd, 1))
-        init_weights(self.score, c.n_layer)
+            dense, out_proj = nn.Linear(c.n_embd, c.n_embd), nn.Linear(c.n_embd, 1)
+            self.score = nn.Sequential(OrderedDict(dense=dense, tanh=nn.Tanh(), out_proj=out_proj))
+        init_weights(self.score)
         nn.init.zeros_(self.score.weight if self.causal else self.score.out_proj.weight)  # the first score is the mean
 
     def train(self, mode: bool = True) -> "ScoreModel":
