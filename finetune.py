@@ -198,10 +198,10 @@ def main(args: Options) -> None:
 
     if resuming:
         cfg, weights, head = stored["model_config"], stored["model"], stored["meta"]["head"]
-        tokenizer = stored["meta"]["tokenizer"]
+        description = stored["meta"]["tokenizer"]
     else:
         args.init_from = folder.gone_to(args.init_from)
-        cfg, weights, tokenizer, head = open_encoder(args.init_from, args.tokenizer, args.transfer)
+        cfg, weights, description, head = open_encoder(args.init_from, args.tokenizer, args.transfer)
     where = "--model" if args.model else path if resuming else args.init_from
     there, cfg = cfg, config.build(RobertaConfig, {**cfg, **args.model}, where)
     longest = min(args.max_length or cfg.block_size, cfg.block_size)
@@ -210,8 +210,8 @@ def main(args: Options) -> None:
     if longest < (args.max_length or 0):
         say(f"{config.said(args, 'max_length')} {args.max_length} is more than the encoder's {longest} positions: texts"
             " are cut at these")  # fmt: skip
-    splits, hash_ = {}, vocab.load(tokenizer).hash
-    end = encoding.token_id(encoding.load_tokenizer(tokenizer), "end")
+    splits, hash_ = {}, vocab.load(description).hash
+    end = encoding.token_id(encoding.load_tokenizer(description), "end")
     for name, file in (("train", args.train), ("val", args.val), ("test", args.test)):
         if file:
             splits[name] = split = tensors.Rows(file, longest, end, cfg.pad_id)
@@ -266,8 +266,8 @@ def main(args: Options) -> None:
     model.to(d.device)
     dtype, precision = dist.precision(args.dtype, d.device)
     autocast = dist.autocast(d.device, dtype)
-    dist.repeatable(d.device, args.deterministic)
     scaler = torch.amp.GradScaler(d.device.type, enabled=dtype == torch.float16)
+    dist.repeatable(d.device, args.deterministic)
     net = model
     if d.world > 1:  # without find_unused_parameters buckets are rebuilt, and a resumed run sums in another order
         ids = [d.device.index] if d.device.type == "cuda" else None
@@ -338,18 +338,18 @@ def main(args: Options) -> None:
         state = checkpoint.pack(kind="classifier", model=model, model_config=vars(cfg), optimizer=optimizer,
                                 loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
                                 meta=meta)  # fmt: skip
-        names = [folder.path / name for name in also]
-        checkpoint.save(folder.path / place.ckpt, state, also=names, background=background)
+        also = [folder.path / name for name in also]
+        checkpoint.save(folder.path / place.ckpt, state, also=also, background=background)
 
     # -----------------------------------------------------------------------------
     # start
 
     head = {"pooling": args.pooling, "pooler_type": args.pooler_type, "names": names, "max_length": train.limit}
-    meta = {"tokenizer": tokenizer, "tokenizer_hash": hash_, "head": head}
+    meta = {"tokenizer": description, "tokenizer_hash": hash_, "head": head}
     checks = preflight.look(folder.path, d.device, dtype, model, optimizer, tokens=micro_batch * train.longest, files=3,
                             resuming=resuming, given=len(args.given), steps=(first_step, last_step),
                             data=", ".join(f"{name} {len(split):,} texts" for name, split in splits.items()),
-                            tokenizer=vocab.summary(tokenizer) if args.check else "",
+                            tokenizer=vocab.summary(description) if args.check else "",
                             checkpoint=str(path) if resuming else args.init_from)  # fmt: skip
     if preflight.report(checks, args.check, d.main):
         return folder.finish()
@@ -359,12 +359,13 @@ def main(args: Options) -> None:
     if folder.writes:
         args.init_from = folder.gone_to(args.init_from)
         config.save(args, folder.path / place.config)
-    about = {"entity": args.wandb_entity, "project": args.wandb_project, "name": args.wandb_run_name}
+    wandb = {"entity": args.wandb_entity, "project": args.wandb_project, "name": args.wandb_run_name}
     track = Tracker(folder.path, folder.writes, last_step, first_step, names=(place.train_csv, place.eval_csv),
                     csv_log=place.csv, unit="text", tensorboard=args.tensorboard_log, resumes=loop["resumes"],
-                    wandb=about if args.wandb_log else None, options=config.to_dict(args))  # fmt: skip
-    count, moving = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False))
-    track.say(f"model    {count / 1e6:.2f} M parameters, {moving / 1e6:.2f} M of them train; {cfg.n_layer} layers x"
+                    wandb=wandb if args.wandb_log else None, options=config.to_dict(args))  # fmt: skip
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    moving = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    track.say(f"model    {count:.2f} M parameters, {moving:.2f} M of them train; {cfg.n_layer} layers x"
               f" {cfg.n_embd}, {args.pooling} pooling, pooler {args.pooler_type}, {C} labels")  # fmt: skip
     for name, split in splits.items():
         many = np.bincount(split.labels, minlength=C)
@@ -378,8 +379,7 @@ def main(args: Options) -> None:
     track.say(f"steps    {first_step} to {last_step}, {epoch_steps} an epoch, evaluated every {every}")
     track.say(f"machine  {d.device}, {precision}, {torch.get_num_threads()} threads")
     track.say(f"run      {folder.path}, ready after {time.monotonic() - started:.1f} s")
-    clock = time.monotonic() - loop["seconds"]
-    texts = 0  # since the last log line
+    clock, texts = time.monotonic() - loop["seconds"], 0  # texts since the last log line
 
     for step in range(first_step, last_step + 1):
         # -----------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def main(args: Options) -> None:
         optim.set_lr(optimizer, lr)
         model.redraw(step, args.seed)
         for p in waking:
-            p.requires_grad_(step >= args.freeze_epochs * epoch_steps)
+            p.requires_grad_(step >= frozen)
 
         # -----------------------------------------------------------------------------
         # evaluate, save; once more after the last step
@@ -427,7 +427,7 @@ def main(args: Options) -> None:
             i = (micro * d.world + d.rank) * micro_batch
             mine = which[i : i + micro_batch]
             if replaying and len(mine):
-                text = vocab.readable(tokenizer, train.row(mine[0]).tolist())
+                text = vocab.readable(description, train.row(mine[0]).tolist())
                 print(preflight.part(d.rank, micro, mine, torch.from_numpy(train.rows(mine)[0]), text))
             y = send(torch.from_numpy(train.labels[mine] if len(mine) else np.array([IGNORE])), d.device)
             if d.world > 1:

@@ -242,9 +242,10 @@ def main(args: Options) -> None:
     if place.second == "refuse" and not own and not folder.restarted:
         run.refuse(folder.path, (place.ckpt, place.best))
     if resuming:
-        a_file, there = elsewhere and not elsewhere.is_dir(), elsewhere or folder.path
-        found = (checkpoint.load(there), there) if a_file else checkpoint.newest(there, place.ckpt)
-        stored, path = found
+        if elsewhere and not elsewhere.is_dir():
+            stored, path = checkpoint.load(elsewhere), elsewhere
+        else:
+            stored, path = checkpoint.newest(elsewhere or folder.path, place.ckpt)
         elsewhere = elsewhere and path
         args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE, own=own)
         if own and "test" not in args.given:  # it may be named late, but a resume that says nothing does not drop it
@@ -263,24 +264,26 @@ def main(args: Options) -> None:
         say(f"note: {line}")
     if args.fp16 and args.dtype in ("auto", "float16"):
         args.dtype = "float16" if d.device.type != "cpu" else "auto"
-        say(*["--fp16: on this CPU float16 crawls, dtype is auto"] * (args.dtype == "auto"))
+        if args.dtype == "auto":
+            say("--fp16: on this CPU float16 crawls, dtype is auto")
 
     # -----------------------------------------------------------------------------
     # data
 
-    source, weights, about = ({}, {}, None)
+    source, weights, description = {}, {}, None
     if resuming:
-        source, weights, about = stored["model_config"], stored["model"], stored["meta"]["tokenizer"]
-        if args.tokenizer and (now := vocab.load(encoding.describe(args.tokenizer)).hash) != vocab.load(about).hash:
-            raise ValueError(f"--tokenizer {args.tokenizer} is {now}, {path} was trained with {vocab.load(about).hash}")
+        source, weights, description = stored["model_config"], stored["model"], stored["meta"]["tokenizer"]
+        before = vocab.load(description).hash
+        if args.tokenizer and (now := vocab.load(encoding.describe(args.tokenizer)).hash) != before:
+            raise ValueError(f"--tokenizer {args.tokenizer} is {now}, {path} was trained with {before}")
     elif args.reset or args.init_from not in ("", "scratch"):
         last = folder.gone_to(args.save_path) if args.reset else ""
-        source, weights, about = open_weights(args.init_from, args.tokenizer, args.transfer, last)
-    if not args.tokenizer and not about:
+        source, weights, description = open_weights(args.init_from, args.tokenizer, args.transfer, last)
+    if not args.tokenizer and not description:
         raise ValueError("--tokenizer is missing: a tokenizers JSON, by data/train_tokenizer.py")
-    about = encoding.describe(args.tokenizer) if args.tokenizer else about
-    tokenizer = encoding.load_tokenizer(args.tokenizer or about)
-    tokens = vocab.load(about)
+    description = encoding.describe(args.tokenizer) if args.tokenizer else description
+    tokenizer = encoding.load_tokenizer(args.tokenizer or description)
+    tokens = vocab.load(description)
     pad, end, mask_id = (encoding.token_id(tokenizer, name) for name in ("pad", "end", "mask"))
     names = ("train", "eval", *["test"] * bool(args.test))
     splits = {name: open_rows(getattr(args, name), name, args.max_size, end, pad) for name in names}
@@ -416,10 +419,10 @@ def main(args: Options) -> None:
                                 meta=meta)  # fmt: skip
         checkpoint.wait()
         checkpoint.prune(folder.path, args.save_total_limit or -1)  # those before this one: all are on disk
-        path = folder.path / f"checkpoint-{step}" / place.ckpt if a_step_a_folder else folder.path / place.ckpt
-        if a_step_a_folder and also and not step:  # what no step beat must be there, too, but needs no folder
+        path = folder.path / f"checkpoint-{step}" / place.ckpt if numbered else folder.path / place.ckpt
+        if numbered and also and not step:  # what no step beat must be there, too, but needs no folder
             path, also = best_path, ()
-        checkpoint.save(path, state, also=also, keep=not a_step_a_folder, background=background)
+        checkpoint.save(path, state, also=also, keep=not numbered, background=background)
         if not background:
             checkpoint.prune(folder.path, args.save_total_limit or -1)
         return state
@@ -427,20 +430,20 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # start
 
-    meta = {"tokenizer": about, "tokenizer_hash": tokens.hash}
+    meta = {"tokenizer": description, "tokenizer_hash": tokens.hash}
     aside = "aside" if args.reset or args.init_from == "scratch" else "continue"
     kept = 1 + (args.save_total_limit or last_step // every)  # with best.pt
     checks = preflight.look(folder.path, d.device, dtype, model, optimizer, tokens=micro_batch * longest, files=kept,
                             resuming=own, given=len(args.given), steps=(first_step, last_step),
                             data=", ".join(f"{name} {len(split):,} sequences" for name, split in splits.items()),
-                            tokenizer=vocab.summary(about) if args.check else "",
+                            tokenizer=vocab.summary(description) if args.check else "",
                             checkpoint=str(path) if resuming else args.init_from or "scratch")  # fmt: skip
     if preflight.report(checks, args.check, d.main):
         return folder.finish()
     if not replaying:
         folder.begin(holds=place.second or aside, resume=own,
                      checkpoints=("checkpoint-*/ckpt.pt", place.ckpt, place.best), written=place.written())  # fmt: skip
-    a_step_a_folder, best_path = Path(place.ckpt).name == place.ckpt, folder.path / place.best
+    numbered, best_path = Path(place.ckpt).name == place.ckpt, folder.path / place.best
     if folder.writes:
         config.save(args, folder.path / place.config)
         if elsewhere and theirs:
@@ -515,7 +518,7 @@ def main(args: Options) -> None:
             ids, lengths, where, targets = data
             if replaying:
                 i = (micro * d.world + d.rank) * micro_batch
-                text = vocab.readable(about, ids[: lengths[0]].tolist())
+                text = vocab.readable(description, ids[: lengths[0]].tolist())
                 print(preflight.part(d.rank, micro, which[i : i + micro_batch], ids, text))
             rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             if d.world > 1:
@@ -560,12 +563,11 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # the final model
 
-    final = folder.path / "final"
     if d.main:
-        also = [final / "ckpt.pt"] * a_step_a_folder
-        final.mkdir(exist_ok=True) if also else None
-        state = save(last_step, *also, *[best_path] * better, background=False)
-        say(f"{final}: {export(final, state, args.class_prob)}") if also else None
+        final = folder.path / "final"
+        state = save(last_step, *[final / "ckpt.pt"] * numbered, *[best_path] * better, background=False)
+        if numbered:
+            say(f"{final}: {export(final, state, args.class_prob)}")
     took = time.monotonic() - clock  # of all legs of the run
     results = {"steps": last_step, "epochs": round(last_step / epoch_steps, 3), "seconds": round(took, 1), **values}
     dist.barrier()

@@ -337,6 +337,7 @@ def main(args: Options) -> None:
         split.check_ids(model.config.vocab_size, file)
     counts = [split.counts() for split in (train, val)]
     run.same_data(stored["loop"] if resuming else {}, counts, f"data.data_dir {file}", "samples and checksums")
+    epoch_steps = -(-len(train) // B)
     known = train.labels[np.isfinite(train.labels)]
     flat = len(known) and known.min() == known.max()
     with np.errstate(over="ignore"):  # told below
@@ -367,7 +368,6 @@ def main(args: Options) -> None:
     groups = optim.groups(model, p.weight_decay)
     betas = optim.pair(p.adam_betas, "model_params.adam_betas")
     optimizer = torch.optim.AdamW(groups, lr=p.learning_rate, betas=betas, fused=optim.fused(d.device))
-    epoch_steps = -(-len(train) // B)
     limits = {"--trainer.params.max_epochs": t.max_epochs * epoch_steps, "--trainer.params.max_steps": t.max_steps}
     last_step, ending, unreached = run.ends(args, limits)
     for line in unreached:
@@ -423,7 +423,7 @@ def main(args: Options) -> None:
             for batch in batches[i + d.rank : i + d.rank + 1]:
                 mine.append((batch, forward(batch, split, model).cpu().double().numpy()))
             if folder.stopping():
-                model.train()
+                model.train()  # after the sanity evaluation a run still trains its step
                 return None
         scores = np.full(len(split.labels), np.nan)
         for batch, found in (pair for part in dist.gather(mine) for pair in part):
@@ -470,9 +470,9 @@ def main(args: Options) -> None:
         checkpoint.forget(folder.path, first_step, d.main)
     w = args.wandb
     project, key = w.project_name or w.args.project_name, "" if w.api == "text" else w.api
-    about = {"key": key, "project": project, "name": w.args.name, "group": w.args.group, "job_type": w.args.job_type}
+    wandb = {"key": key, "project": project, "name": w.args.name, "group": w.args.group, "job_type": w.args.job_type}
     track = Tracker(folder.path, folder.writes, last_step, first_step, resumes=loop["resumes"],
-                    options=config.to_dict(args), wandb=about if project or key else None)  # fmt: skip
+                    options=config.to_dict(args), wandb=wandb if project or key else None)  # fmt: skip
     c, count = model.config, sum(x.numel() for x in model.parameters())
     track.say(f"model      {args.model_name}: {count / 1e6:.2f} M parameters, {c.n_layer} layers x {c.n_embd},"
               f" score at {'the last token' if model.causal else '<s>'}, loss {kind}")  # fmt: skip

@@ -19,8 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 import train_args
 from core import checkpoint, compiler, config, disk, dist, hf, optim, preflight, rng, run, transfer
 from core.generate import generate
+from core.progress import duration, progress
 from core.schedule import Plateau, lr_at
-from core.tracker import Tracker, duration, peak_flops, peak_memory, progress
+from core.tracker import Tracker, peak_flops, peak_memory
 from data import bins, vocab
 from model import GPTConfig, build_gpt
 from train_args import FIXED, FREE, Options
@@ -80,13 +81,13 @@ def main(args: Options) -> None:
     sets, names = [bins.open_dataset(name) for name in names], train_args.labels(names)
     known = stored["model_config"] if resuming else source["config"] if source and whole else None
     vocabulary = train_args.vocabularies(args, sets, known)
-    about = [{"name": name, "vocab_size": data.vocab_size, "tokenizer": data.tokenizer}
-             for name, data in zip(names, sets, strict=True)]  # fmt: skip
+    streams = [{"name": name, "vocab_size": data.vocab_size, "tokenizer": data.tokenizer}
+               for name, data in zip(names, sets, strict=True)]  # fmt: skip
     if resuming:  # before their ids, which may lie beyond the vocabulary as the tokenizer is another
-        train_args.check_tokenizers(about, stored["meta"], path)
+        train_args.check_tokenizers(streams, stored["meta"], path)
     elif source and {"embed", "head"} & set(transfer.wanted(args.transfer)):
         meta = train_args.known_words(source, where)
-        train_args.check_tokenizers(about, meta, where, ", or --transfer attn mlp norm")
+        train_args.check_tokenizers(streams, meta, where, ", or --transfer attn mlp norm")
     splits = {part: [s.split(part, args.block_size) for s in sets] for part in ("train", "val")}
     here = dist.setting("LOCAL_WORLD_SIZE", 1)  # the ranks of a node share the reading of its files
     for part in splits.values():
@@ -105,15 +106,11 @@ def main(args: Options) -> None:
     run.same_data(stored["loop"] if resuming else {}, counts, f"the data of {' '.join(names)}",
                   "tokens of train, of val, checksums")  # fmt: skip
 
-    def to_device(arrays):
-        x = torch.from_numpy(np.stack(arrays) if aligned else arrays[0])
-        return send(x, d.device)
-
     def windows(part: str, k: int, starts):
         """x, y of data set k, (b, T) each; of all aligned streams, (S, b, T)."""
         cut = [split.windows(starts, T) for split in (splits[part] if aligned else [splits[part][k]])]
-        x, y = zip(*cut, strict=True)
-        return to_device(x), to_device(y)
+        x, y = (torch.from_numpy(np.stack(a) if aligned else a[0]) for a in zip(*cut, strict=True))
+        return send(x, d.device), send(y, d.device)
 
     def batch(k: int, turn: int, micro: int):
         """This rank's slice of the turn-th global batch of data set k."""
@@ -126,15 +123,16 @@ def main(args: Options) -> None:
             print(preflight.part(d.rank, micro, starts[i : i + micro_batch], x, text))
         return x, y
 
-    def at(k: int) -> dict:
+    def stream(k: int) -> dict:
+        """Tells the model whose embedding and head to use, where each data set has its own."""
         return {"stream": k} if args.multidataset_wte else {}
 
     # -----------------------------------------------------------------------------
     # model
 
-    for note in train_args.notes(args, about):
+    for note in train_args.notes(args, streams):
         say(f"note: {note}")
-    meta = {"dataset": " ".join(names), "mode": args.training_mode, "streams": about, **about[0]}
+    meta = {"dataset": " ".join(names), "mode": args.training_mode, "streams": streams, **streams[0]}
     rng.seed_torch(args.seed, "init")
     cfg = train_args.model_config(args, vocabulary) if not resuming else config.build(GPTConfig, known, path)
     cfg.use_gradient_checkpointing = args.use_gradient_checkpointing
@@ -221,7 +219,7 @@ def main(args: Options) -> None:
                     if len(mine):
                         x, y = windows(part, k, mine)
                         with autocast:
-                            found.append(model(x, y, **at(k)))
+                            found.append(model(x, y, **stream(k)))
                     if folder.stopping():
                         return None
                 total = torch.stack(found).cpu().double().sum(0).flatten().tolist()
@@ -248,12 +246,12 @@ def main(args: Options) -> None:
         for k, (x, tokens) in enumerate(prompts):
             with autocast:
                 y = generate(model, x, args.max_sample_tokens or 200, temperature=args.temperature, top_k=args.top_k,
-                             seed=args.seed, **at(k))  # fmt: skip
+                             seed=args.seed, **stream(k))  # fmt: skip
             for name, ids, words in zip(names[k:][: len(tokens)], y.flatten(0, -2).tolist(), tokens, strict=True):
                 say(*[f"[{name}]"] * (len(names) > 1), words.decode(ids), "\n---")
 
     wanted = args.max_sample_tokens or args.sample_each_eval or args.sample_only
-    prompts = train_args.prompts(args, about, splits["val"], d.device) if wanted else []
+    prompts = train_args.prompts(args, streams, splits["val"], d.device) if wanted else []
     if args.sample_only or args.eval_only:
         if args.sample_only or args.sample_each_eval:
             sample()
@@ -284,11 +282,11 @@ def main(args: Options) -> None:
             disk.link(theirs, folder.path / "best.pt")
         save(first_step, background=False)
         checkpoint.forget(folder.path, first_step)
-    track = Tracker(folder.path, folder.writes, last_step, first_step, csv_log=args.csv_log,
-                    tensorboard=args.tensorboard_log, resumes=loop["resumes"],
+    wandb = {"project": args.wandb_project, "name": args.wandb_run_name}
+    track = Tracker(folder.path, folder.writes, last_step, first_step, tensorboard=args.tensorboard_log,
+                    wandb=wandb if args.wandb_log else None, csv_log=args.csv_log,
                     flops=model.flops_per_token(T), peak=peak_flops(d.device, d.world),
-                    wandb={"project": args.wandb_project, "name": args.wandb_run_name} if args.wandb_log else None,
-                    options=config.to_dict(args))  # fmt: skip
+                    resumes=loop["resumes"], options=config.to_dict(args))  # fmt: skip
     count = sum(p.numel() for p in model.parameters()) / 1e6
     track.say(f"model    {count:.2f} M parameters, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.position} positions")
     for name, s, train, val in zip(names, sets, splits["train"], splits["val"], strict=True):
@@ -357,7 +355,7 @@ def main(args: Options) -> None:
             if d.world > 1:
                 net.require_backward_grad_sync = micro == micro_steps - 1
             with autocast:
-                loss = net(x, y, **at(k)) * d.world / (B * T)  # DDP averages over ranks; B * T: the whole global batch
+                loss = net(x, y, **stream(k)) * d.world / (B * T)  # DDP averages over ranks; B * T: the global batch
             scaler.scale(loss.mean()).backward()  # over streams, if there are some
             loss_sum = loss_sum + loss.detach()
         turns[k] += 1

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from core.picture import drawn, extra
-from core.progress import duration, progress  # noqa: F401 - torch-free tools take it from there
+from core.progress import duration
 
 csv.field_size_limit(1 << 30)  # a table of someone else's may be in the way
 MOST = 20_000  # points of a curve in loss.png: of more each pixel would hold dozens

@@ -26,8 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 import procedural_data
 from core import checkpoint, compiler, config, dist, hf, optim, preflight, rng, run, transfer
 from core.config import option
+from core.progress import duration, progress
 from core.schedule import lr_at, outlasts
-from core.tracker import Tracker, duration, peak_flops, peak_memory, progress
+from core.tracker import Tracker, peak_flops, peak_memory
 from core.values import Beta, Count, Dropout, Fraction, NonNegative, Positive, Whole
 from model import GPT, GPTConfig
 from procedural_pretraining.judge import averages, draw_scores, judge, show_sample
@@ -141,14 +142,14 @@ def main(args: Options) -> None:
     spec = procedural_data.Spec(args.task, args.seq_length, args.vocab_size, args.k, args.p_open, args.max_depth)
     path_of_lengths = lengths(args, [n for _, n in stored["loop"]["history"]] if resuming else [])
     specs = {}
-    steps = f"--curriculum_start {args.curriculum_start}, --curriculum_step_size {args.curriculum_step_size}"
-    for n, name in [*((n, steps) for n in path_of_lengths), *((n, "--eval_lengths") for n in args.eval_lengths)]:
+    grown = f"--curriculum_start {args.curriculum_start}, --curriculum_step_size {args.curriculum_step_size}"
+    for n, cause in [*((n, grown) for n in path_of_lengths), *((n, "--eval_lengths") for n in args.eval_lengths)]:
         try:
             specs[n] = replace(spec, length=n)
         except ValueError as e:
-            raise ValueError(f"{name}: {e}") from None
+            raise ValueError(f"{cause}: {e}") from None
     for n in (path_of_lengths[0], *args.eval_lengths):
-        procedural_data.cut(specs[n])
+        procedural_data.cut(specs[n])  # refuses a length at which no question could be held out
     longest = max(args.seq_length, *args.eval_lengths, 0)
     if longest > args.seq_length and "learned" in args.position.split("+"):
         raise ValueError(f"eval_lengths {longest} is beyond seq_length {args.seq_length}: that needs --position rotary")
@@ -162,19 +163,16 @@ def main(args: Options) -> None:
         B = before
     micro_steps, micro_batch = dist.split(B, args.batch_size, d.world)
 
-    def to_device(x):
-        x = torch.from_numpy(x)
-        return send(x, d.device)
-
     # -----------------------------------------------------------------------------
     # model
 
     meta = {"task": args.task, "vocab_size": spec.pad + 1, "batch": B, "tokenizer": None}
     cfg = model_config(args, T_max, spec.pad + 1)
     rng.seed_torch(args.seed, "init")
+    if resuming:
+        cfg = config.build(GPTConfig, {**stored["model_config"], "block_size": cfg.block_size}, path)
     model = GPT(cfg)
     if resuming:
-        model = GPT(config.build(GPTConfig, {**stored["model_config"], "block_size": cfg.block_size}, path))
         checkpoint.put(model, stored["model"], path)
     elif args.init_from != "scratch":
         args.init_from = folder.gone_to(args.init_from)
@@ -261,13 +259,13 @@ def main(args: Options) -> None:
         state = checkpoint.pack(kind="gpt", model=model, model_config=vars(model.config), optimizer=optimizer,
                                 loop=loop, seed=args.seed, step=step, best=best, options=config.to_dict(args),
                                 meta=meta)  # fmt: skip
-        names = [folder.path / name for name in also]
+        also = [folder.path / name for name in also]
         if args.save_total_limit != 1 and step % args.save_every_steps == 0:
-            names.append(folder.path / f"checkpoint-{step}" / "ckpt.pt")
+            also.append(folder.path / f"checkpoint-{step}" / "ckpt.pt")
             checkpoint.wait()  # the one before is among those to count
-            if not names[-1].exists():  # where a resume began: it takes no other's place
+            if not also[-1].exists():  # where a resume began: it takes no other's place
                 checkpoint.prune(folder.path, args.save_total_limit - 1)
-        checkpoint.save(folder.path / "ckpt.pt", state, also=names, background=background)
+        checkpoint.save(folder.path / "ckpt.pt", state, also=also, background=background)
 
     # -----------------------------------------------------------------------------
     # start
@@ -283,10 +281,10 @@ def main(args: Options) -> None:
     if folder.writes:
         args.init_from = folder.gone_to(args.init_from)
         config.save(args, folder.path / "config.yaml")
-    about = {"project": args.wandb_project, "name": args.wandb_name, "id": args.resume_run_id}
+    wandb = {"project": args.wandb_project, "name": args.wandb_name, "id": args.resume_run_id}
     track = Tracker(folder.path, folder.writes, last_step, first_step, unit="sample",
                     flops=model.flops_per_token(T_max) * T_max, peak=peak_flops(d.device, d.world),
-                    resumes=loop["resumes"], wandb=about if args.wandb_enable else None,
+                    resumes=loop["resumes"], wandb=wandb if args.wandb_enable else None,
                     options=config.to_dict(args))  # fmt: skip
     count = sum(p.numel() for p in model.parameters()) / 1e6
     track.say(f"model    {count:.2f} M parameters, {cfg.n_layer} layers x {cfg.n_embd}, {cfg.position} positions")
@@ -352,7 +350,7 @@ def main(args: Options) -> None:
         for micro in range(micro_steps):
             rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)
             mine = slice((micro * d.world + d.rank) * micro_batch, (micro * d.world + d.rank + 1) * micro_batch)
-            x, y = to_device(X[mine]), to_device(Y[mine])
+            x, y = (send(torch.from_numpy(a[mine]), d.device) for a in (X, Y))
             if replaying:
                 places = range(step * B + mine.start, step * B + mine.stop)
                 print(preflight.part(d.rank, micro, places, x, " ".join(map(str, X[mine][0]))))

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from core import exits, metrics, scores, tracker
-from core.tracker import Table, Tracker, duration, read
+from core import exits, metrics, progress, scores, tracker
+from core.progress import duration
+from core.tracker import Table, Tracker, read
 from procedural_pretraining.judge import draw_scores
 from tests.loops import ROOT
 
@@ -295,19 +296,18 @@ def test_wandb_itself_opens_logs_and_closes(tmp_path):
 
 def test_progress_speaks_after_two_seconds_and_passes_all_on(capsys, monkeypatch):
     now = [0.0]
-    clock = tracker.progress.__globals__["time"]
-    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     out = []
-    for item in tracker.progress(range(40), "reading"):
+    for item in progress.progress(range(40), "reading"):
         now[0] += 0.5
         out.append(item)
     err = capsys.readouterr().err
     assert out == list(range(40)) and "reading: " in err and "eta" in err
-    for _ in tracker.progress(range(40), "reading", show=False):  # another rank says it
+    for _ in progress.progress(range(40), "reading", show=False):  # another rank says it
         now[0] += 0.5
     assert not capsys.readouterr().err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    for item in tracker.progress(range(40), "reading"):
+    for item in progress.progress(range(40), "reading"):
         now[0] += 0.5
         if item == 20:
             break
