@@ -70,7 +70,7 @@ class Options:
     classifier_dropout: Dropout = 0.1
     model: dict = option({})  # fields of the encoder's config to change, as hidden_dropout=0; from scratch, to set
     freeze: bool = False  # the encoder stands still
-    freeze_epochs: Whole = 0  # ... for so many epochs; 0: for the whole run
+    freeze_epochs: Whole = 0  # for so many epochs; 0: for the whole run
     freeze_n_layers: Whole = 0  # the first n layers stand still for the whole run
     freeze_embeddings: bool = False  # for the whole run
 
@@ -86,7 +86,7 @@ class Options:
     beta2: Beta = 0.999
     grad_clip: NonNegative = 1.0  # norm of all gradients; 0: no clipping
     class_weights: list[str] = option([])  # one a label, or `balanced`: by how rare they are in train
-    label_smoothing: Fraction = 0.0  # share of the target that all labels divide
+    label_smoothing: Fraction = 0.0  # share of the target that is spread over all labels
     max_bad_steps: Count = 10  # steps in a row with loss or gradients not finite before the run stops
 
     # evaluation and files

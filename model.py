@@ -4,8 +4,8 @@
     loss_sum = model(x, y)  # x, y (B, T); a sum over valid targets, for the caller to divide by the whole batch's count
     logits = model(x)  # (B, T, vocab_size)
 
-What a model is made of (norm, activation, mlp, position, attention) are names in variants/; no forward names one.
-Weight names are nanoGPT's.
+Norm, activation, MLP, position and attention are looked up in variants/ by the names in a config; no forward pass names
+one. Weight names are nanoGPT's.
 """
 
 import math
@@ -143,7 +143,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
         how = {"causal": True, "bias": bias, "window": window}
-        if select is not None:  # a query a row, which sees what stands before it
+        if select is not None:  # one query a row, which sees what stands before it
             far = select[1][:, None] + (k.shape[2] - x.shape[1]) - torch.arange(k.shape[2], device=x.device)
             how = {"causal": False, "mask": ((far >= 0) & (far < window))[:, None, None]}  # (B, T_k) -> (B, 1, 1, T_k)
             how["bias"] = None if bias is None else bias[:, select[1]].transpose(0, 1).unsqueeze(2)
@@ -258,7 +258,7 @@ class GPT(nn.Module):
         x = self.transformer.drop(x)
         rotary = next((r for p in positions if (r := p.rotary(at)) is not None), None)
         bias = next((b for p in positions if (b := p.bias(T, past + T, idx.device)) is not None), None)
-        # without a table the context still ends at block_size: it slides
+        # positions without a table have no end, so the context slides: nobody looks back further than block_size
         window = min(c.window_size or c.block_size, c.block_size)
         place = {"rotary": rotary, "bias": bias, "window": window}
         for i, layer in enumerate(self.transformer.h):
@@ -496,11 +496,11 @@ class Roberta(nn.Module):
         init_weights(self)
 
     def encode(self, tokens: Tensor, lengths, select=None) -> Tensor:
-        """(N,) ids of B sequences, B lengths -> (N, C); or of it the sorted rows `select`. Both are told on the CPU."""
+        """(N,) ids of B sequences, B lengths -> (N, C); or of it the sorted rows `select`; both on the CPU."""
         return self.run(tokens, lengths, select)[: len(tokens) if select is None else len(select)]
 
     def run(self, tokens: Tensor, lengths, select=None) -> Tensor:
-        """As encode, with some rows more where round shapes are faster."""
+        """As encode, but with more rows at the end where round shapes are faster."""
         c, t = self.config, self.transformer
         lengths, select = (x.cpu() if torch.is_tensor(x) else x for x in (lengths, select))
         if compiles_shapes(tokens.device):
@@ -615,7 +615,7 @@ class ScoreModel(nn.Module):
 
     scores = model(tokens, lengths)  # (N,) ids of B texts one after the other, their B lengths -> (B,) float32
 
-    Weights keep the backbone's names. What a text's neighbours are, and how it is padded, changes nothing.
+    Weights keep the backbone's names. A score depends neither on a text's neighbours nor on padding.
     """
 
     def __init__(self, backbone: nn.Module):

@@ -69,7 +69,7 @@ class Options:
     eval_interval: Count | None = None  # steps between evaluations, each with a checkpoint; None: an epoch
     save_total_limit: Whole = 2  # checkpoint-STEP folders to keep; 0: all
     ckpt_path: str = ""  # a checkpoint elsewhere, or a run's folder, to go on from in full
-    strict: bool = True  # the weights to start from must be all that the model has; false: what differs is listed
+    strict: bool = True  # the weights to start from must fit the model one by one; false: what differs is listed
     files: Files = field(default_factory=Files)
     seed: int = 42  # for all that is drawn at random
     check: bool = False  # look whether all is ready, and stop: data, tokenizer, checkpoint, disk, memory
@@ -420,7 +420,7 @@ def main(args: Options) -> None:
         checkpoint.wait()
         checkpoint.prune(folder.path, args.save_total_limit or -1)  # those before this one: all are on disk
         path = folder.path / f"checkpoint-{step}" / place.ckpt if numbered else folder.path / place.ckpt
-        if numbered and also and not step:  # what no step beat must be there, too, but needs no folder
+        if numbered and also and not step:  # before any step only best.pt is wanted, no folder
             path, also = best_path, ()
         checkpoint.save(path, state, also=also, keep=not numbered, background=background)
         if not background:

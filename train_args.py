@@ -43,7 +43,7 @@ class Options:
     # data
     dataset: str = "shakespeare_char"  # a folder in data/, or an absolute path
     sampling_method: Literal["random", "sequential", "without_replacement"] = "random"  # how windows are drawn
-    training_mode: Literal["single", "multidataset", "multicontext"] = "single"  # one, one a step, all at once
+    training_mode: Literal["single", "multidataset", "multicontext"] = "single"  # one data set; one a step; all at once
     dataset_list: list[str] = option([])  # multidataset: each step trains on one of these
     dataset_sampling_probs: list[NonNegative] | None = None  # of each, in any unit; None: all alike
     dataset_sampling_probs_final: list[NonNegative] | None = None  # at the end of the run; None: they stay
@@ -95,7 +95,7 @@ class Options:
     optimizer_args: dict = option({})  # its own arguments: momentum=0.9 nesterov=true; muon_lr=0.02 for hidden matrices
     sgd_momentum: Fraction = 0.9  # of sgd
     learning_rate: NonNegative = 1e-3
-    dataset_sampling_learning_rate: list[NonNegative] | None = None  # multidataset: one a data set, in its place
+    dataset_sampling_learning_rate: list[NonNegative] | None = None  # multidataset: that of each data set
     weight_decay: NonNegative = 1e-1
     beta1: Beta = 0.9
     beta2: Beta = 0.99
@@ -150,7 +150,7 @@ class Options:
     deterministic: bool = False  # bit-exact on GPUs too, slower
     timeout: Positive = 120  # seconds a rank waits for another
 
-    # and
+    # names
     list: str | None = option(None, choices=("optimizers", "schedules", "variants"))  # print what there is, and stop
 
 
@@ -213,7 +213,7 @@ def catalogue(what: str) -> str:
 
 
 def settle(args: Options) -> None:
-    """One mode; an option of another mode would act nowhere, so it is an error."""
+    """Settles the mode and which gpt2 is meant; refuses an option of another mode, which would act nowhere."""
     if args.multicontext:
         if "training_mode" in args.given and args.training_mode != "multicontext":
             raise ValueError(f"--multicontext and --training_mode={args.training_mode} contradict each other")
@@ -310,7 +310,7 @@ def datasets(args: Options) -> list[str]:
 
 
 def labels(names: list[str]) -> list[str]:
-    """What logs and draws call them: the last part of a path, if that tells them apart; x, x-2 where x comes twice."""
+    """The data sets' names in logs and draws: the last part of each path, if these differ; x, x-2 if x comes twice."""
     short = [Path(n).name for n in names]
     names = short if len(set(short)) == len(set(names)) else names
     return [f"{n}-{before + 1}" if (before := names[:i].count(n)) else n for i, n in enumerate(names)]
@@ -350,7 +350,7 @@ def check_streams(splits: list, names: list[str]) -> None:
 
 
 def known_words(source: dict, where: str) -> dict:
-    """What is told beside weights: in a checkpoint; or, in a folder for transformers, by the tokenizer there."""
+    """What tells the tokenizer of weights: a checkpoint's meta, or the tokenizer in a folder for transformers."""
     from data import pretrained
 
     if source["meta"]:

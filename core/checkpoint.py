@@ -81,8 +81,8 @@ READABLE = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 
 
 def readable(x, name: str = "checkpoint"):
-    """With Python's numbers in place of numpy's: a reader of data alone refuses these, and what else is no plain data.
-    It is named before it is written: a metric by np.exp would leave no checkpoint of the run that could be resumed."""
+    """The state with Python's numbers in place of numpy's, which weights_only=True refuses, as it does all that is no
+    plain data. That is refused here, by its name, before the run has a checkpoint that cannot be resumed."""
     if isinstance(x, dict):
         return {readable(k, f"{name}: a key"): readable(v, f"{name}: {k}") for k, v in x.items()}
     if isinstance(x, list | tuple | set):
@@ -269,14 +269,14 @@ def is_run(folder: str | Path) -> bool:
 
 
 def weights_of(args, named: str, folder: str) -> str:
-    """Whose weights a run's file of options means (`named` and `folder` are options): it tells what the run began from,
-    too, so that without a flag for it the run's own go first."""
+    """Whose weights to take: those that the option `named` names, or those of the run in the folder of `folder`. The
+    config.yaml of a run has both, as it says what the run began from; then the run's own go first, but for a flag."""
     asked, own = (functools.reduce(getattr, name.split("."), args) for name in (named, folder))
     return own if folder in args.given and named not in args.typed and is_run(own) else asked or own
 
 
 def goes_on(folder: run.Run, name: str = "ckpt.pt") -> bool:
-    """torchrun --max-restarts started again what has saved already: it resumes, whatever the command says."""
+    """Whether torchrun --max-restarts has started a run again that has saved: it resumes, whatever the command says."""
     return folder.restarted and dist.any(folder.main and bool(candidates(folder.path, name)))
 
 

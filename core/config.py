@@ -149,8 +149,8 @@ def said(options: Any, name: str) -> str:
 def idle(options: Any, needs: dict[str, str]) -> list[str]:
     """A line for each option that the user set and that acts on nothing here.
 
-    `needs` is {names, with blanks between: conditions, joined by ", or "}. Who says --switch=false, which it is anyway,
-    beside what belongs to the switch knows it.
+    `needs` is {names, with blanks between: conditions, joined by ", or "}. Nothing is said to a user who turned the
+    switch off as well (--switch=false).
     """
     known, out = specs(type(options)), []
     for names, text in needs.items():
@@ -165,8 +165,8 @@ def idle(options: Any, needs: dict[str, str]) -> list[str]:
 
 
 def unread(options: Any, mode: str, reads: str) -> list[str]:
-    """A line for each flag that says nothing to `mode`, which reads `reads` alone (names with blanks between). What a
-    file says beside them is how the run was trained."""
+    """A line for each flag that --`mode` does not read; `reads` has the names that it does, with blanks between. What a
+    file says is not reported: it is how the run was trained."""
     known = specs(type(options))
     return [f"{said(options, name)} does nothing here: --{mode} does not read it" for name in known
             if name in options.typed - {*reads.split()} and get(options, name) not in (known[name].default, False)]
@@ -370,7 +370,7 @@ def made(options: Any):
 # saved options
 
 
-# how a run began. A resume is one command's business: what is saved goes on saying how to repeat the run from its start
+# how a run began: a resume saves these as they were then, so that config.yaml repeats the run from its start
 BEGAN = ("init_from", "gpt2_type", "prev_run_ckpt", "init_from_ckpt", "transfer", "strict", "resume", "ckpt_path",
          "trainer.ckpt_path", "tokenizer")  # fmt: skip
 
@@ -406,7 +406,7 @@ def from_dict(cls: type, data: dict, source: str):
 
 
 def build(cls: type, data: dict, source: str | Path):
-    """A model's config as a checkpoint or a config.json has it: names and types are checked, then what it checks."""
+    """A model's config from a checkpoint or a config.json: names and types are checked here, values by the class."""
     data = to_dict(from_dict(cls, data, str(source)))
     try:
         return cls(**data)

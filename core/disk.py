@@ -21,8 +21,8 @@ BLOCK = 1 << 22  # bytes written at once
 def replace(path: Path, write, also: tuple[Path, ...] = ()) -> None:
     """Atomic: a temporary file beside it, flushed, renamed, the folder flushed. `write` gets the open file.
 
-    `also` get it first: the state at `path` says that its evaluation is done, and a resume after a kill in between
-    would name no best one for it.
+    `also` are further names of the same file, and get it first: `path` says that its evaluation is done, so best.pt has
+    to be there by then, a kill or not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = draft(path)

@@ -185,7 +185,7 @@ def gather(obj) -> list:
 
 
 def whole(table: np.ndarray, size: int) -> np.ndarray:
-    """A table whose rows the ranks have, `size` at a time in turn, on every rank; none sends more than its own."""
+    """Completes a table on every rank. The ranks have filled its rows in turn, `size` at a time; each sends its own."""
     whose = np.arange(len(table)) // size % (td.get_world_size() if together() else 1)
     for rank, rows in enumerate(gather(table[whose == (td.get_rank() if together() else 0)])):
         table[whose == rank] = rows
@@ -243,8 +243,8 @@ def split(global_batch: int, micro: int, world: int) -> tuple[int, int]:
 
 
 def deal(which: np.ndarray, sizes: np.ndarray, parts: int) -> np.ndarray:
-    """The same samples, so that slices of 1 / parts of them, one a rank and micro-step, have nearly as much to do: by
-    falling size, to and fro. Ranks wait for the slowest of them."""
+    """The same samples in another order: cut into `parts` slices, one for each rank and micro-step, all have nearly the
+    same work, as ranks wait for the slowest. They are dealt by falling size, to and fro."""
     if parts == 1 or len(which) % parts:
         return which
     order = np.argsort(-sizes, kind="stable").reshape(-1, parts)

@@ -32,7 +32,7 @@ def ours(e: BaseException) -> bool:
 
 
 def ranks():
-    """torch.distributed where this process is one of several; nobody has joined a group without importing it."""
+    """torch.distributed where this process is one of several, else None: who has not imported it has not joined."""
     td = sys.modules.get("torch.distributed")
     return td if td and td.is_available() and td.is_initialized() else None
 
@@ -89,7 +89,8 @@ def verdict(e: BaseException) -> tuple[int, str]:
 
 
 def full_log(number: int) -> str:
-    """Standard output whose disk takes no more: its error names nothing, and the run's own disk may have room."""
+    """Says "standard output" if this error, which names no file, came from there: the log's disk may be full while the
+    run's own has room."""
     try:
         log = sys.stdout.fileno()
         if not (os.isatty(log) or stat.S_ISFIFO(os.fstat(log).st_mode)):
@@ -101,7 +102,7 @@ def full_log(number: int) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path):
-    """The error of a full disk names no file where it comes from an open one: it gets this name."""
+    """An error of writing to an open file names no file: it gets this path."""
     try:
         yield
     except OSError as e:
@@ -112,7 +113,8 @@ def writing(path: Path):
 
 
 def open_streams() -> None:
-    """A closed one (`2>&-`) leads nowhere; a letter that its encoding lacks is shown by number: neither ends a run."""
+    """A closed stream (`2>&-`) is opened on /dev/null, and a letter that an encoding lacks is written as its number:
+    neither may end a run."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
@@ -122,7 +124,8 @@ def open_streams() -> None:
 
 @contextlib.contextmanager
 def unread(stream):
-    """What goes to a closed stream (`| head`), a full disk or a terminal that is gone goes nowhere from now on."""
+    """Where a stream cannot be written to any more (`| head` closed it, its disk is full, its terminal is gone), what
+    goes there is dropped from now on."""
     try:
         yield
     except OSError:

@@ -1,5 +1,5 @@
-"""Where a run's results lie below its folder: the scripts' places, or an experiment's. And files in general: JSON, read
-or refused; names of those that are not whole yet."""
+"""Where a run's results lie in its folder (Files); and what all need that touch files: JSON, read or refused, and names
+for files that are not whole yet."""
 
 import glob
 import json

@@ -72,7 +72,8 @@ def check_holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
 
 @torch.no_grad()
 def check(optimizer: torch.optim.Optimizer, model: nn.Module, step: int) -> None:
-    """At log steps: what an edit of a loop may break, and no number would tell."""
+    """At log steps: looks for what an edit of a loop may break and no number shows: weights that the optimizer does not
+    hold, and ranks whose weights differ."""
     check_holds(optimizer, model)
     if not dist.together():
         return

@@ -18,11 +18,13 @@ import torch
 from core import disk, dist, optim, run
 from core.progress import size
 
-# bytes saved for the backward pass, a token and layer: measured over GPT and RoBERTa, float32 and bfloat16, T 64 to
-# 1,024 (55 to 98 a unit of width with MLPs of four times the width). tests/test_faults.py measures again
-WIDTH, HIDDEN, SCORE = 43, 4, 7  # ... a unit of the width, of what the MLP makes of it, and a score that is kept
-SQUARE = 20  # ... and one that torch's own attention keeps with dropout: 12, and what passes by; half is never needed
-HALF = 20, 2  # ... the first two on a GPU in 16 bits, counted from what the code keeps (README's table)
+# Bytes kept for the backward pass, for each token and layer. Measured with GPT and RoBERTa, float32 and bfloat16, T 64
+# to 1,024 (all in all 55 to 98 a unit of width, where MLPs are four times as wide); tests/test_faults.py measures again
+WIDTH = 43  # for each unit of n_embd
+HIDDEN = 4  # for each unit of an MLP's hidden width
+SCORE = 7  # for each attention score, where scores are kept
+SQUARE = 20  # the same in torch's own attention with dropout: 12 are kept, the others pass by
+HALF = 20, 2  # WIDTH and HIDDEN on a GPU in 16 bits, counted from what the code keeps (README's table)
 LOGITS = 3 * (64 << 20)  # the loss takes the vocabulary in chunks of 64 MiB (model.py), three of them alive at once
 
 

@@ -1,4 +1,4 @@
-"""A run and its folder: exit codes, the lock, signals, status.json, and steps that are not finite."""
+"""A run and its folder: the lock, signals, status.json, how it ends, and steps that are not finite."""
 
 import contextlib
 import errno
@@ -58,7 +58,7 @@ def holds_run(path: Path, checkpoints: tuple[str, ...]) -> bool:
 
 
 def foreign(p: Path) -> bool:
-    """Whether it is no part of the run in whose folder it lies: out/py in out, where a run may be going on, or data."""
+    """Whether what lies in a run's folder is not the run's: the folder of another run (out/py in out), or data."""
     if not p.is_dir():
         return any(map(p.match, DATA))
     names = (".lock",) if OUTPUT.fullmatch(p.name) else (".lock", *DATA)
@@ -66,12 +66,12 @@ def foreign(p: Path) -> bool:
 
 
 def own(path: Path) -> list[Path]:
-    """What lies in the folder, but for other runs and data."""
+    """What lies in the folder and is the run's own: not other runs, not data."""
     return [p for p in path.iterdir() if not foreign(p)]
 
 
 def stale(path: Path) -> list[Path]:
-    """What a killed writer has left; it goes when a run begins."""
+    """Temporary files that killed writers have left; they go when a run begins."""
     found = (p for mine in own(path) for p in (mine, *mine.rglob("*.tmp*")))
     return [p for p in found if TEMPORARY.fullmatch(p.name) and p.is_file()]
 
@@ -119,7 +119,8 @@ class Run:
               written: list[str] | tuple = ()) -> None:  # fmt: skip
         """Everything was checked: makes room for this run, and listens for signals.
 
-        `written` are names below the folder: nothing of a run that is overwritten may be resumed, or shown as new.
+        `holds` says what becomes of a run that is there already: aside, overwrite, or continue. `written` are the files
+        that it leaves beside its checkpoints: of an overwritten run none may be taken for the new one's.
         """
         if self.main:
             for old in stale(self.path):
@@ -148,15 +149,15 @@ class Run:
         dist.barrier()
 
     def gone_to(self, source: str) -> str:
-        """A path to start from, as a restart and config.yaml have to name it: that of the run that was moved aside, if
-        it was that."""
+        """The path to start from, as config.yaml and a restart have to name it: where it lay in the run that was moved
+        aside, it is there now."""
         inside = self.aside and Path(source).resolve().is_relative_to(self.path.resolve())
         now = self.aside / Path(source).resolve().relative_to(self.path.resolve()) if inside else Path(source)
         return str(now) if inside and now.exists() else source
 
     def move(self, aside: Path, written: set[str]) -> None:
-        """The old run out of the way, in one step, or file by file around other runs and data: what says that it is
-        there last, so that a kill in between leaves nothing that a new run would take for its own."""
+        """Moves the old run away: in one step, or file by file around other runs and data. Then its checkpoints and
+        status.json go last, so that a kill in between leaves nothing that a new run would take for its own."""
         mine = own(self.path)
         try:
             if not self.path.is_symlink() and len(mine) == len(list(self.path.iterdir())):
@@ -213,7 +214,8 @@ class Run:
                 f.truncate()
 
     def seen_by_all(self) -> None:
-        """Rank 0 alone writes the folder, and all ranks read from it: when they resume, or take the best weights."""
+        """Refuses ranks that see another folder than rank 0, which alone writes it: all read from it, to resume and to
+        take the best weights."""
         mine = self.path / ".lock"
         holder = dist.gather(mine.read_text() if self.main else "")[0]
 
@@ -228,7 +230,7 @@ class Run:
         dist.agree(refused)
 
     def look_back(self) -> None:
-        """Whether this is a restart of what is here, and where what was here before that has gone."""
+        """Whether torchrun has started the run that is here again, and where it moved the run before it, if any."""
         if not dist.any(dist.restarts() > 0):  # a node whose ranks were alive does not count one
             return
         before = read_status(self.path)
@@ -292,7 +294,7 @@ def claim(path: str | Path, main: bool = True) -> Run:
 
 
 def refuse(path: Path, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
-    """For folders in which a second run is the user's mistake. The first of the checkpoints is the last state."""
+    """Refuses a folder that holds a run, where a second one is the user's mistake. checkpoints[0] is its last state."""
     if holds_run(path, checkpoints):
         resumable = saved(path, checkpoints[:1])  # the best may be that of the run it went on from
         goes_on = "--init_from=resume goes on with it" if resumable else "it has no checkpoint to go on from"
@@ -301,9 +303,12 @@ def refuse(path: Path, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:
 
 
 def ends(options, limits: dict[str, int | None]) -> tuple[int, str, list[str]]:
-    """The last step, the options that end the run there (the lowest of their limits, where None is none), and notes of
-    what the user asked for and does not get: a number of steps that is not reached, or more epochs than a max_steps
-    allows that was said with less weight (a flag has more than a line of a file, and that more than a default)."""
+    """(last step, the options that set it, notes). `limits` are steps by option; the lowest ends the run, None is none.
+
+    A note tells what the user asked for and does not get: a max_steps that is not reached; and epochs that are not,
+    where they were said with more weight than what ends the run (a flag weighs more than a line of a file, and that
+    more than a default).
+    """
     last = min(n for n in limits.values() if n)
     ending = [option for option, n in limits.items() if n == last]
 
@@ -325,8 +330,8 @@ def not_beyond(first_step: int, last_step: int, option: str) -> None:
 
 
 def same_data(loop: dict, now: list | dict, option: str, what: str) -> None:
-    """All ranks read the same data, and a resume what the run began with, as far as these numbers tell; a checkpoint
-    keeps them."""
+    """Refuses ranks that read different data, and a resume on other data than the run began with, as far as the numbers
+    `now` tell; loop["counts"] keeps them in the checkpoint."""
     first, *others = dist.gather(now)
     for rank, theirs in enumerate(others, 1):
         if theirs != first:

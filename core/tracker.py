@@ -144,7 +144,7 @@ class Tracker:
             tell(line)
 
     def clock(self, step: int) -> None:
-        """Starts the stopwatch of the next log line: what lies before it was no training."""
+        """Starts the stopwatch of the next log line: the time before this was not spent on training."""
         self.t, self.at = time.monotonic(), step
 
     def train(self, step: int, values: dict, units: int) -> None:

@@ -6,11 +6,13 @@ GROUPS = ("embed", "attn", "mlp", "norm", "head")
 OUTSIDE = ("embed", "head")  # of the blocks: what stands for tokens, or labels
 OTHER_NAMES = {"ffn": "mlp", "ln": "norm", "embedding": "embed", "embeddings": "embed", "attention": "attn"}
 BLOCK = ("norm_variant_attn", "use_pre_ln", "use_post_ln", "use_peri_ln", "use_parallel_mlp")
+# config fields that change what the weights of a part compute, though not their shapes
 UNTOLD = {"attn": ("position", "rope_base", "rope_scale", "attention", "attention_variant", "softmax_variant_attn",
                    "attn_logit_softcapping", "window_size", *BLOCK),
           "mlp": ("activation", "mlp_variant", *BLOCK),
           "norm": ("norm_variant_attn", "norm_variant_output")}  # fmt: skip
 WORDS = {"absolute": "learned", "rope": "rotary", "plain": "exact"}  # an encoder's, for what a GPT computes, too
+# kinds of positions to which rope_base and rope_scale mean nothing
 UNTURNED = ("learned", "alibi", "none", "relative_key", "relative_key_query")
 
 
@@ -65,8 +67,8 @@ def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whol
 
     A longer table of positions is cropped. Where the model is fresh, its embeddings under blocks that were taken get
     the scale of the source's; where it is not, what is not taken is kept, and the lines say so.
-    `theirs`, the source's config, tells what no weight does: heads, which cut matrices of one shape, and what blocks
-    compute otherwise than ours.
+    `theirs` is the source's config. It tells what no weight does: the number of heads, which matrices of one shape can
+    be cut into, and what the source's blocks compute otherwise than ours.
     `whole`: nothing may be missing in it, or left over.
     """
     asked_for = wanted(parts)

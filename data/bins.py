@@ -146,7 +146,7 @@ def open_dataset(name: str, root: str | Path = "data") -> Dataset:
 
 
 def allow_open(paths: list[Path]) -> None:
-    """Each file stays open, and a shell may allow 1,024: as many more as it takes are asked for."""
+    """Raises the limit of open files, often 1,024, to what it takes: each of these stays open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     there = len(os.listdir("/dev/fd")) if os.path.isdir("/dev/fd") else 16
     want = there + len(paths) + 64  # what else a run opens
@@ -159,7 +159,7 @@ def allow_open(paths: list[Path]) -> None:
 
 
 def whole(mapped: mmap.mmap, path: Path) -> None:
-    """To read what another program cut from a mapped file, as `cp` over it does, would end the process at once."""
+    """Refuses a mapped file that became shorter, as when `cp` writes over it: to read past its end kills a process."""
     if mapped.size() < len(mapped):
         raise ValueError(f"{path} became shorter while it was read: {len(mapped):,} bytes then, {mapped.size():,} now")
 

@@ -23,7 +23,7 @@ import numpy as np
 from data import examples
 from data.vocab import unknown_word
 
-# by-digit: characters but no white space, each looked up. encode() recognises it, so it is built here
+# by-digit's way to cut text: each character but white space. Encoder knows it again, and looks characters up
 BY_DIGIT = {
     "type": "Sequence",
     "pretokenizers": [
@@ -180,7 +180,8 @@ class Encoder:
 
 
 def some_tokens(coded: Coded, path: str | Path, done: int) -> Coded:
-    """Of rows done + 1, done + 2, ...: a label or a vector is of tokens, and a tokenizer may add no <s> to nothing."""
+    """Refuses a row (done + 1, done + 2, ...) without a token, of which nothing could be said: not every tokenizer adds
+    <s> and </s> to an empty text."""
     if not coded.lengths.all():
         raise ValueError(f"{path}: row {done + int(coded.lengths.argmin()) + 1} has no token: it is empty, or holds"
                          " nothing that the tokenizer keeps")  # fmt: skip

@@ -50,8 +50,7 @@ def files(path: str | Path | list[Path]) -> list[Path]:
 
 
 def in_columns(paths: list[Path], column: str, suffixes: tuple[str, ...] = SUFFIXES[1:]) -> None:
-    """A column is named where some file has columns: lines of a CSV that is called .txt would be texts, with its
-    header."""
+    """Refuses --column where no file has columns: the lines of a CSV that is called .txt would be read as texts."""
     if column and all(ending(path) not in suffixes for path in paths):
         raise ValueError(f"--column {column}: {paths[0]} is read as plain text, without columns; files that end in"
                          f" {', '.join(suffixes)} have some")  # fmt: skip
@@ -160,7 +159,7 @@ def json_column(path: Path, column: str) -> str:
 
 
 def text_of(row: dict, column: str, where: str, given: bool) -> str:
-    """Rows of JSON need not be alike: none is taken for what it is not."""
+    """A row's text. Rows of JSON need not be alike, so each is checked."""
     if not given and column != "text" and "text" in row:
         raise ValueError(f"{where}: it has a column 'text', rows before it have {column!r} alone: name the one to take")
     if not isinstance(text := row.get(column), str):
@@ -286,7 +285,7 @@ def tasks(path: str | Path | list[Path], column: str = "") -> Iterator[Task]:
 
 
 def texts_of(task: Task, rows: bool = False) -> list[str]:
-    """Without blank ones; rows: those of a table stay, so that each row has its place."""
+    """A task's texts, blank ones left out; with `rows` a table keeps them, so that texts stay in step with rows."""
     block = task.block
     if isinstance(block, bytes):
         if ending(task.file) == ".jsonl":

@@ -23,8 +23,8 @@ from model import Classifier, RobertaConfig
 
 def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: str, tokenizer: str = "",
           text_column: str = "", label_column: str = "", max_length: int | None = None) -> None:  # fmt: skip
-    """A row for each text: it, its label, the probability of each label, the true label where it is known, and what
-    else stands in its row."""
+    """A row for each text: the text, its label, the probability of each label, the true label if it is known, and the
+    other columns of its row."""
     cfg, weights, about, head = open_encoder(source, tokenizer)
     if not head:
         raise ValueError(f"--init_from {source} is an encoder without a classifier that gives each text one label:"

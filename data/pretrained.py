@@ -23,8 +23,8 @@ class Encoder(NamedTuple):
 
 
 def open_encoder(source: str, tokenizer: str = "", parts: list[str] | tuple = ("all",)) -> Encoder:
-    """A run folder, a checkpoint, a folder in Hugging Face's format, a name on the hub, or scratch. What gives no more
-    than parts of its blocks is any model, under the tokenizer that is given."""
+    """A run folder, a checkpoint, a folder in Hugging Face's format, a name on the hub, or scratch. It may be any model
+    where `parts` name nothing but parts of blocks and a tokenizer is given."""
     blocks = not {"embed", "head"} & set(transfer.wanted(parts))
     if source == "scratch" or blocks and tokenizer:
         if not tokenizer:
@@ -58,7 +58,7 @@ def open_encoder(source: str, tokenizer: str = "", parts: list[str] | tuple = ("
 
 
 def compare(tokenizer: str, own: dict | None, source: str | Path) -> None:
-    """The one that is given reads a text as the weights' own does, where they bring one."""
+    """Refuses a --tokenizer that reads texts otherwise than the weights' own, if they bring one."""
     if tokenizer and own:
         given, before = encoding.describe(tokenizer), vocab.load(own).hash
         if (found := vocab.load(given).hash) != before and not vocab.alike(given, own):
@@ -67,8 +67,8 @@ def compare(tokenizer: str, own: dict | None, source: str | Path) -> None:
 
 
 def label_names(about: dict, n: int) -> list[str]:
-    """A classifier's, by number; transformers writes none where there are two without names. None where a text has not
-    one label: one number is a score, and of several each may be one, or a label that is there or not."""
+    """A classifier's labels, by number; without names in its config.json they are LABEL_0 ... Empty if it does not give
+    each text one label: a single number is a score, and several may be scores, or labels of which any number hold."""
     if n < 2 or about.get("problem_type") not in (None, "single_label_classification"):
         return []
     table = {str(i): name for i, name in (about.get("id2label") or {}).items()}
@@ -76,8 +76,8 @@ def label_names(about: dict, n: int) -> list[str]:
 
 
 def tokenizer_of(path: str, found: dict, given: str = "") -> dict | None:
-    """That of what hf.source found; of a folder in Hugging Face's format or a name on the hub, the one given, or else
-    the one beside it."""
+    """The tokenizer of what hf.source found. For a folder in Hugging Face's format or a name on the hub: the one given,
+    else the one that lies there."""
     if found["meta"] or Path(path).exists() and not hub.is_folder(path):
         return found["meta"].get("tokenizer")
     if given:

@@ -37,7 +37,7 @@ FIELDS = "wanted are Question, Answer and Score, or, of pairs, Question, Accepte
 
 
 def parse_json(raw: bytes, where: str, at: int = 0):
-    """One JSON value; what is wrong with it is named by byte or by line. `at` is where `raw` starts in its file."""
+    """One JSON value; an error names the byte or the line. `at` is where `raw` starts in its file."""
     try:
         text = raw.decode("utf-8-sig" if at == 0 else "utf-8")
     except UnicodeDecodeError as e:

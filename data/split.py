@@ -43,15 +43,15 @@ def in_both(train: tuple[np.ndarray, np.ndarray], others: tuple[np.ndarray, np.n
 
 
 class Sides:
-    """Each example's side is that of the first one like it, of all that came so far: eight bytes for each."""
+    """Puts each example on the side of the first one that is equal to it; remembers eight bytes for each of these."""
 
     def __init__(self):
         self.runs: list[np.ndarray] = []  # sorted keys, the side in the last bit; each half as long as the one before
         self.count = 0  # different ones
 
     def __call__(self, keys: np.ndarray, draw: Callable[[int, int], np.ndarray]) -> np.ndarray:
-        """Fingerprints of some more examples: their sides. draw(first, count) gives those of so many more that are new,
-        counted alone: so the share is exact among the different ones, however often each occurs."""
+        """The sides of some more examples, by their fingerprints. draw(first, count) gives the sides of new ones, and
+        only these are counted: so the share is exact among different examples, however often each occurs."""
         keys, first, back = np.unique(keys & ~np.uint64(1), return_index=True, return_inverse=True)
         side, new = np.zeros(len(keys), dtype=bool), np.ones(len(keys), dtype=bool)
         for run in self.runs:
@@ -69,15 +69,15 @@ class Sides:
 
 
 def parts(keys: np.ndarray, shares: list[float], seed: int, apart: bool = True) -> list[np.ndarray]:
-    """Row numbers of each part, in their order: drawn by chance. Not apart: equal rows may be in several parts."""
+    """The row numbers of each part, rising; rows are drawn at random. apart: equal rows are all in one part."""
     n = len(keys)
     alike = {"return_index": True, "return_inverse": True, "return_counts": True}
     _, first, like, counts = np.unique(keys if apart else np.arange(n), **alike)
     order = np.argsort(rng.permute(first, n, seed, "split"))
-    room = np.diff(np.round(np.cumsum([0, *shares, 2]) * n).clip(max=n))  # the last is of what no part takes
-    least = min(room[0], *room[1:-2], room[-2:].sum())  # not the last part alone: its share moves no other
+    room = np.diff(np.round(np.cumsum([0, *shares, 2]) * n).clip(max=n))  # rows; the last entry is what no part takes
+    least = min(room[0], *room[1:-2], room[-2:].sum())  # a smaller share of the last part changes no other part
     which, few = np.empty(len(first), dtype=np.int64), (counts <= max(1, least / 10))[order]
-    for many in order[~few]:  # alike: where they happen to begin, they might fill a part and all of the next
+    for many in order[~few]:  # large groups of equal rows: dealt in order, one might fill a part and the next as well
         which[many] = room.argmax()
         room[which[many]] -= counts[many]
     order, room = order[few], room.clip(min=0)

@@ -315,8 +315,8 @@ def byte_level(about: dict):
 
 
 def made_by(order: dict[tuple[str, str], int], pair: tuple[str, str]) -> bool:
-    """Whether the earlier merges turn the letters of a token into just the pair that makes it, as in any vocabulary
-    that was trained. tiktoken merges whatever spells a token, tokenizers only that pair: so there is no difference."""
+    """Whether the merges before this one turn the token's letters into exactly its pair, as in any trained vocabulary.
+    tiktoken merges any two parts that spell a token, tokenizers only that pair: if so, both give the same."""
     parts, limit = list("".join(pair)), order[pair]
     while len(parts) > 2:
         rank, at = min((order.get(both, limit), i) for i, both in enumerate(itertools.pairwise(parts)))

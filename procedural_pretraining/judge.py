@@ -1,4 +1,4 @@
-"""How well a model does at a procedural task: in teacher-forced tokens, and in what it writes by itself."""
+"""How well a model does at a procedural task: token by token, given the right ones, and in what it writes itself."""
 
 import math
 from pathlib import Path

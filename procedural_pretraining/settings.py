@@ -47,7 +47,7 @@ def settle(args) -> None:
 
 
 def lengths(args, been: tuple[int, ...] | list[int] = ()) -> list[int]:
-    """What the run goes through: the curriculum's lengths, or one. A resume has `been` at some, and goes on there."""
+    """The lengths that the run trains at, in order: the curriculum's, or one. A resume goes on from those `been` at."""
     if not args.use_curriculum:
         return [args.seq_length]
     if args.curriculum_start > args.seq_length:

@@ -6,7 +6,8 @@ import torch
 
 
 def once(backward):
-    """For a backward that is written out: what it saved are numbers, and second derivatives lacked its part."""
+    """Decorates a hand-written backward. It computes with saved numbers, so a second derivative through it would lack a
+    part, silently: that is refused."""
 
     @functools.wraps(backward)
     def checked(ctx, *grads):

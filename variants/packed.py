@@ -20,7 +20,7 @@ from variants import once
 from variants.dropout import cheap, dropout, factor, keep, mask
 from variants.positions import alibi_slopes
 
-# scores (batch * heads * T * T) from which attention is computed in stripes, and once more on the way back
+# scores (batch * heads * T * T) above which attention is computed in stripes, and again in the backward pass
 SQUARE = 1 << 23
 # scores that one more group must save: a group costs some 0.2 ms of small calls on a CPU, a score 2.5 ns
 WASTE = {"cpu": 1 << 17}

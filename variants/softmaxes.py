@@ -1,8 +1,8 @@
 """From attention scores to weights: SOFTMAXES[name](scores, dim) -> weights of the same shape.
 
-A masked score is -inf or the dtype's lowest number (a factor above 1 makes it -inf, and NaN of a query that sees no
-key: clamp, or ask is_open), and gets the weight 0. What a query makes of its keys depends on no
-masked key, not even on their count: causality and the KV cache rest on it.
+A masked score is -inf or the dtype's lowest number, and gets the weight 0. (Multiplied, the lowest number may become
+-inf, and a query that sees no key NaN: clamp it, or use is_open.) Weights must not depend on masked keys, not even on
+their number: causality and the KV cache rest on it.
 """
 
 import torch
