@@ -1,7 +1,5 @@
 """Weights from one model to another: by the parts of a transformer, not by file."""
 
-import torch
-
 GROUPS = ("embed", "attn", "mlp", "norm", "head")
 OUTSIDE = ("embed", "head")  # of the blocks: what stands for tokens, or labels
 OTHER_NAMES = {"ffn": "mlp", "ln": "norm", "embedding": "embed", "embeddings": "embed", "attention": "attn"}
@@ -98,8 +96,7 @@ def into(model, weights: dict, parts: list[str], source: str, theirs: dict, whol
             raise ValueError(f"{source}: {name} is {tuple(weights[name].shape)} there and {tuple(target.shape)} here;"
                              f" leave {group!r} out of --transfer, or make the shapes equal")  # fmt: skip
         if take:
-            with torch.no_grad():
-                target.copy_(weights[name])
+            target.copy_(weights[name])
         key = (group, "taken" if take else "initialised" if fresh else "kept")
         table[key] = table.get(key, 0) + target.numel()
     wte, came = weights.get("transformer.wte.weight"), {group for group, done in table if done == "taken"}

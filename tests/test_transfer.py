@@ -83,7 +83,9 @@ def test_variants_without_weights_of_their_own_are_said_where_they_differ(name, 
 def test_a_norm_that_reads_another_s_gains_is_said(name):
     """--transfer norm: a layernorm's gains in an rmsnorm, of one shape, came without a word."""
     a, b = two_models()
+    before = b.transformer.wte.weight.clone()
     said = transfer.into(b, a.state_dict(), ["norm"], "a", {**vars(b.config), name: "rmsnorm"})
+    assert torch.equal(b.transformer.wte.weight, before)  # no block came that knows another scale
     assert said[-1] == f"note: {name} is 'rmsnorm' in a and 'layernorm' here: the parts compute something else"
 
 
@@ -125,7 +127,8 @@ def test_attention_is_not_cut_into_another_number_of_heads(part):
 
 def test_a_learnt_position_of_ones_own_goes_with_the_embeddings():
     """As variants/positions.py says, a kind is a class and a table line: its weights are pos_NAME's."""
-    assert transfer.group_of("transformer.pos_mine.weight") == transfer.group_of("transformer.wpe.weight")
+    assert transfer.group_of("transformer.pos_mine.weight") == transfer.group_of("transformer.wpe.weight") == "embed"
+    assert {transfer.group_of(f"{name}.weight") for name in ("lm_head", "lm_head.dense", "classifier.dense", "score")} == {"head"}
 
 
 @pytest.mark.parametrize("parts, taken", [(["attn:0", "attn:2"], [0, 2]), (["attn:1-2", "attn:0"], [0, 1, 2])])
@@ -152,7 +155,7 @@ def test_what_stands_outside_of_the_blocks_is_in_no_layer(parts, taken):
 @pytest.mark.parametrize(("parts", "says"), [
     (["embed:0"], "--transfer embed:0: embed has no layers"), (["all"], "wte.weight is \\(11, 8\\) there and \\(13, 8\\) here"), (["atn"], "--transfer takes embed, attn"),
     (["mlp:x"], "layers are written 0-3 or 2"), (["mlp:²"], "layers are written 0-3 or 2"),
-    (["attn:1-0"], "layers are written 0-3 or 2"),
+    (["attn:1-0"], "layers are written 0-3 or 2"), (["mlp:-1"], "layers are written 0-3 or 2"), (["mlp:1-x"], "layers are written 0-3 or 2"),
 ])  # fmt: skip
 def test_transfer_names_what_does_not_fit(parts, says):
     a, b = two_models()
@@ -164,6 +167,7 @@ def test_kinds_of_positions_have_no_order():
     _, model = two_models()
     weights = {name: w for name, w in model.state_dict().items() if ".h." in name}
     model.config.position = "learned+rotary"
-    for theirs, notes in (("rotary+learned", 0), ("rotary", 1)):
-        said = transfer.into(model, weights, ["attn"], "a", {**vars(model.config), "position": theirs})
-        assert sum("note: position is 'rotary' in a and 'learned+rotary' here" in line for line in said) == notes
+    theirs = {**vars(model.config), "window_size": 8}  # as wide as the context is none
+    for kinds, notes in (("rotary+learned", []), ("rotary", ["note: position is 'rotary' in a and 'learned+rotary' here"])):
+        said = transfer.into(model, weights, ["attn"], "a", theirs | {"position": kinds})
+        assert [line.partition(": the parts")[0] for line in said if "note" in line] == notes
