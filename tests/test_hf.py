@@ -494,6 +494,9 @@ def test_nanogpt_checkpoint_loads_as_weights():
     state["_orig_mod.transformer.h.0.attn.bias"] = torch.ones(1, 1, 8, 8)
     config, weights = hf.nanogpt({"model": state, "model_args": args}, "ckpt.pt")
     same_logits(ours(config, weights), model, 11, T=8)
+    del args["n_head"]  # which no weight tells, and a default would cut otherwise
+    with pytest.raises(ValueError, match="ckpt.pt: its model_args lack some of n_layer, n_head"):
+        hf.nanogpt({"model": state, "model_args": args}, "ckpt.pt")
 
 
 # -----------------------------------------------------------------------------
