@@ -157,6 +157,11 @@ def test_nanogpt_characters(kept, tmp_path):
     assert dataset.split("train", 4).n == 100
 
 
+def test_nanogpt_characters_that_are_not_numbered_from_0_describe_no_tokenizer(tmp_path):
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 3, "itos": {1: "a", 2: "b"}}))
+    assert bins.Dataset(tmp_path).tokenizer is None
+
+
 def test_meta_pkl_with_a_tiktoken_name(tmp_path):
     meta = {"vocab_size": 100277, "tokenizer": "tiktoken", "tiktoken_encoding": "cl100k_base"}
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
@@ -332,13 +337,13 @@ def test_an_id_beyond_the_vocabulary(tmp_path, monkeypatch):
     shard(tmp_path, ids, [400])
     (tmp_path / "meta.json").write_text('{"vocab_size": 90}')
     bins.Dataset(tmp_path).split("train", 16).check_ids()
-    ids[400 + 333] = 95
+    ids[400 + 333] = 90
     shard(tmp_path, ids, [400])
     train = bins.Dataset(tmp_path).split("train", 16)
-    with pytest.raises(ValueError, match=r"train_1.bin: id 95 at offset 333 \(byte 666\), vocab_size is 90"):
+    with pytest.raises(ValueError, match=r"train_1.bin: id 90 at offset 333 \(byte 666\), vocab_size is 90"):
         train.check_ids()
     train.check_ids(1, 2)  # of two ranks the first reads this block
-    with pytest.raises(ValueError, match="id 95 at offset 333"):
+    with pytest.raises(ValueError, match="id 90 at offset 333"):
         train.check_ids(0, 2)
 
 

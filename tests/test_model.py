@@ -271,6 +271,17 @@ def test_an_evaluation_pays_for_no_gradients():
         assert flops.get_total_flops() == products * 2 * x.numel() * len(w)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_flops_per_token_are_those_of_the_products(tied):
+    """What a log line's mfu is a share of: forward, and twice that backward; looking up embeddings costs none."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = gpt(n_embd=64, vocab_size=300, block_size=128, wte_weight_tying=tied, attn_logit_softcapping=5.0)
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        model(ids(2, 64, 300))
+    assert model.flops_per_token(64) * 2 * 64 == pytest.approx(3 * flops.get_total_flops(), rel=0.02)
+
+
 def test_gradient_checkpointing_changes_nothing():
     grads = []
     for use in (False, True):

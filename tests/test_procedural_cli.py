@@ -185,8 +185,8 @@ def test_patience_ends_the_run(tmp_path, capsys):
 
 def test_of_equal_accuracies_the_one_with_the_lower_loss_is_best(tmp_path, monkeypatch):
     """100% comes early, and --init_from takes best.pt: it must not stay there while the loss goes on falling."""
-    losses = iter([0.5, 0.2, 0.3, 0.1, 0.4])
-    monkeypatch.setattr(cli, "averages", lambda *_: {"val loss": next(losses), "accuracy": 1.0})
+    found = iter([(0.5, 1.0), (0.2, 1.0), (0.3, 1.0), (0.1, 1.0), (0.05, 0.9)])
+    monkeypatch.setattr(cli, "averages", lambda *_: dict(zip(("val loss", "accuracy"), next(found), strict=True)))
     for steps, best, more in ((2, 1, []), (9, 3, ["--resume"])):
         go(tmp_path, f"--max_steps={steps}", "--save_every_steps=1", "--patience=4", *more)
         assert checkpoint.load(tmp_path / "best.pt")["step"] == best

@@ -349,11 +349,11 @@ def test_every_n_train_steps_saves_and_val_check_interval_counts_batches(toy, tm
 
 
 def test_of_equal_accuracies_the_one_with_the_lower_loss_is_best(toy, tmp_path, monkeypatch):
-    losses = iter(range(9, 0, -1))
-    monkeypatch.setattr(reward_train, "measure", lambda *_: {"val_loss": float(next(losses)), "val_accuracy": 1.0})
-    train(toy, tmp_path / "r", "--trainer.params.max_steps=3", "--trainer.params.val_check_interval=1",
+    found = iter([(9.0, 1.0), (8.0, 1.0), (7.0, 1.0), (7.5, 1.0), (6.0, 0.9)])  # the first asks which metrics there are
+    monkeypatch.setattr(reward_train, "measure", lambda *_: dict(zip(("val_loss", "val_accuracy"), next(found), strict=True)))
+    train(toy, tmp_path / "r", "--trainer.params.max_steps=4", "--trainer.params.val_check_interval=1",
           "--trainer.checkpoint.log_obg=val_accuracy")  # fmt: skip
-    assert checkpoint.load(tmp_path / "r" / "best.pt")["step"] == 3
+    assert checkpoint.load(tmp_path / "r" / "best.pt")["step"] == 2
 
 
 def test_best_is_chosen_by_log_obg_and_mode(toy, tmp_path, capsys):

@@ -268,6 +268,10 @@ def test_bad_configs_are_refused(options, word):
         RobertaConfig(**{**vars(small(attn_dropout=0.0)), **options})
 
 
+def test_a_config_may_be_as_small_as_can_be():
+    RobertaConfig(vocab_size=1, block_size=1, n_layer=1, n_head=1, n_embd=1, mlp_size=1)
+
+
 def test_a_sequence_beyond_block_size_is_refused():
     with pytest.raises(ValueError, match="41 tokens .* block_size 40"):
         make().encode(torch.zeros(41, dtype=torch.long), [41])
