@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +193,9 @@ def load_data(path: str | Path) -> dict:
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a pickle's protocol: a line of its own before the error's
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         with open(path, "rb") as f:
             start = f.read(2)
