@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from core import checkpoint, compiler, config, disk, dist, files, hf, optim, preflight, rng, run, transfer
+from core import checkpoint, compiler, config, disk, dist, files, hf_terms, optim, preflight, rng, run, transfer
 from core.config import option
 from core.files import Files
 from core.progress import duration, progress
@@ -92,7 +92,7 @@ class Options:
     hidden_depth: Count = 8  # layers
     attention_heads: Count = 8
     intermed_size: Count = 3072  # hidden width of the MLPs
-    act_func: str = option("gelu", choices=[*ACTIVATIONS, *sorted({*hf.ACTIVATIONS.values()} - {*ACTIVATIONS})])
+    act_func: str = option("gelu", choices=[*ACTIVATIONS, *sorted({*hf_terms.ACTIVATIONS.values()} - {*ACTIVATIONS})])
     hidden_prob: Dropout = 0.1  # dropout after embedding, attention and MLP
     att_prob: Dropout = 0.1  # dropout on attention weights
     class_prob: Dropout = 0.1  # a classifier's dropout, for the exported config.json
@@ -167,7 +167,7 @@ def model_config(args: Options, source: dict, n_tokens: int, longest: int) -> Ro
         if ours in args.model and name in args.given and args.model[ours] != getattr(args, name):
             raise ValueError(f"--{name} is {getattr(args, name)!r}, --model {ours} {args.model[ours]!r}: leave one out")
     if given.get("activation", "gelu") not in ACTIVATIONS:
-        given["activation"] = hf.activation(given["activation"])
+        given["activation"] = hf_terms.activation(given["activation"])
     loose = () if args.strict else ("n_layer", "position")  # what the two have in common has the same shapes
     for name, ours in SHAPE.items():
         if ours in source and ours not in loose and given.get(ours, source[ours]) != source[ours]:
@@ -229,7 +229,7 @@ def main(args: Options) -> None:
     # run directory
 
     folder = run.claim(args.save_path, d.main)
-    place, stored, changes = args.files, None, {}
+    place, stored = args.files, None
     if checkpoint.goes_on(folder, place.ckpt):
         args.init_from, args.reset = "resume", False
     has_run = bool(checkpoint.candidates(folder.path, place.ckpt)) and not place.second
@@ -263,7 +263,7 @@ def main(args: Options) -> None:
     for line in config.idle(args, NEEDS):
         say(f"note: {line}")
     if args.fp16 and args.dtype in ("auto", "float16"):
-        args.dtype = "float16" if d.device.type != "cpu" else "auto"
+        args.dtype = "auto" if d.device.type == "cpu" else "float16"
         if args.dtype == "auto":
             say("--fp16: on this CPU float16 crawls, dtype is auto")
 
@@ -293,8 +293,9 @@ def main(args: Options) -> None:
     else:
         theirs = source if "all" in args.transfer else {}  # parts of it fit a model of one's own
         cfg = model_config(args, {"pad_id": pad, **theirs}, tokens.vocab_size, longest)
-        for name in (n for n in SHAPE if n not in args.given):  # config.yaml says what the model is, and runs again
-            setattr(args, name, getattr(cfg, SHAPE[name]))
+        for name, ours in SHAPE.items():  # config.yaml says what the model is, and runs again
+            if name not in args.given:
+                setattr(args, name, getattr(cfg, ours))
     for split in splits.values():
         split.check_tokenizer(tokens.hash, "--tokenizer" if args.tokenizer else "the model")
         dist.agree(split.check_ids, min(cfg.vocab_size, tokens.vocab_size), d.rank, d.world)
@@ -586,8 +587,7 @@ def main(args: Options) -> None:
     lowest = math.nan if best is None else best
     track.say(f"done in {took}: eval loss {values['eval loss']:.4f}, best {lowest:.4f}; peak memory {memory:,.0f} MiB")
     track.say(f"next: python sample.py --init_from={shlex.quote(str(folder.path))} --start='...<mask>...'")
-    folder.finish()
-    return None
+    return folder.finish()
 
 
 if __name__ == "__main__":

@@ -267,11 +267,11 @@ def main(args: Options) -> None:
             say(f"  {name}: {old} -> {new}")
     for line in config.idle(args, NEEDS):
         say(f"note: {line}")
-    p, t, keep = args.model_params, args.trainer.params, args.trainer.checkpoint
+    p, t, ckpt = args.model_params, args.trainer.params, args.trainer.checkpoint
     _, dtype, note = machine(t)  # a resume takes the stored precision
-    mode = "max" if keep.log_obg in LARGER else "min"
-    if keep.mode not in (None, mode):  # a file's, beside another log_obg on the command line
-        say(f"note: trainer.checkpoint.mode {keep.mode} takes the worst {keep.log_obg} for the best, {mode} the best")
+    mode = "max" if ckpt.log_obg in LARGER else "min"
+    if ckpt.mode not in (None, mode):  # a file's, where the command line names another log_obg
+        say(f"note: trainer.checkpoint.mode {ckpt.mode} takes the worst {ckpt.log_obg} for the best, {mode} the best")
 
     # -----------------------------------------------------------------------------
     # model: before the data, as it brings the tokenizer
@@ -448,8 +448,8 @@ def main(args: Options) -> None:
     scale = (0.0, 1.0) if kind == "pairwise" else (mean, std)  # what a pair ranks has no unit
     meta = {"tokenizer": description, "mean": scale[0], "std": scale[1], "loss": kind, "template": sizes}
     metrics = [*measure(p, kind, np.zeros(len(val.labels)), val, mean, std), "train_loss"]
-    if keep.log_obg not in metrics:
-        raise ValueError(f"trainer.checkpoint.log_obg {keep.log_obg} is not measured here, only {', '.join(metrics)}")
+    if ckpt.log_obg not in metrics:
+        raise ValueError(f"trainer.checkpoint.log_obg {ckpt.log_obg} is not measured here, only {', '.join(metrics)}")
     widest = train.samples.shape[1] * (width or int(lengths.max()))
     checks = preflight.look(folder.path, d.device, dtype, model, optimizer, tokens=micro_batch * widest, files=3,
                             resuming=resuming and inside, given=len(args.given), steps=(first_step, last_step),
@@ -530,15 +530,15 @@ def main(args: Options) -> None:
             if not done:
                 if since[1]:
                     found = {"train_loss": dist.sums([since[0].item()])[0] / since[1].item(), **found}
-                value = found.get(keep.log_obg, math.nan)
-                sign = -1 if (keep.mode or mode) == "max" else 1
+                value = found.get(ckpt.log_obg, math.nan)
+                sign = -1 if (ckpt.mode or mode) == "max" else 1
                 better = math.isfinite(value) and (best is None or sign * value < sign * best)
                 better |= value == best and found["val_loss"] < loop["best_loss"]  # accuracies come in steps
                 best, loop["best_loss"] = (value, found["val_loss"]) if better else (best, loop["best_loss"])
                 since = torch.zeros_like(since)
                 loop["eval"] = {"step": step, "losses": found}
             track.eval(step, found, "best" if better else "", quiet=bool(done))
-        if last or better or step > first_step and step % keep.every_n_train_steps == 0 and not finite.bad():
+        if last or better or step > first_step and step % ckpt.every_n_train_steps == 0 and not finite.bad():
             save(step, *["best.pt"] * better, background=not last)
         if last:
             break
@@ -613,12 +613,11 @@ def main(args: Options) -> None:
             draw(folder.path / "scores.png", val.labels[i], scores[i] * std + mean, "target score", "predicted score")
     track.say(f"done in {duration(time.monotonic() - started)}: "
               + ", ".join(f"{k} {v:.4f}" for k, v in loop["eval"]["losses"].items())
-              + f"; best {keep.log_obg} {math.nan if best is None else best:.4f};"
+              + f"; best {ckpt.log_obg} {math.nan if best is None else best:.4f};"
               f" peak memory {peak_memory(d.device) / 2**20:,.0f} MiB")  # fmt: skip
     config_file = shlex.quote(str(folder.path / "config.yaml"))
     track.say(f"next: python reward_train.py --config {config_file} --score FILE.json --out scores.csv")
-    folder.finish()
-    return None
+    return folder.finish()
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def main(args: Options) -> None:
             scaler.load_state_dict(loop["scaler"])
         run.not_beyond(first_step, last_step, "--max_iters")
         if first_step >= last_step:
-            say(f"this run is finished at step {first_step}; --max_iters above that goes on")
+            say(f"this run is finished at step {first_step}: a higher --max_iters goes on")
     if args.optimizer_args and (not resuming or "optimizer_args" in changes):
         optimizers.try_step(optimizer, args.optimizer, resuming)
     saved_at = first_step
@@ -274,8 +274,8 @@ def main(args: Options) -> None:
     if not replaying:
         folder.begin(holds="aside", resume=resuming)
     if folder.writes:
-        source = "prev_run_ckpt" if args.init_from == "prev_run" else "init_from"
-        setattr(args, source, folder.gone_to(getattr(args, source)))
+        option = "prev_run_ckpt" if args.init_from == "prev_run" else "init_from"
+        setattr(args, option, folder.gone_to(getattr(args, option)))
         config.save(args, folder.path / "config.yaml")
     if back and folder.writes and not args.never_save_checkpoint:  # what comes later is left behind, a kill or not
         if theirs:
@@ -397,8 +397,7 @@ def main(args: Options) -> None:
     track.say(f"done in {took}: val loss {val:.4f}, best {best or val:.4f}; peak memory {memory:,.0f} MiB")
     if not args.never_save_checkpoint:
         track.say(f"next: python sample.py --init_from={shlex.quote(str(folder.path))}")
-    folder.finish()
-    return None
+    return folder.finish()
 
 
 def start(argv: list[str]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core import checkpoint, disk, hf_llama, hub
 from core.files import draft
-from core.hf_terms import ACTIVATIONS, activation, activation_back, check, demand, tie  # noqa: F401 - the table is the loops'
+from core.hf_terms import activation, activation_back, check, demand, tie
 
 Weights = dict[str, Tensor]
 

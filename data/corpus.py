@@ -357,8 +357,7 @@ def prepare(inputs, out, tokenizer: str, *, column="", val_fraction=0.1, process
     total = sum(p.stat().st_size for p in paths)
     if not total:
         raise ValueError(f"--input {' '.join(map(str, inputs))}: nothing but empty files")
-    have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = processes or (1 if total < SMALL else have)
+    processes = processes or (1 if total < SMALL else encoding.cores())
 
     def run(new_job: Callable, what: str):
         results = spread(new_job, pieces(paths, val_fraction, column), processes)

@@ -221,6 +221,10 @@ def follow_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def processes_share() -> bool:
     """Whether there are the locks that worker processes need: a container may have no /dev/shm."""
     try:
@@ -235,9 +239,8 @@ def encode(path: str | Path | list[Path], tokenizer: str | Path, max_size: int |
            workers: int | None = None) -> Iterator[Coded]:  # fmt: skip
     """The ids of all examples in their order, whatever the number of workers."""
     encoder(str(tokenizer), max_size)  # a bad tokenizer is told here
-    have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     small = examples.source_size(path) < 8 * examples.BLOCK  # not worth the start of a process
-    workers = 1 if small else workers or have
+    workers = 1 if small else workers or cores()
     one = functools.partial(work, tokenizer=str(tokenizer), max_size=max_size)
 
     def checked(result):

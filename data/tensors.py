@@ -123,7 +123,7 @@ class Rows:
         return self.rows(np.arange(len(self))) if self.cut else (self.ids, self.length)
 
     def check_ids(self, vocab_size: int, rank: int = 0, world: int = 1) -> None:
-        """Every id lies in the vocabulary."""
+        """Every id lies in the vocabulary. Each rank has the whole file in memory and looks at all of it."""
         bad = np.flatnonzero((self.ids < 0) | (self.ids >= vocab_size))
         if bad.size:
             row = int(np.searchsorted(self.first, bad[0], side="right")) - 1

@@ -398,8 +398,7 @@ def main(args: Options) -> None:
     track.say(f"done in {took}: {what}; peak memory {memory:,.0f} MiB")
     place = shlex.quote(str(folder.path))
     track.say(f"next: python train.py --init_from={place} --transfer attn,mlp,norm --dataset=NAME")
-    folder.finish()
-    return None
+    return folder.finish()
 
 
 if __name__ == "__main__":

@@ -125,7 +125,6 @@ def attend(
     dropout: float = 0.0,
     softcap: float | None = None,  # scores become softcap * tanh(scores / softcap) (2408.00118)
     softmax: str = "softmax",
-    scale: float | None = None,  # 1 / sqrt(D) if None
 ) -> Tensor:
     """Exact attention over all visible keys, by the fastest kernel that the arguments allow."""
     H, T_q, T_k = q.shape[1], q.shape[2], k.shape[2]
@@ -134,7 +133,7 @@ def attend(
         k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
     if window is not None and window >= T_k:
         window = None
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = q.shape[-1] ** -0.5
 
     # measured on a CPU with AVX512-BF16: in 16-bit the fused kernel takes 1.5 to 4 times as long as the plain steps,
     # from T 64 to T 2048; in float32 it is the faster one
