@@ -248,7 +248,7 @@ def main(args: Options) -> None:
             stored, path = checkpoint.newest(elsewhere or folder.path, place.ckpt)
         elsewhere = elsewhere and path
         args, changes = config.resume(args, stored["options"], fixed=FIXED, free=FREE, own=own)
-        if own and "test" not in args.given:  # it may be named late, but a resume that says nothing does not drop it
+        if own and "test" not in args.given:  # a resume may add it, and keeps it if it says nothing
             args.test = stored["options"]["test"]
         B = stored["loop"]["batch"]  # of all ranks together, whatever their number is now
         if {"per_device", "grad_acc"} & set(changes) and args.per_device * args.grad_acc * d.world != B:
@@ -291,7 +291,7 @@ def main(args: Options) -> None:
     if resuming:
         cfg = config.build(RobertaConfig, source, path)
     else:
-        theirs = source if "all" in args.transfer else {}  # parts of it fit a model of one's own
+        theirs = source if "all" in args.transfer else {}  # parts may go into a model of another shape
         cfg = model_config(args, {"pad_id": pad, **theirs}, tokens.vocab_size, longest)
         for name, ours in SHAPE.items():  # config.yaml says what the model is, and runs again
             if name not in args.given:
@@ -507,7 +507,7 @@ def main(args: Options) -> None:
         which, epoch = batch(step), step // epoch_steps
         micros = []
         for micro in range(micro_steps):
-            rng.seed_torch(args.seed, "batch", step, micro * d.world + d.rank)  # of what masked() may come to draw
+            rng.seed_torch(args.seed, "batch", step, micro * d.world + d.rank)  # for what a masked() of yours draws
             i = (micro * d.world + d.rank) * micro_batch
             micros.append(masked(train, which[i : i + micro_batch], epoch) if i < len(which) else None)
         guesses, real = dist.sums([sum(len(m[n]) for m in micros if m) for n in (3, 0)])  # of the whole global batch

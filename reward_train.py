@@ -390,7 +390,7 @@ def main(args: Options) -> None:
             "eval_steps": eval_steps, "counts": counts, "best_loss": math.inf}  # fmt: skip
     if resuming:
         first_step = stored["step"]
-        other = {"trainer.checkpoint.log_obg", "trainer.checkpoint.mode"} & set(changes)  # what was best means nothing
+        other = {"trainer.checkpoint.log_obg", "trainer.checkpoint.mode"} & set(changes)  # then best means nothing
         theirs = None if inside and not back else checkpoint.best_of(path, stored, "best.pt")
         best = None if other or not (theirs or inside and not back) else stored["best"]
         loop.update(stored["loop"] | {"eval_steps": eval_steps})

@@ -45,7 +45,7 @@ def main(args: Options) -> None:
         args.init_from, args.init_from_ckpt = "resume", "ckpt.pt"
     resuming, stored, source, back = args.init_from == "resume", None, None, ""
     if resuming and "init_from" in args.typed and "init_from_ckpt" not in args.typed:
-        args.init_from_ckpt = "ckpt.pt"  # a file of options names what its run began from
+        args.init_from_ckpt = "ckpt.pt"  # of a config.yaml it is where the run began, not what to resume
     if resuming and args.init_from_ckpt != "ckpt.pt":
         stored, path = checkpoint.load(folder.path / args.init_from_ckpt), args.init_from_ckpt
         looking = replaying or args.eval_only or args.sample_only  # it replaces nothing
@@ -171,8 +171,8 @@ def main(args: Options) -> None:
     if resuming:
         first_step = stored["step"]
         theirs = checkpoint.best_of(folder.path / path, stored, "best.pt") if back else None
-        best = None if back and not theirs else stored["best"]  # one without weights would keep worse ones out
-        now = {"windows": loop["windows"]} if "eval_iters" in changes else {}  # as before where batches are cut anew
+        best = None if back and not theirs else stored["best"]  # a best without weights would keep worse ones out
+        now = {"windows": loop["windows"]} if "eval_iters" in changes else {}  # else as before
         loop.update(stored["loop"] | now)
         loop["resumes"] = [*loop["resumes"], first_step]
         own = optimizers.in_groups(args.optimizer_args, stored["options"]["optimizer_args"])
@@ -189,7 +189,7 @@ def main(args: Options) -> None:
     if replaying:
         first_step = preflight.step_to_replay(args.replay_step, last_step)
     plateau = Plateau(args.plateau_factor, args.plateau_patience, loop["plateau"])
-    if resuming and "turns" in loop and first_step >= saved_at:  # given before more steps made the mixture slower
+    if resuming and "turns" in loop and first_step >= saved_at:  # as counted then: a higher --max_iters moves the mix
         turns = np.array(loop["turns"]) + mix.turns(first_step, saved_at)
     else:
         turns = mix.turns(first_step)  # batches that each data set has given
@@ -350,7 +350,7 @@ def main(args: Options) -> None:
 
         loss_sum = 0.0
         for micro in range(micro_steps):
-            rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)  # and of noise in a batch of your own
+            rng.seed_torch(args.seed, "dropout", step, micro * d.world + d.rank)  # and for a batch() of yours
             x, y = batch(k, int(turns[k]), micro)
             if d.world > 1:
                 net.require_backward_grad_sync = micro == micro_steps - 1

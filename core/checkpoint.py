@@ -260,7 +260,7 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def candidates(folder: Path, name: str) -> list[Path]:
-    """The checkpoints a resume may use, newest first: a script that has both saves NAME at each step it saves at."""
+    """The checkpoints a resume may use, newest first: NAME is as new as the newest of the checkpoint-STEP folders."""
     found = [folder / name, previous(folder / name), *(p / name for p in reversed(numbered(folder))),
              folder / f"best{Path(name).suffix}"]  # fmt: skip
     return [p for p in found if p.is_file()]

@@ -74,8 +74,8 @@ def setting(name: str, default: int) -> int:
 
 
 def repeatable(device: torch.device, asked: bool, compiling: bool = False) -> None:
-    """Each sum in the same order each time; on a CPU only compiled code needs to be told, in which threads add to an
-    embedding's gradient as they come. Before the first product on a GPU."""
+    """Every sum adds up in the same order each time. On a CPU only compiled code needs to be told so, whose threads add
+    to an embedding's gradient as they come. To be called before the first product on a GPU."""
     yes = asked or compiling and device.type == "cpu"
     if yes:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -135,7 +135,7 @@ def pick_device(device: str | torch.device, local: int) -> torch.device:
         raise ValueError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {asked!r}")
     if kind not in have:
         raise ValueError(f"--device {asked}: this machine (or this build of torch) has {', '.join(have)}")
-    if several and kind == "mps":  # torch has no sums over such
+    if several and kind == "mps":  # torch cannot sum over these
         raise ValueError(f"--device {asked}: several ranks run on CUDA devices or on the CPU")
     if kind == "cuda":
         index = int(device.split(":")[1]) if ":" in device else local

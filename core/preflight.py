@@ -128,7 +128,7 @@ def memory(free: float, state: int, work: int, copy: int) -> tuple[str, str, str
 def report(checks: list[tuple[str, str, str]], wanted: bool, main: bool = True) -> bool:
     """With --check prints all, and says that the run ends here. Without, only what will not last is printed.
 
-    What is bad on one rank is so on all; and none leaves, or moves the folder, while another still looks.
+    What is bad on one rank ends all. Ranks wait for each other here: none moves the folder while another still looks.
     """
     everyone = dist.gather(checks)
     for name, verdict, text in checks if main else []:

@@ -225,7 +225,7 @@ class Tracker:
 
 
 def tell(line: str) -> None:
-    """A line of the log. A closed terminal may say so some time before its signal comes, on which a run saves."""
+    """Prints a line of the log. A closed terminal's error may come before its signal, on which a run saves: so wait."""
     try:
         print(line, flush=True)
     except OSError as e:

@@ -127,7 +127,7 @@ def below(key: str, value: str) -> None:
 
 
 def check(exp, kind: str, folder: Path) -> None:
-    """What needs no file to be seen: a generator writes nothing that could not run."""
+    """Checks what needs no other file, so that a generator writes nothing that could not run."""
     e, wrapper = exp.experiment, exp.tokenizer.wrapper_path
     if wrapper not in (None, "", "data.vocab", "data/vocab.py"):
         raise ValueError(f"tokenizer.wrapper_path {wrapper!r}: code that a config names is not executed; leave it empty"

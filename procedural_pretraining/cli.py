@@ -233,7 +233,7 @@ def main(args: Options) -> None:
         now = specs[loop["length"]]
         fair = not args.use_curriculum or procedural_data.teachable(now)  # else no one could go beyond this length
         out, further = {"length": now.length}, [(specs[n], "val", f" {n}") for n in args.eval_lengths]
-        size = 4 * args.batch_size  # without gradients there is room, and many answers take as many calls as one
+        size = 4 * args.batch_size  # without gradients there is room, and many answers take no more calls than one
         for at, split, note in [(now, "val" if fair else "probe", ""), *further]:
             total = torch.zeros(7, dtype=torch.float64)
             turns = range(0, args.eval_samples, size * d.world)  # every rank takes every one

@@ -70,9 +70,9 @@ OPTIMIZERS = {**dict.fromkeys(TORCH, "torch"), **dict.fromkeys(LIBRARY.split(), 
 MATRICES_ONLY = ("muon", "spectralsphere")  # the rest of the model goes to AdamW
 FUSED = ("adam", "adamw", *MATRICES_ONLY)  # sgd's kernel fails where a weight has its first gradient after others
 TWO_RATES = (*MATRICES_ONLY, "adago", "adamuon", "muonclip", "normuon")  # learning_rate is that of the AdamW part
-MARKED = {"adamc": "normalized", "adamwsn": "sn"}  # what they want to be told of groups of hidden matrices, else: AdamW
+MARKED = {"adamc": "normalized", "adamwsn": "sn"}  # the key that tells these which groups hold hidden matrices
 SPLIT = (*TWO_RATES, *MARKED)  # hidden matrices are a group of their own
-BARE = {  # what these are here
+BARE = {  # what these come down to here
     **dict.fromkeys(("apollo", "fira", "galore"), "Adam alone: what it projects with cannot be saved as plain data"),
     "muonclip": "Muon alone: it clips by attention scores, which no fused kernel gives",
 }
@@ -155,8 +155,8 @@ def tame(optimizer: Optimizer, name: str) -> None:
 
 @contextlib.contextmanager
 def averaged(optimizer: Optimizer):
-    """Within, the weights are those to evaluate and to give away, where an optimizer has others than it trains at
-    (schedule-free, 2405.15682; splus); then, bit for bit, the trained ones, which its state holds meanwhile."""
+    """Within, the weights are the averaged ones, if an optimizer is to be evaluated at others than it trains at
+    (schedule-free, 2405.15682; splus); afterwards, bit for bit, the trained ones, which its state holds meanwhile."""
     if hasattr(optimizer, "eval"):
         moved = {p: state for p, state in optimizer.state.items() if state}  # splus knows no others
         for p, state in moved.items():
@@ -252,7 +252,7 @@ def several(value):
 
 
 def checked(name: str, value, declared: inspect.Parameter):
-    """Of the kind that the class declares: it would find out at the first step, or never."""
+    """The value, of the type that the class declares: the class would find out at its first step, or never."""
     label, default = f"--optimizer_args {name}", declared.default
     if isinstance(default, tuple):
         numbers = isinstance(value, tuple) and all(isinstance(v, int | float | None) for v in value)

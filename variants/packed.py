@@ -102,7 +102,7 @@ class Padded:
         at = 0
         for i, group in enumerate(groups):
             n, T = lengths[group][:, None], int(lengths[group].max())
-            if even:  # of queries mostly a quarter of the keys, for as few shapes as there are of keys
+            if even:  # queries go up to quarters of the keys' length: few shapes, as there are few of keys
                 quarter = -(-keys.shapes[i][1] // 4) if keys else 0
                 T = -(-T // quarter) * quarter if 4 * T > quarter > 0 else round_up(T, 8, 64)
             column = np.arange(T)
