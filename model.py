@@ -274,11 +274,13 @@ class GPT(nn.Module):
 
     def forward(self, idx: Tensor, targets: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """With targets (-100 is ignored) the sum of their cross-entropy, float32; without, the logits (B, T, V)."""
-        x = self.hidden(idx, cache)
+        return self.output(self.hidden(idx, cache), self.lm_head, targets, cache)
+
+    def output(self, x: Tensor, head: nn.Linear, targets: Tensor | None, cache: Cache | None) -> Tensor:
         cap = self.config.final_logit_softcapping
         if targets is not None:
-            return head_loss(x, self.lm_head, targets, cap)
-        logits = self.lm_head(x if cache is None else x[:, -1:])  # generation looks at the last only
+            return head_loss(x, head, targets, cap)
+        logits = head(x if cache is None else x[:, -1:])  # generation looks at the last only
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def new_cache(self, B: int, length: int) -> Cache:
@@ -318,15 +320,12 @@ class MultiGPT(GPT):
     def forward(self, idx: Tensor, targets: Tensor | None = None, cache: Cache | None = None,
                 stream: int | None = None):  # fmt: skip
         """As GPT's, one result a stream: (S,) loss sums, or a list of logits."""
-        x, cap = self.hidden(idx, cache, stream=stream), self.config.final_logit_softcapping
-        if stream is not None and targets is not None:
-            return head_loss(x, self.lm_head[stream], targets, cap)
-        if targets is not None:
-            pairs = zip(self.lm_head, targets, strict=True)
-            return torch.stack([head_loss(x, head, y, cap) for head, y in pairs])
-        logits = [head(x if cache is None else x[:, -1:]) for head in self.lm_head]
-        logits = [z if cap is None else cap * torch.tanh(z / cap) for z in logits]
-        return logits if stream is None else logits[stream]
+        x = self.hidden(idx, cache, stream=stream)
+        if stream is not None:
+            return self.output(x, self.lm_head[stream], targets, cache)
+        if targets is None:
+            return [self.output(x, head, None, cache) for head in self.lm_head]
+        return torch.stack([self.output(x, head, y, cache) for head, y in zip(self.lm_head, targets, strict=True)])
 
 
 def build_gpt(config: GPTConfig) -> GPT:

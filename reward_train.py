@@ -155,16 +155,17 @@ SCORING = ("score out trainer.ckpt_path trainer.checkpoint.dirpath trainer.param
 
 
 def some(text: str, name: str, whole: int) -> int:
-    """A number of batches: "435", or "0.25", which is a share of `whole`, at least one."""
+    """A number of batches: "435"; "0.25", which is a share of `whole`, at least one; or "-1", all of it."""
     try:
         value = float(text) if "." in text or "e" in text else int(text)
+        fits = 0 <= value <= 1 if isinstance(value, float) else value >= -1
     except ValueError:
-        raise ValueError(f"{name} must be a number of batches, or a share between 0. and 1., got {text!r}") from None
-    if isinstance(value, float) and not 0 <= value <= 1 or value < -1:
+        fits = False
+    if not fits:
         raise ValueError(f"{name} must be a number of batches, or a share between 0. and 1., got {text!r}")
     if isinstance(value, float):
-        value = max(int(value * whole), value > 0)  # a tenth of nine batches is no wish for none
-    return whole if value == -1 else int(value)
+        return max(int(value * whole), int(value > 0))  # a tenth of nine batches is no wish for none
+    return whole if value == -1 else value
 
 
 # -----------------------------------------------------------------------------

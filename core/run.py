@@ -82,8 +82,11 @@ class Run:
         self.step: int | None = None
         self.aside: Path | None = None  # where the run that was here has gone
         self.restarted = False  # torchrun --max-restarts started the ranks again: what is here is the same launch's
-        self.begun, self.created, self.fresh, self.lock, self.old = False, [], False, None, {}
-        self.signal = 0
+        self.lock = None  # the open .lock file
+        self.created, self.fresh = [], False  # folders made for it, and whether it is new: a refused start undoes
+        self.begun = False  # all was checked: what is in the folder may change
+        self.signal = 0  # the one that asks to stop
+        self.old = {}  # what signals did before
         self.finished = False
 
     def take_lock(self) -> None:
