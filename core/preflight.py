@@ -25,7 +25,8 @@ HIDDEN = 4  # for each unit of an MLP's hidden width
 SCORE = 7  # for each attention score, where scores are kept
 SQUARE = 20  # the same in torch's own attention with dropout: 12 are kept, the others pass by
 HALF = 20, 2  # WIDTH and HIDDEN on a GPU in 16 bits, counted from what the code keeps (README's table)
-LOGITS = 3 * (64 << 20)  # the loss takes the vocabulary in chunks of 64 MiB (model.py), three of them alive at once
+# the loss takes the vocabulary in chunks (variants/losses.py): on a CPU three of 64 MiB are alive at once, on a GPU 1 GiB
+LOGITS, LOGITS_GPU = 3 * (64 << 20), 1 << 30
 
 
 # -----------------------------------------------------------------------------
@@ -85,7 +86,8 @@ def look(folder: Path, device: torch.device, dtype: torch.dtype, model, optimize
     moments += trained * hasattr(optimizer, "eval")  # saved at an average: the weights that train are there as well
     checks.append(room(folder, weights + moments, files, already_there(folder) if resuming else 0))
     shape = model.config
-    work = int(activations(shape, tokens, device, dtype)) + min(LOGITS, 12 * tokens * shape.vocab_size)
+    logits = min(LOGITS_GPU if device.type == "cuda" else LOGITS, 12 * tokens * shape.vocab_size)
+    work = int(activations(shape, tokens, device, dtype)) + logits
     state = trained + moments - disk.size_of(list(optimizer.state.values()))
     copy = 0 if device.type == "cuda" else weights + moments
     checks.append(memory(free_memory(device), state, work, copy))

@@ -79,7 +79,7 @@ def test_initialisation_is_gpt2_s():
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_the_loss_in_chunks_is_cross_entropy(softcap, with_bias, monkeypatch):
-    """Value and gradients, with ignored targets, over several chunks with a ragged last one."""
+    """Value and gradients, with ignored targets, over several chunks with a ragged last one; as compiled code has it, too."""
     monkeypatch.setattr(losses, "CHUNK", 4 * 7)
     torch.manual_seed(0)
     x, w = torch.randn(2, 9, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
@@ -89,11 +89,24 @@ def test_the_loss_in_chunks_is_cross_entropy(softcap, with_bias, monkeypatch):
     z = F.linear(x, w, b)
     z = z if softcap is None else softcap * torch.tanh(z / softcap)
     want = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="sum")
-    got = loss_sum(x, w, b, y, softcap)
-    assert got.item() == pytest.approx(want.item(), rel=1e-5)
     inputs = [t for t in (x, w, b) if t is not None]
-    for a, e in zip(torch.autograd.grad(got * 0.3, inputs), torch.autograd.grad(want * 0.3, inputs), strict=True):
-        assert torch.allclose(a, e, atol=1e-5)
+    wanted = torch.autograd.grad(want * 0.3, inputs)
+    for way in (loss_sum, *[torch.compile(loss_sum, backend="eager", fullgraph=True)] * (with_bias and softcap is not None)):
+        got = way(x, w, b, y, softcap)
+        assert got.item() == pytest.approx(want.item(), rel=1e-5)
+        for a, e in zip(torch.autograd.grad(got * 0.3, inputs), wanted, strict=True):
+            assert torch.allclose(a, e, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 12 * 1024, 32 * 1024])
+def test_a_gpu_takes_few_large_and_equal_chunks(n, monkeypatch):
+    """Each costs it a pass over the gradient of the weight: 37 of them would take longer than the logits."""
+    assert losses.chunk(n, 50304, "cpu") == 333
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda yes=compiling: yes)
+        rows = losses.chunk(n, 50304, "cuda")
+        count = -(-n // rows)
+        assert rows % 64 == 0 and count == -(-n // (5336 if compiling else 1334)) and n > (count - 1) * rows
 
 
 class Adapter(torch.nn.Linear):
