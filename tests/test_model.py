@@ -242,6 +242,7 @@ def test_context_moves_in_quarters():
     starts = [context_start(n, 16) for n in range(1, 40)]
     assert starts[:16] == [0] * 16 and starts[16:24] == [4] * 4 + [8] * 4
     assert all(n - s <= 16 and n - s >= 12 for n, s in zip(range(17, 40), starts[16:], strict=True))
+    assert [context_start(n, 3) for n in range(1, 6)] == [0, 0, 0, 1, 2]  # a quarter of it is no token
 
 
 def test_sampling_options():
