@@ -160,19 +160,20 @@ def test_a_kill_between_two_names_leaves_no_third(tmp_path):
 
 def test_where_there_are_no_links_a_second_name_is_a_copy_on_disk(tmp_path, monkeypatch):
     """A block at a time: a checkpoint may be larger than what memory is left. A copy that fails leaves nothing."""
-    synced, folders, fsync = [], [], os.fsync
+    synced, folders, fsync = {}, [], os.fsync
+    states = [state(step=3), state(step=4)]  # the first optimizer of a process imports much of torch, by read_bytes
     monkeypatch.setattr(os, "link", mock.Mock(side_effect=PermissionError))
     monkeypatch.setattr(Path, "read_bytes", mock.Mock(side_effect=MemoryError))
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), fsync(fd)))
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.update({os.fstat(fd).st_ino: os.fstat(fd).st_size}), fsync(fd)))
     monkeypatch.setattr(disk, "sync_folder", folders.append)
     names = [tmp_path / "steps" / "checkpoint-3" / "ckpt.pt", tmp_path / "best.pt"]
-    save(names[0], state(step=3), also=(names[1],))
+    save(names[0], states[0], also=(names[1],))
     assert [load(name)["step"] for name in names] == [3, 3]
-    assert {name.stat().st_ino for name in names} <= {*synced}  # each its own bytes
+    assert [synced[name.stat().st_ino] for name in names] == [name.stat().st_size for name in names]  # each, to its end
     assert {*folders} >= {names[0].parent, names[0].parent.parent, tmp_path}  # each that has a new name in it
     monkeypatch.setattr(disk.shutil, "copyfileobj", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(OSError, match="disk full"):
-        save(names[0], state(step=4), also=(names[1],))
+        save(names[0], states[1], also=(names[1],))
     assert {p for p in tmp_path.rglob("*") if p.is_file()} == {*names}
 
 
