@@ -212,6 +212,17 @@ def test_the_cache_changes_nothing(options):
         assert torch.equal(a, b) and a.shape == (2, 5 + n)
 
 
+@pytest.mark.parametrize("options", VARIETY, ids=str)
+def test_each_token_is_what_the_model_says_after_those_before_it(options):
+    """Without dropout, though training goes on with it; and another seed draws others."""
+    model = gpt(**options, dropout=0.5).train()
+    x = generate(model, ids(2, 5), 11 if model.config.cropped else 40, temperature=0)
+    assert model.training
+    with torch.no_grad():
+        assert torch.equal(x[:, 5:], model.eval()(x)[:, 4:-1].argmax(-1))
+    assert not torch.equal(*(generate(model, ids(2, 5), 8, temperature=1.0, seed=seed) for seed in (3, 4)))
+
+
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no 16-bit kernels")
 @pytest.mark.parametrize("options", [*VARIETY, {"bias": False, "mlp_variant": "swiglu", "use_parallel_mlp": True}], ids=str)
 def test_packed_weights_change_nothing(options):
