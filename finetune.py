@@ -172,7 +172,7 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # run directory
 
-    folder = run.claim(args.out_dir, d.main)
+    folder = run.claim(args.out_dir, d.main, args)
     if checkpoint.goes_on(folder, args.files.ckpt):
         args.init_from = "resume"
     resuming, stored, place = args.init_from == "resume", None, args.files

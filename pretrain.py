@@ -228,7 +228,7 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # run directory
 
-    folder = run.claim(args.save_path, d.main)
+    folder = run.claim(args.save_path, d.main, args)
     place, stored = args.files, None
     if checkpoint.goes_on(folder, place.ckpt):
         args.init_from, args.reset = "resume", False

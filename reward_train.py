@@ -245,7 +245,7 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # run directory
 
-    folder = run.claim(args.trainer.checkpoint.dirpath, d.main)
+    folder = run.claim(args.trainer.checkpoint.dirpath, d.main, args)
     if checkpoint.goes_on(folder):
         args.init_from = "resume"
     if args.init_from == "resume":  # of this folder's run, wherever that began

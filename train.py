@@ -40,7 +40,7 @@ def main(args: Options) -> None:
     # -----------------------------------------------------------------------------
     # run directory
 
-    folder = run.claim(args.out_dir, d.main)
+    folder = run.claim(args.out_dir, d.main, args)
     if checkpoint.goes_on(folder):
         args.init_from, args.init_from_ckpt = "resume", "ckpt.pt"
     resuming, stored, source, back = args.init_from == "resume", None, None, ""

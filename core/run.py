@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+import typing
 from pathlib import Path
 
 import torch
@@ -279,7 +280,7 @@ def signals() -> list[int]:
     return [signal.SIGTERM, signal.SIGINT, *[signal.SIGHUP] * kept]
 
 
-def claim(path: str | Path, main: bool = True) -> Run:
+def claim(path: str | Path, main: bool = True, options=None) -> Run:
     """Locks a run folder; nothing in it changes until .begin()."""
     if not str(path).strip():
         raise ValueError("the run's folder has no name: . is the folder where you are")
@@ -292,8 +293,24 @@ def claim(path: str | Path, main: bool = True) -> Run:
     exits.held = folder
     if dist.together() and not dist.local_only():
         folder.seen_by_all()
+        if options is not None:
+            same_options(options)
     folder.look_back()
     return folder
+
+
+def same_options(options) -> None:
+    """Each node has a command of its own: texts may differ, as paths do, but no number, no switch and no choice."""
+    mine = {}
+    for name, spec in config.specs(type(options)).items():
+        value, text = config.get(options, name), str in (spec.type, *typing.get_args(spec.type))
+        if not text or spec.meta.get("choices") or re.fullmatch(r"-?[\d.]+", str(value)):
+            mine[name] = repr(value)
+    first, *others = dist.gather(mine)
+    for rank, theirs in enumerate(others, 1):
+        for name in (n for n in first if first[n] != theirs.get(n)):
+            raise ValueError(f"{config.said(options, name)} is {first[name]} on rank 0, {theirs.get(name)} on rank"
+                             f" {rank}: all nodes need the same options")  # fmt: skip
 
 
 def refuse(path: Path, checkpoints: tuple[str, ...] = ("*.pt",)) -> None:

@@ -125,7 +125,7 @@ def main(args: Options) -> None:
         save_dir = save_dir / config.safe_name(args.run_name, "run_name")
         if save_dir.is_symlink():
             raise ValueError(f"--run_name {args.run_name} is a link in {save_dir.parent}: a plain folder is wanted")
-    folder = run.claim(save_dir, d.main)
+    folder = run.claim(save_dir, d.main, args)
     resuming, stored = args.resume or args.init_from == "resume" or checkpoint.goes_on(folder), None
     if resuming:
         stored, path = checkpoint.newest(save_dir)

@@ -171,6 +171,28 @@ def test_main_takes_options_that_were_made_in_python(loop, data, tmp_path):
     assert checkpoint.load(loop.last(out))["step"] == STEPS + 1
 
 
+@pytest.mark.parametrize("loop", FIRST, ids=lambda x: x.name)
+def test_nodes_with_other_options(loop, data, tmp_path, monkeypatch):
+    """Two machines take two commands: they trained on overlapping slices, or one ended first and torch aborted."""
+    told = []
+    monkeypatch.setattr(dist, "local_only", lambda: False)
+    monkeypatch.setattr(dist, "gather", lambda mine: told.append(mine) or told[-2:])
+    for other, refused in (([], False), (loop.steps(4)[:1], True), ([*loop.seed(7)], True)):
+        told.clear()
+        for n, more in enumerate(([], other)):
+            _, options = loop.options([*begin(loop, data(loop), tmp_path / str(n)), *more])
+            if n and refused:
+                with pytest.raises(ValueError, match=f"{other[0].split('=')[0]} is .* on rank 0, .* on rank 1: all nodes"):
+                    run.same_options(options)
+            else:
+                run.same_options(options)
+    claimed = []
+    monkeypatch.setattr(run, "claim", lambda *args: claimed.append(args) or exit())
+    with pytest.raises(SystemExit):
+        loop.run(begin(loop, data(loop), tmp_path / "a"))
+    assert len(claimed[0]) == 3, "each script lets claim() see its options"
+
+
 def fewer(folder) -> None:
     """The same data, prepared anew from less of it."""
     for path in folder.glob("toy/train.bin"):
