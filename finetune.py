@@ -53,8 +53,8 @@ class Options:
 
     # data
     train: str = ""  # .pt file with labels, by data/build_tensors.py
-    val: str = ""  # chooses the best weights
-    test: str = ""  # evaluated once, at the end, with the best weights
+    val: str = ""  # the same, to choose the best weights by
+    test: str = ""  # the same, evaluated once, at the end, with the best weights
     tokenizer: str = ""  # tokenizer.json or vocab.txt; none: the encoder's own
     max_length: Count | None = None  # tokens a text, longer ones are cut; None: the encoder's; to predict: the run's
     num_labels: Count | None = None  # None: as many as train has
@@ -70,9 +70,9 @@ class Options:
     classifier_dropout: Dropout = 0.1
     model: dict = option({})  # fields of the encoder's config to change, as hidden_dropout=0; from scratch, to set
     freeze: bool = False  # the encoder stands still
-    freeze_epochs: Whole = 0  # for so many epochs; 0: for the whole run
+    freeze_epochs: Whole = 0  # how long --freeze lasts; 0: the whole run
     freeze_n_layers: Whole = 0  # the first n layers stand still for the whole run
-    freeze_embeddings: bool = False  # for the whole run
+    freeze_embeddings: bool = False  # embeddings stand still for the whole run
 
     # optimizer
     learning_rate: NonNegative = 2e-4
@@ -90,14 +90,14 @@ class Options:
     max_bad_steps: Count = 10  # steps in a row with loss or gradients not finite before the run stops
 
     # evaluation and files
-    eval_interval: Count | None = None  # steps; None: once an epoch
+    eval_interval: Count | None = None  # steps between evaluations; None: an epoch
     files: Files = field(default_factory=Files)
 
     # prediction
     predict: str = ""  # label the texts of this file (.csv, .tsv, .jsonl, .parquet, .txt) and stop
-    text_column: str = ""  # where they are; none: `text`, or the only column
-    label_column: str = ""  # where their true labels are: predictions are counted against these
-    out: str = "predictions.csv"
+    text_column: str = ""  # column of these texts; none: `text`, or the only one
+    label_column: str = ""  # column of their true labels, to count how many predictions are right
+    out: str = "predictions.csv"  # the file to write
 
     # logging
     log_interval: Count = 10  # steps

@@ -47,9 +47,9 @@ class Data:
     batch_size: Count = 16  # samples a micro-step and device
     data_dir: str = "data/qa.json"  # a JSON or JSONL file, or a folder with train, val and test files
     max_length: Count = 1024  # tokens of question and answer
-    max_prompt_length: Count = 512  # tokens of the question, where truncate_promt
+    max_prompt_length: Count = 512  # tokens of the question, with truncate_promt
     on_tpu: bool = False  # pad each text to max_length: static shapes
-    truncate_promt: bool = option(True, alias=("truncate_prompt",))  # cut the question, not the answer
+    truncate_promt: bool = option(True, alias=("truncate_prompt",))  # cut the question, not the answer; false: the end
 
 
 @dataclass
@@ -60,7 +60,7 @@ class ModelParams:
     use_cache: bool = False  # scoring reuses a question's keys and values over its answers
     warmup_steps_per_cent: Fraction = 0.01  # share of all steps, 0..1
     weight_decay: NonNegative = 0.001  # of matrices; norms and biases do not decay
-    do_freeze: bool | None = None  # None: where a freeze_* is on
+    do_freeze: bool | None = None  # freeze what freeze_* names; None: if one is on
     freeze_emb: bool = False  # embeddings
     freeze_ln: bool = False  # norms
     freeze_attn: bool = False  # attention
@@ -68,7 +68,7 @@ class ModelParams:
     freeze_other: bool = False  # what is none of these; the score head always trains
     layers_not_to_freeze: list[int] = field(default_factory=list)  # layers that train all the same; -1 is the last
     mae_loss: bool = False  # absolute error instead of squared
-    loss: Literal["auto", "mse", "mae", "pairwise"] = "auto"  # auto: by the rows; pairwise ranks scored answers, too
+    loss: Literal["auto", "mse", "mae", "pairwise"] = "auto"  # auto: as the rows are; pairwise ranks scores, too
     margin: NonNegative = 0.0  # pairwise: share of the difference in score (in standard deviations) to win by
     center: NonNegative = 0.0  # pairwise: weight of (r_j + r_k)^2, which keeps scores around 0 (2312.09244)
     dropout: Dropout = 0.0  # in the backbone
@@ -90,7 +90,7 @@ class Params:
     log_every_n_steps: Count = 20  # optimizer steps
     max_epochs: Count = 20
     max_steps: Count | None = None  # optimizer steps, if that is sooner
-    max_bad_steps: Count = 10  # steps in a row that are not finite before the run ends
+    max_bad_steps: Count = 10  # steps in a row with loss or gradients not finite before the run stops
     num_sanity_val_steps: str = "2"  # batches evaluated before training; -1: all; 0.5: half of them
     overfit_batches: str = "0"  # train and evaluate on the first so many batches; 0.1: a tenth of the rows
     precision: str = option("auto", choices=("auto", "16", "bf16", "32", "16-mixed", "bf16-mixed"))

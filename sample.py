@@ -36,8 +36,8 @@ class Options:
     num_samples: Count = 1  # texts, drawn side by side
     max_new_tokens: Whole = 300
     temperature: NonNegative = 0.8  # 0: always the most likely token
-    top_k: Count | None = 200  # among this many
-    top_p: Fraction | None = None  # among the most likely that together have this probability
+    top_k: Count | None = 200  # draw among so many of the most likely tokens
+    top_p: Fraction | None = None  # draw among the most likely that together have this probability
     seed: int = 1337
     stream: bool = True  # print as it comes (one sample)
     use_cache: bool = True  # keep keys and values of the tokens so far

@@ -68,6 +68,7 @@ def comments(cls: type) -> dict[str, tuple[str, str]]:
     end = 1
     for node in body:
         heads = [i for i in range(end + 1, node.lineno) if i in notes and lines[i - 1].lstrip().startswith("#")]
+        # a line of its own below the class line, its docstring or a blank line opens a group; others go on with one
         opening = [i for i in heads if not lines[i - 2].strip() or lines[i - 2].strip().endswith(('"""', ":"))]
         if opening:
             group = notes[opening[-1]]

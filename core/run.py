@@ -123,8 +123,8 @@ class Run:
               written: list[str] | tuple = ()) -> None:  # fmt: skip
         """Everything was checked: makes room for this run, and listens for signals.
 
-        `holds` says what becomes of a run that is there already: aside, overwrite, or continue. `written` are the files
-        that it leaves beside its checkpoints: of an overwritten run none may be taken for the new one's.
+        `holds` says what becomes of a run that is there: "aside", "overwrite", or it stays as it is. `written` are the
+        files that it leaves beside its checkpoints: of an overwritten run none may be taken for the new one's.
         """
         if self.main:
             for old in stale(self.path):

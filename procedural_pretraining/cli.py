@@ -59,16 +59,16 @@ class Options:
 
     # training
     epochs: Count = 10000  # of steps_per_epoch steps; no sample comes twice, so they only bound the run (dyck: 1000)
-    steps_per_epoch: Count = 100  # (dyck: 1000)
+    steps_per_epoch: Count = 100  # optimizer steps (dyck: 1000)
     max_steps: Count = 20000  # optimizer steps (dyck: 1,000,000)
     batch_size: Count = 64  # samples a device and micro-step
     gradient_accumulation_steps: Count = 1  # micro-steps a step, on each rank
     lr: NonNegative = 5e-5
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"  # down to 0.1 of lr (dyck: constant)
-    warmup_steps: Whole = 1000  # (dyck: 0)
+    warmup_steps: Whole = 1000  # optimizer steps (dyck: 0)
     weight_decay: NonNegative = 0.01
     betas: list[Beta] = option([0.9, 0.999])
-    max_grad_norm: NonNegative = 1.0  # 0: no clipping
+    max_grad_norm: NonNegative = 1.0  # norm of all gradients; 0: no clipping
     max_bad_steps: Count = 10  # steps in a row with loss or gradients not finite before the run stops
 
     # curriculum
