@@ -123,7 +123,7 @@ def open_streams() -> None:
 
 
 @contextlib.contextmanager
-def unread(stream):
+def dropping(stream):
     """Where a stream cannot be written to any more (`| head` closed it, its disk is full, its terminal is gone), what
     goes there is dropped from now on."""
     try:
@@ -135,7 +135,7 @@ def unread(stream):
 def say(word: str = "") -> None:
     """A word on stderr, after all on stdout."""
     for stream, last in ((sys.stdout, ""), (sys.stderr, word)):
-        with unread(stream):
+        with dropping(stream):
             print(last, end="", file=stream, flush=True)
 
 
@@ -146,11 +146,11 @@ class Lenient:
         self.stream = stream
 
     def write(self, text: str) -> None:
-        with unread(self.stream):
+        with dropping(self.stream):
             self.stream.write(text)
 
     def flush(self) -> None:
-        with unread(self.stream):
+        with dropping(self.stream):
             self.stream.flush()
 
     def __getattr__(self, name: str):

@@ -21,7 +21,7 @@ from core.progress import size
 # Bytes kept for the backward pass, for each token and layer. Measured with GPT and RoBERTa, float32 and bfloat16, T 64
 # to 1,024 (all in all 55 to 98 a unit of width, where MLPs are four times as wide); tests/test_faults.py measures again
 WIDTH = 43  # for each unit of n_embd
-HIDDEN = 4  # for each unit of an MLP's hidden width
+HIDDEN = 4  # for each unit of hidden width, in each of the 2 tensors that an MLP keeps (gated: 4)
 SCORE = 7  # for each attention score, where scores are kept
 SQUARE = 20  # the same in torch's own attention with dropout: 12 are kept, the others pass by
 HALF = 20, 2  # WIDTH and HIDDEN on a GPU in 16 bits, counted from what the code keeps (README's table)

@@ -54,7 +54,7 @@ def write(texts: str, out: Path, source: str, *, device: torch.device, dtype: st
                         x = model.encode(ids, coded.lengths, starts(coded.lengths)).float()
                     else:
                         x = model.encode(ids, coded.lengths).float().split(coded.lengths.tolist())
-                        x = torch.stack([tokens.mean(0) for tokens in x])
+                        x = torch.stack([rows.mean(0) for rows in x])
                 if not torch.isfinite(x).all():
                     raise exits.NotFinite(f"the vectors of {source} are not finite: it tells no text from another")
                 vectors[done : done + len(x)] = x.cpu().numpy()
