@@ -258,7 +258,7 @@ class GPT(nn.Module):
         x = self.transformer.drop(x)
         rotary = next((r for p in positions if (r := p.rotary(at)) is not None), None)
         bias = next((b for p in positions if (b := p.bias(T, past + T, idx.device)) is not None), None)
-        # positions without a table have no end, so the context slides: nobody looks back further than block_size
+        # positions without a table have no end, so the context slides: a token sees block_size tokens at most
         window = min(c.window_size or c.block_size, c.block_size)
         place = {"rotary": rotary, "bias": bias, "window": window}
         for i, layer in enumerate(self.transformer.h):
@@ -495,7 +495,7 @@ class Roberta(nn.Module):
         init_weights(self)
 
     def encode(self, tokens: Tensor, lengths, select=None) -> Tensor:
-        """(N,) ids of B sequences, B lengths -> (N, C); or of it the sorted rows `select`; both on the CPU."""
+        """(N,) ids of B sequences, B lengths -> (N, C), or its sorted rows `select`. The last two lie on the CPU."""
         return self.run(tokens, lengths, select)[: len(tokens) if select is None else len(select)]
 
     def run(self, tokens: Tensor, lengths, select=None) -> Tensor:
