@@ -25,7 +25,7 @@ HIDDEN = 4  # for each unit of hidden width, in each of the 2 tensors that an ML
 SCORE = 7  # for each attention score, where scores are kept
 SQUARE = 20  # the same in torch's own attention with dropout: 12 are kept, the others pass by
 HALF = 20, 2  # WIDTH and HIDDEN on a GPU in 16 bits, counted from what the code keeps (README's table)
-# the loss takes the vocabulary in chunks (variants/losses.py): on a CPU three of 64 MiB are alive at once, on a GPU 1 GiB
+# the loss takes the vocabulary in chunks (variants/losses.py): on a CPU three of 64 MiB are alive, on a GPU 1 GiB
 LOGITS, LOGITS_GPU = 3 * (64 << 20), 1 << 30
 
 

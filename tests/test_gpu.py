@@ -15,6 +15,8 @@ from core import checkpoint, config, dist, tracker
 from tests import pretended_gpu
 from tests.loops import FINETUNE, MULTICONTEXT, PRETRAIN, PROCEDURAL, REWARD, TRAIN, made_once
 from tests.test_loops import MORE, ROWS, die
+from variants.attentions import attend
+from variants.packed import exact
 
 full = pytest.mark.full
 # of those that are not fused: whether to step is asked on the host. Some of the library's own ask more, or for a real GPU
@@ -187,6 +189,25 @@ def test_a_checkpoint_s_copy_waits_once(pins, monkeypatch):
         w.add_(1)
     assert copied["w"] is copied["more"][0] and copied["w"].tolist() == [1, 1, 1] and copied["step"] == 3
     assert copied["more"][1].tolist() == [2, 2, 2] and copied["w"].device.type == "cpu"
+
+
+def test_cudnn_plans_no_attention_whose_shape_may_change(monkeypatch):
+    """It takes 30 ms for each new one; in compiled code, whose shapes stay, the choice is torch's."""
+    chosen, attention = [], pretended_gpu.attention
+
+    def choose(*args, **how):
+        chosen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attention(*args, **how)
+
+    monkeypatch.setattr(pretended_gpu, "attention", choose)
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda yes=compiling: yes)
+        with pretended_gpu.plugged_in():
+            q = torch.randn(1, 2, 5, 8).to("cuda:0")
+            attend(q, q, q, causal=True)
+            attend(q, q, q, causal=True, window=2)
+            exact(q, q, q, None, 0.0)
+    assert chosen == [False] * 3 + [True] * 3 and torch.backends.cuda.cudnn_sdp_enabled()
 
 
 # -----------------------------------------------------------------------------

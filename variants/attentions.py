@@ -24,6 +24,19 @@ def visible(T_q: int, T_k: int, causal: bool, window: int | None, device: torch.
     return seen
 
 
+def fused(q: Tensor, k: Tensor, v: Tensor, **how) -> Tensor:
+    """torch's own kernel, but for cuDNN's where code is not compiled, and each call may bring another shape: on an H100
+    that is torch's first choice, and plans for some 30 ms before it meets a new one."""
+    cudnn = q.device.type == "cuda" and not torch.compiler.is_compiling() and torch.backends.cuda.cudnn_sdp_enabled()
+    if not cudnn:
+        return F.scaled_dot_product_attention(q, k, v, **how)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        return F.scaled_dot_product_attention(q, k, v, **how)
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+
+
 def lowest(x: Tensor) -> float:
     """Not -inf: a query that sees no key (padding) would give NaN."""
     return torch.finfo(x.dtype).min
@@ -138,9 +151,9 @@ def attend(
     # measured on a CPU with AVX512-BF16: in 16-bit the fused kernel takes 1.5 to 4 times as long as the plain steps,
     # from T 64 to T 2048; in float32 it is the faster one
     slow_kernel = q.device.type == "cpu" and q.dtype != torch.float32
-    fused = softcap is None and softmax == "softmax" and not slow_kernel
-    if fused and causal and T_q == T_k and window is None and mask is None and bias is None:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale)
+    own = softcap is None and softmax == "softmax" and not slow_kernel
+    if own and causal and T_q == T_k and window is None and mask is None and bias is None:
+        return fused(q, k, v, dropout_p=dropout, is_causal=True, scale=scale)
 
     square = causal and 1 < T_q == T_k and mask is None and bias is None
     if slow_kernel and square and softcap is None and softmax == "softmax" and (not dropout or drop.cheap(q, dropout)):
@@ -150,11 +163,11 @@ def attend(
     if window is not None or (causal and T_q > 1):
         seen = visible(T_q, T_k, causal, window, q.device)
         seen = seen if mask is None else seen & mask
-    if fused:
+    if own:
         if bias is not None:
             bias = bias.to(q.dtype).view((1,) * (4 - bias.dim()) + bias.shape)  # of three axes a CPU keeps all scores
             seen = bias if seen is None else bias.masked_fill(~seen, float("-inf"))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scale)
+        return fused(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scale)
 
     options = {"dropout": dropout, "softcap": softcap, "softmax": softmax}
     if not square:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from variants import once
 
 IGNORE = -100
-# logits at once: 64 MiB in float32. A GPU adds up the weight's whole gradient once a chunk and fills with large products
-# alone; compiled code keeps 4 bytes of each logit, other 12
+# logits at once: 64 MiB in float32. A GPU adds up the weight's whole gradient once a chunk, and wants large products to
+# fill it; compiled code keeps 4 bytes of each logit, other 12
 CHUNK, CHUNK_GPU, CHUNK_COMPILED = 1 << 24, 1 << 26, 1 << 28
 ROWS = 1 << 11  # at once in float16: a gradient over many more may exceed 65504, and no loss scale would help
 
@@ -32,10 +32,10 @@ class LinearCrossEntropy(torch.autograd.Function):
                 training: bool):  # fmt: skip
         x16, w16 = x.to(dtype), w.to(dtype)
         grads = training and any(ctx.needs_input_grad)  # which under no_grad still says what could need one
-        dx = torch.empty_like(x16) if grads else None
         dw = torch.zeros_like(w, dtype=torch.float32) if grads else None
         db = torch.zeros_like(b, dtype=torch.float32) if grads and b is not None else None
-        total = x.new_zeros((), dtype=torch.float32)
+        # joined behind the loop: a compiler that joins them on the way does so at the first, and needs all logits there
+        found, dx = [x.new_zeros((), dtype=torch.float32)], [x16[:0]]
         rows = chunk(len(x), w.shape[0], x.device.type)
         rows = min(rows, ROWS) if dtype == torch.float16 else rows
         for i in range(0, x.shape[0], rows):
@@ -46,9 +46,9 @@ class LinearCrossEntropy(torch.autograd.Function):
             p = torch.log_softmax(z, 1, dtype=torch.float32)
             if compiling := torch.compiler.is_compiling():  # one pass over the logits, none of which is wanted later
                 hit = y[:, None] == torch.arange(w.shape[0], device=y.device)
-                total -= torch.where(hit, p, 0.0).sum(1).sum()
+                found.append(-torch.where(hit, p, 0.0).sum(1).sum())
             else:
-                total += F.nll_loss(p, y, ignore_index=IGNORE, reduction="sum")
+                found.append(F.nll_loss(p, y, ignore_index=IGNORE, reduction="sum"))
             if grads:
                 valid = (y != IGNORE)[:, None]
                 if compiling:
@@ -59,14 +59,13 @@ class LinearCrossEntropy(torch.autograd.Function):
                 if softcap is not None:
                     dz = dz * (1 - (z / softcap).square())
                 d16 = dz.to(dtype)
-                torch.mm(d16, w16, out=dx[i : i + rows])
-                dx[i : i + rows] *= valid  # here and not on dz: C columns are fewer than V
+                dx.append((d16 @ w16).mul_(valid))  # here and not on dz: C columns are fewer than V
                 dw += d16.t() @ (part * valid)
                 if db is not None:
                     db += (dz * valid).sum(0)
-        ctx.save_for_backward(dx, dw, db)
+        ctx.save_for_backward(torch.cat(dx) if grads else None, dw, db)
         ctx.types = x.dtype, w.dtype
-        return total
+        return sum(found)
 
     @staticmethod
     @once

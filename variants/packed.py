@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from variants import once
+from variants.attentions import fused
 from variants.dropout import cheap, dropout, factor, keep, mask
 from variants.positions import alibi_slopes
 
@@ -349,10 +349,8 @@ def exact(q, k, v, real: Tensor | None, p: float, bias: Callable | None = None, 
     b, H, R, _ = q.shape
     T = k.shape[-2]
     # on a CPU the fused kernel is the faster one in float32 only, and knows no dropout
-    fused = native and bias is None and (q.device.type != "cpu" or (q.dtype == torch.float32 and p == 0))
-    if fused:
-        mask = None if real is None else real[:, None, None, :]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+    if native and bias is None and (q.device.type != "cpu" or (q.dtype == torch.float32 and p == 0)):
+        return fused(q, k, v, attn_mask=None if real is None else real[:, None, None, :], dropout_p=p)
     low = None
     if real is not None:
         low = torch.zeros(real.shape, dtype=q.dtype, device=q.device)
