@@ -392,12 +392,15 @@ def test_epochs_that_a_max_steps_of_less_weight_cuts_short_are_named(loop, tmp_p
 
 
 @pytest.mark.parametrize("loop", FIRST, ids=lambda loop: loop.name)
-def test_an_evaluation_tells_how_far_it_is(loop, data, tmp_path, monkeypatch):
-    told = []
+def test_an_evaluation_tells_how_far_it_is_and_is_without_dropout_and_training_with_it(loop, data, tmp_path, monkeypatch):
+    told, modes = [], set()
     script = importlib.import_module(loop.module)
     monkeypatch.setattr(script, "progress", lambda items, what, **_: told.append(what) or items)
-    loop.run([*loop.flags(data(loop), tmp_path), *loop.steps(1)])
+    forward = torch.nn.modules.module.register_module_forward_pre_hook
+    with forward(lambda module, x: modes.add((torch.is_grad_enabled(), module.training))):
+        loop.run([*loop.flags(data(loop), tmp_path), *loop.steps(1)])
     assert [what for what in told if what.startswith("evaluating")]
+    assert modes == {(True, True), (False, False)}
 
 
 @pytest.mark.parametrize("loop", FIRST, ids=lambda loop: loop.name)
