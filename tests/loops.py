@@ -296,7 +296,7 @@ PROCEDURAL = Loop(
     flags=lambda data, out: [f"--save_dir={out}", "--task=reverse", "--seq_length=8", "--vocab_size=6", "--dropout=0",
                              "--use_curriculum", "--curriculum_mastery_threshold=0", "--gpt2_size=2_2_16",
                              "--dtype=float32", "--lr=1e-2", "--warmup_steps=2", "--log_interval=1",
-                             "--eval_samples=10", "--device=cpu"],  # fmt: skip
+                             "--eval_samples=30", "--device=cpu"],  # fmt: skip
     steps=lambda n: [f"--max_steps={n}", "--save_every_steps=3"],
     batch=lambda micro, acc, ranks: [f"--batch_size={micro}", f"--gradient_accumulation_steps={acc}"],
     resume=lambda out: ["--resume", f"--save_dir={out}", "--device=cpu"],
