@@ -260,12 +260,8 @@ def parser(cls: type, doc: str, config_flags: tuple[str, ...] = ("--config",)) -
     name, spec = sys.argv[0], getattr(sys.modules["__main__"], "__spec__", None)
     if spec and spec.name.endswith(f".{Path(name).stem}"):
         name = f"-m {spec.name}"
-
     width = min(88, shutil.get_terminal_size((90, 24)).columns - 2)
-
-    def formatter(prog):
-        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=width)
-
+    formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=30, width=width)
     p = Parser(prog=name, description=(doc or "").strip(),  # python -OO has none
                formatter_class=formatter, allow_abbrev=False, add_help=False,
                usage=f"python {name} [FILE.yaml ...] [--option value ...]")  # fmt: skip
@@ -360,10 +356,10 @@ def made(options: Any):
     """
     if hasattr(options, "given"):
         return options
-    options, new = copy.deepcopy(options), {n: s.default for n, s in specs(type(options)).items()}
-    new = {n: value for n, default in new.items() if (value := get(options, n)) != default}
-    assign(options, new)
-    options.given, options.typed = set(new), set(new)
+    options = copy.deepcopy(options)
+    given = {n: value for n, spec in specs(type(options)).items() if (value := get(options, n)) != spec.default}
+    assign(options, given)
+    options.given, options.typed = set(given), set(given)
     return options
 
 
