@@ -233,8 +233,8 @@ def main(args: Options) -> None:
     if checkpoint.goes_on(folder, place.ckpt):
         args.init_from, args.reset = "resume", False
     has_run = bool(checkpoint.candidates(folder.path, place.ckpt)) and not place.second
-    own = args.init_from == "resume" or (has_run and args.init_from != "scratch" and not args.reset)
-    elsewhere = Path(args.ckpt_path) if args.ckpt_path and not own else None
+    own = args.init_from == "resume" or (has_run and args.init_from != "scratch" and not args.reset)  # goes on here
+    elsewhere = Path(args.ckpt_path) if args.ckpt_path and not own else None  # goes on from there, in this folder
     resuming = own or bool(elsewhere)
     if elsewhere and place.second == "overwrite" and elsewhere.resolve().is_relative_to(folder.path.resolve()):
         raise ValueError(f"--ckpt_path {elsewhere} lies in the folder whose run is to be replaced: --init_from=resume"

@@ -49,7 +49,7 @@ def main(args: Options) -> None:
     if resuming and args.init_from_ckpt != "ckpt.pt":
         stored, path = checkpoint.load(folder.path / args.init_from_ckpt), args.init_from_ckpt
         looking = replaying or args.eval_only or args.sample_only  # it replaces nothing
-        if (back := run.beyond(folder.path, stored["step"])) and not looking:
+        if (back := run.beyond(folder.path, stored["step"])) and not looking:  # back to an earlier step
             say(back)
     elif resuming:
         stored, path = checkpoint.newest(args.out_dir)
