@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from core import checkpoint, config, dist, run
-from core.generate import pack, stream
+from core.generate import lay_out, stream
 from core.progress import progress
 from core.values import Count, Fraction, NonNegative, Whole, at_home
 from data import encoding, examples, vocab
@@ -183,7 +183,7 @@ def main(args: Options) -> None:
         print(f"{file}: loss {loss:.4f}, perplexity {surprise:.3f}, {bits:.4f} bits a byte, {n:,} tokens")
         return
 
-    pack(model.to(dtype))
+    lay_out(model.to(dtype))
     start = torch.tensor(beginnings(args.start, tokens), device=d.device)  # (S, T)
     x = start[:, None].repeat(1, args.num_samples, 1)  # (S, B, T)
     options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from core.exits import NotFinite
 
 
-class Packed(nn.Module):
+class LaidOut(nn.Module):
     """A linear layer whose weight lies as a CPU's 16-bit kernel reads it. F.linear lays it out anew at each call, which
     is half the time of a single token. Nothing else can read that weight."""
 
@@ -20,14 +20,14 @@ class Packed(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
-def pack(model: nn.Module) -> None:
-    """For a model that does nothing but generate from here on; only where it pays, and torch has the kernel."""
+def lay_out(model: nn.Module) -> None:
+    """All linear layers so, where it pays and torch has the kernel: for a model that only generates from here on."""
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) is nn.Linear and layer.weight.dtype == torch.bfloat16 and layer.weight.device.type == "cpu":
-                setattr(parent, name, Packed(layer))
+                setattr(parent, name, LaidOut(layer))
 
 
 def context_start(length: int, block_size: int) -> int:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from core.generate import Packed, context_start, generate, pack
+from core.generate import LaidOut, context_start, generate, lay_out
 from model import GPT, Classifier, GPTConfig, MultiGPT, Roberta, RobertaConfig, ScoreModel
 from variants import losses
 from variants.losses import loss_sum
@@ -225,18 +225,18 @@ def test_each_token_is_what_the_model_says_after_those_before_it(options):
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no 16-bit kernels")
 @pytest.mark.parametrize("options", [*VARIETY, {"bias": False, "mlp_variant": "swiglu", "use_parallel_mlp": True}], ids=str)
-def test_packed_weights_change_nothing(options):
-    """A prompt and single tokens, several rows; in float32 nothing is packed."""
+def test_weights_laid_out_once_change_nothing(options):
+    """A prompt and single tokens, several rows; in float32 nothing is laid out."""
     a, b = (gpt(n_embd=64, **options).bfloat16() for _ in range(2))
-    pack(b)
-    assert all(type(m) is not torch.nn.Linear for m in b.modules()) and isinstance(b.lm_head, Packed)
+    lay_out(b)
+    assert all(type(m) is not torch.nn.Linear for m in b.modules()) and isinstance(b.lm_head, LaidOut)
     caches = [model.new_cache(3, 16) for model in (a, b)]
     with torch.inference_mode():
         for x in (ids()[:, :12], ids()[:, 12:13], ids()[:, 13:14]):
-            found, packed = (model(x, cache=cache).float() for model, cache in zip((a, b), caches, strict=True))
-            torch.testing.assert_close(found, packed, rtol=0.02, atol=0.02)
-    pack(whole := gpt())
-    assert not any(isinstance(m, Packed) for m in whole.modules())
+            found, laid_out = (model(x, cache=cache).float() for model, cache in zip((a, b), caches, strict=True))
+            torch.testing.assert_close(found, laid_out, rtol=0.02, atol=0.02)
+    lay_out(whole := gpt())
+    assert not any(isinstance(m, LaidOut) for m in whole.modules())
 
 
 @pytest.mark.parametrize("options", VARIETY, ids=str)
