@@ -43,7 +43,9 @@ def test_gpus_compile_where_they_can(bare, monkeypatch):
         with pytest.raises(ValueError, match="--compile needs a C compiler"):
             compiler.choose(GPU, True)
         monkeypatch.setenv("CC", "cc")
+        monkeypatch.setattr(torch._functorch.config, "graphsafe_rng_functionalization", True)  # torch's own
         assert compiler.choose(GPU, None) == compiler.choose(GPU, True) == (True, "compile on")
+        assert not torch._functorch.config.graphsafe_rng_functionalization  # recomputed dropout heeds a step's seed
         assert compiler.choose(GPU, False)[0] is compiler.choose(GPU, None, default=False)[0] is False
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (6, 1))
         assert compiler.choose(GPU, None) == (False, "compile off (needs a GPU of compute capability 7.0)")
