@@ -72,6 +72,15 @@ def made_once(folder: Callable[[str], Path]) -> Callable[[Loop], Path]:
     return get
 
 
+def with_dropout(path: Path) -> None:
+    """A checkpoint whose model answers otherwise each time, unless it is told that it does not train."""
+    from core import checkpoint
+
+    state = checkpoint.load(path)
+    state["model_config"].update({name: 0.5 for name in state["model_config"] if name.endswith("dropout")})
+    checkpoint.save(path, state, keep=False)
+
+
 def stopped_at(monkeypatch, step: int, call: int) -> None:
     """A signal comes at the nth time that a run at this step asks for one: after its batch, in an evaluation ..."""
     from core import run

@@ -18,7 +18,7 @@ from core.exits import NotFinite
 from data import build_tensors, predictions, tensors, vocab
 from data.pretrained import open_encoder, open_weights
 from model import GPT, Classifier, GPTConfig, RobertaConfig
-from tests.loops import FINETUNE, classes
+from tests.loops import FINETUNE, classes, with_dropout
 
 WORDS = ["seven", "eight", "nine"]
 
@@ -321,6 +321,7 @@ def test_without_a_test_split_the_validation_split_is_reported(data, tmp_path, c
 
 def test_predictions_are_the_models_a_row_a_text(data, tmp_path):
     state = tune(data, tmp_path / "run")
+    with_dropout(tmp_path / "run" / "best.pt")
     tokenizer = vocab.load(state["meta"]["tokenizer"]).tokenizer
     texts = ["0 1 2 7", "8", "1 2 3 4 5 6 9", "", "9" * 40]  # the last is longer than the encoder reads
     (tmp_path / "new.csv").write_text(",text,label\n" + "".join(f"{i},{t},?\n" for i, t in enumerate(texts)))

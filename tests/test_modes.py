@@ -22,7 +22,7 @@ from core.values import read_yaml
 from data import bins, vocab
 from data.mixture import Mixture
 from model import GPT, GPTConfig, build_gpt
-from tests.loops import bins_data, mixed_data
+from tests.loops import bins_data, mixed_data, with_dropout
 from train_args import Options
 from variants import optimizers
 
@@ -319,7 +319,9 @@ def test_sample_in_16_bit_writes_with_any_position(position, data, tmp_path, cap
     assert len(text(capsys, "--init_from", tmp_path, f"--start=FILE:{tmp_path / 'bom.txt'}").strip()) == 8
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(text(capsys, "--init_from", tmp_path, "--start=FILE:~/bom.txt").strip()) == 8
-    assert "1 tokens" in text(capsys, "--init_from", tmp_path, f"--perplexity={tmp_path / 'bom.txt'}")
+    measured = text(capsys, "--init_from", tmp_path, f"--perplexity={tmp_path / 'bom.txt'}")
+    with_dropout(checkpoint.find(tmp_path))
+    assert "1 tokens" in measured == text(capsys, "--init_from", tmp_path, f"--perplexity={tmp_path / 'bom.txt'}")
     out, into = os.pipe()
     os.write(into, b"ab")
     os.close(into)
