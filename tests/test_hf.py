@@ -123,6 +123,7 @@ def test_our_gpt_goes_to_transformers(changes, tmp_path):
         for p in model.parameters():
             p.add_(0.2 * torch.randn_like(p))
     hf.save(tmp_path, "gpt2", vars(config), model.state_dict())
+    assert b'"format":"pt"' in (tmp_path / "model.safetensors").read_bytes()[:99]  # else transformers 4 reads none of it
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     same_logits(model, again, 61, T=16)
     _, back, weights = hf.load(tmp_path)
@@ -484,6 +485,7 @@ def test_an_untied_roberta_has_a_bias_of_its_own(tmp_path):
     theirs = json.loads((tmp_path / "config.json").read_text())
     with pytest.raises(ValueError, match="pad_token_id must be a number"):
         hf.roberta_config(theirs | {"pad_token_id": None})
+    assert hf.roberta_config(theirs | {"pad_token_id": 0})["block_size"] == 33  # a tokenizer may begin with it
 
 
 def test_nanogpt_checkpoint_loads_as_weights():
