@@ -319,11 +319,14 @@ def test_in_the_background_the_state_is_that_of_the_call(tmp_path, monkeypatch):
     gate, real = threading.Event(), torch.save
     monkeypatch.setattr(torch, "save", lambda *a, **k: (gate.wait(5), real(*a, **k)))
     s = state(1.0)
+    s["loop"]["each"] = [torch.ones(3)]
     save(tmp_path / "ckpt.pt", s, background=True)
-    s["model"]["weight"].fill_(9.0)  # training goes on
+    for part in (s["model"]["weight"], *s["loop"]["each"]):
+        part.fill_(9.0)  # training goes on
     gate.set()
     checkpoint.wait()
-    assert load(tmp_path / "ckpt.pt")["model"]["weight"].eq(1).all()
+    kept = load(tmp_path / "ckpt.pt")
+    assert kept["model"]["weight"].eq(1).all() and kept["loop"]["each"][0].eq(1).all()
 
 
 def test_a_failure_in_the_background_is_raised(tmp_path, monkeypatch):
