@@ -268,6 +268,26 @@ def test_an_evaluation_numbers_no_text_twice(loop, data, tmp_path, monkeypatch):
     assert len(made) > 4 and max(made) <= 4, made
 
 
+EVERY = {"pretrain": "--log_steps", "reward": "--trainer.params.log_every_n_steps"}
+
+
+@pytest.mark.parametrize("loop", [x for x in LOOPS if x.name in EVERY], ids=lambda x: x.name)
+def test_a_log_line_s_tokens_are_of_the_steps_since_the_last(loop, data, tmp_path, monkeypatch):
+    """Where steps differ in what they hold, and evaluations come in between."""
+    told, real = {1: {}, 4: {}}, tracker.Tracker.train
+
+    def train(self, step, values, units):
+        told[every][step] = self.at, units
+        real(self, step, values, units)
+
+    monkeypatch.setattr(tracker.Tracker, "train", train)
+    for every in told:
+        loop.run([*begin(loop, data(loop), tmp_path / str(every)), f"{EVERY[loop.name]}={every}"])
+    assert [*told[1]] == [*range(STEPS)] and [*told[4]] == [0, 4, 8, 9]
+    for step, (at, units) in told[4].items():
+        assert units == pytest.approx(np.mean([told[1][s][1] for s in range(at, step + 1)])), step
+
+
 @pytest.mark.parametrize("loop", FIRST, ids=lambda x: x.name)
 def test_a_clock_that_is_set_back_is_not_what_a_run_measures(loop, data, tmp_path, monkeypatch, capsys):
     """At the switch a line told of 12,800,000,000,000 tok/s, and a run was done in -1h00m."""

@@ -194,8 +194,10 @@ def test_of_equal_accuracies_the_one_with_the_lower_loss_is_best(tmp_path, monke
 
 
 def test_evaluation_and_saving_have_intervals_of_their_own(tmp_path):
-    go(tmp_path, "--max_steps=9", "--save_every_steps=2", "--eval_interval=4", "--save_total_limit=0", "--lr=0")
+    go(tmp_path, "--max_steps=9", "--save_every_steps=2", "--eval_interval=4", "--save_total_limit=0", "--lr=0",
+       "--log_interval=3")  # fmt: skip
     assert [r["step"] for r in tracker.read(tmp_path / "eval.csv")] == [0, 4, 8, 9]
+    assert [r["step"] for r in tracker.read(tmp_path / "train.csv")] == [0, 3, 6, 8]
     assert len(list(tmp_path.glob("checkpoint-*"))) == 5
 
 
