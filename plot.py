@@ -209,10 +209,11 @@ def main(args: Options) -> None:
         raise ValueError("which runs? python plot.py out/a out/b")
     opened = [open_run(path) for path in args.runs]
     runs = [r for r in opened if r]
-    if skipped := [path for path, r in zip(args.runs, opened, strict=True) if not r]:
-        print(f"no run in {', '.join(map(str, skipped))}", file=sys.stderr)
+    skipped = ", ".join(str(path) for path, r in zip(args.runs, opened, strict=True) if not r)
     if not runs:
-        raise ValueError(f"none of the {len(args.runs)} folders holds a run (eval.csv or metrics/eval/metrics.csv)")
+        raise ValueError(f"no run in {skipped}: eval.csv or metrics/eval/metrics.csv is wanted")
+    if skipped:
+        print(f"no run in {skipped}", file=sys.stderr)
     known = list(dict.fromkeys(m for r in runs for m in r.metrics()))
     metric = args.metric or next((m for m in ("val_loss", "eval_loss") if m in known), None)
     metric = metric or next((m for m in known if m.endswith("loss")), known[0] if known else "val_loss")
