@@ -46,8 +46,6 @@ def init(device: str = "auto", backend: str | None = None, *, timeout: float = 1
         setting("MASTER_PORT", 0)
         if where.type == "cpu":  # torchrun says one thread each, whatever the machine has
             torch.set_num_threads(max(1, cores() // setting("LOCAL_WORLD_SIZE", world)))
-        else:
-            torch.cuda.set_device(where)
         backend = backend or ("nccl" if where.type == "cuda" else "gloo")
         if backend == "nccl" and where.type != "cuda":
             raise ValueError(f"--backend nccl needs CUDA devices, this run is on {where.type}: use gloo")
@@ -141,6 +139,7 @@ def pick_device(device: str | torch.device, local: int) -> torch.device:
         index = int(device.split(":")[1]) if ":" in device else local
         if index >= torch.cuda.device_count():
             raise ValueError(f"--device cuda:{index}: there are {torch.cuda.device_count()} (one rank a GPU)")
+        torch.cuda.set_device(index)  # attention's kernels are picked for the present one, whatever holds its tensors
         return torch.device("cuda", index)
     return torch.device(kind)
 

@@ -210,6 +210,14 @@ def test_cudnn_plans_no_attention_whose_shape_may_change(monkeypatch):
     assert chosen == [False] * 3 + [True] * 3 and torch.backends.cuda.cudnn_sdp_enabled()
 
 
+def test_the_gpu_that_was_asked_for_is_the_present_one(monkeypatch):
+    present = []
+    with pretended_gpu.plugged_in():
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "set_device", present.append)
+        assert [dist.pick_device(name, 1).index for name in ("cuda:0", "1", "gpu")] == present == [0, 1, 1]
+
+
 # -----------------------------------------------------------------------------
 # tools
 
