@@ -32,10 +32,12 @@ class LinearCrossEntropy(torch.autograd.Function):
                 training: bool):  # fmt: skip
         x16, w16 = x.to(dtype), w.to(dtype)
         grads = training and any(ctx.needs_input_grad)  # which under no_grad still says what could need one
+        compiling = torch.compiler.is_compiling()
+        # compiled, chunks are joined behind the loop: else a compiler joins them all where the first is, logits and all
+        dx = [x16[:0]] if compiling else torch.empty_like(x16) if grads else None
         dw = torch.zeros_like(w, dtype=torch.float32) if grads else None
         db = torch.zeros_like(b, dtype=torch.float32) if grads and b is not None else None
-        # joined behind the loop: a compiler that joins them on the way does so at the first, and needs all logits there
-        found, dx = [x.new_zeros((), dtype=torch.float32)], [x16[:0]]
+        found = [x.new_zeros((), dtype=torch.float32)]
         rows = chunk(len(x), w.shape[0], x.device.type)
         rows = min(rows, ROWS) if dtype == torch.float16 else rows
         for i in range(0, x.shape[0], rows):
@@ -44,7 +46,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             if softcap is not None:
                 z = softcap * torch.tanh(z.float() / softcap)
             p = torch.log_softmax(z, 1, dtype=torch.float32)
-            if compiling := torch.compiler.is_compiling():  # one pass over the logits, none of which is wanted later
+            if compiling:  # one pass over the logits, none of which is wanted later
                 hit = y[:, None] == torch.arange(w.shape[0], device=y.device)
                 found.append(-torch.where(hit, p, 0.0).sum(1).sum())
             else:
@@ -59,11 +61,14 @@ class LinearCrossEntropy(torch.autograd.Function):
                 if softcap is not None:
                     dz = dz * (1 - (z / softcap).square())
                 d16 = dz.to(dtype)
-                dx.append((d16 @ w16).mul_(valid))  # here and not on dz: C columns are fewer than V
+                if compiling:
+                    dx.append(d16 @ w16 * valid)  # here and not on dz: C columns are fewer than V
+                else:
+                    torch.mm(d16, w16, out=dx[i : i + rows]).mul_(valid)
                 dw += d16.t() @ (part * valid)
                 if db is not None:
                     db += (dz * valid).sum(0)
-        ctx.save_for_backward(torch.cat(dx) if grads else None, dw, db)
+        ctx.save_for_backward(torch.cat(dx) if compiling else dx, dw, db)
         ctx.types = x.dtype, w.dtype
         return sum(found)
 
