@@ -30,7 +30,7 @@ def choose(device: torch.device, asked: bool | None, default: bool = True) -> tu
     missing = lacking(device)
     if missing and asked:
         raise ValueError(f"--compile needs {missing}; none was found")
-    # else what gradient checkpointing draws twice comes, on a GPU, from generators that are seeded at the first step alone:
-    # a resumed run would draw another dropout than one that was never killed
+    # else what gradient checkpointing draws twice comes, on a GPU, from generators that are seeded at the first step
+    # alone: a resumed run would draw another dropout than one that was never killed
     functorch.graphsafe_rng_functionalization = False
     return not missing, f"compile off (needs {missing})" if missing else "compile on"
