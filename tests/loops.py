@@ -34,6 +34,7 @@ class Loop:
     config_flags: tuple[str, ...] = ("--config",)
     csv: str = "train.csv"
     equal: float = 1e-5  # between ways to cut a batch, in the logged losses
+    evaluates: bool = True  # and writes eval.csv
 
     def options(self, argv: list[str]):
         from core import config

@@ -57,6 +57,7 @@ RIGHT = Row(
     seed=lambda n: [f"--seed={n}"],
     last=lambda out: out / "ckpt.pt",
     first_loss=2.303,  # ln 10
+    evaluates=False,
 )
 
 
