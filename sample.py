@@ -3,6 +3,7 @@
     python sample.py --init_from=out --start="Once upon" --num_samples=3
     python sample.py --init_from=out --start=FILE:prompt.txt --temperature=0.7 --top_p=0.9
     python sample.py --init_from=out --perplexity=novel.txt           how surprising a text is to the model
+    python sample.py --init_from=gpt2-xl --start="Once upon"          published weights; a folder of such will do
     python sample.py --init_from=out_pretrain --start="12<mask>45"    what an encoder puts in a mask's place
     python sample.py --init_from=out --start="To be||Ul-ll"           aligned streams: a start for each
 """
@@ -16,11 +17,11 @@ from typing import Literal
 
 import torch
 
-from core import checkpoint, config, dist, run
+from core import checkpoint, config, dist, hf, hub, run
 from core.generate import lay_out, stream
 from core.progress import progress
 from core.values import Count, Fraction, NonNegative, Whole, at_home
-from data import encoding, examples, vocab
+from data import encoding, examples, pretrained, vocab
 from model import GPTConfig, RobertaConfig, RobertaMLM, build_gpt
 from variants.losses import IGNORE
 
@@ -28,7 +29,7 @@ from variants.losses import IGNORE
 @dataclass
 class Options:
     # model
-    init_from: str = "out"  # run folder or checkpoint
+    init_from: str = "out"  # run folder, checkpoint, folder in HF format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl
 
     # text
     start: str = "\\n"  # text to go on from, or FILE:path; of aligned streams one each, with || between them
@@ -52,6 +53,17 @@ class Options:
 
 NEEDS = {"top_k top_p seed": "--temperature"}  # at 0 nothing is drawn
 MEASURING = "init_from perplexity dataset device dtype"
+PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # no other name is looked for on the hub
+
+
+def opened(source: str) -> tuple[dict, str | Path]:
+    """A checkpoint, or as much of one as published weights are, and where it is."""
+    if not hub.is_folder(source) and (source not in PUBLISHED or Path(source).exists()):
+        path = checkpoint.find(source)
+        return checkpoint.load(path), path
+    found = hf.source(source)
+    meta = found["meta"] or {"tokenizer": pretrained.tokenizer_of(source, found)}
+    return {"kind": found["kind"], "model_config": found["config"], "model": found["model"], "meta": meta}, source
 
 
 def read(file: Path, option: str) -> str:
@@ -152,8 +164,7 @@ def fill(args: Options, state: dict, device: torch.device) -> None:
 def main(args: Options) -> None:
     args = config.made(args)
     d = dist.init(args.device)
-    path = checkpoint.find(args.init_from)
-    state = checkpoint.load(path)
+    state, path = opened(args.init_from)
     if state["kind"] == "roberta":
         fill(args, state, d.device)
         return

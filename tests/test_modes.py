@@ -296,6 +296,24 @@ def test_sample_takes_one_start_a_stream(data, tmp_path, capsys):
             text(capsys, "--init_from", tmp_path, f"--start={start}")
 
 
+def test_sample_takes_published_weights(data, tmp_path, capsys, monkeypatch):
+    """Those of an export write and measure as the run that they come from; nothing but GPT-2 is looked for elsewhere."""
+    run(dataset=data / "toy", out_dir=tmp_path / "run", max_iters=4)
+    export_hf.main(export_hf.Options(init_from=str(tmp_path / "run"), out=str(tmp_path / "hf")))
+    (tmp_path / "new.txt").write_text("abcabc")
+    for flags in (["--start=abc", "--temperature=0"], ["--perplexity", tmp_path / "new.txt"]):
+        ours, theirs = (text(capsys, "--init_from", tmp_path / source, *flags) for source in ("run", "hf"))
+        assert ours == theirs
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for source, message in (("hf", "holds no tokenizer"), ("gpt2", "HF_HUB_OFFLINE forbids"),
+                            ("openai-community/gpt2", "does not exist: a checkpoint file or a run folder")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            text(capsys, f"--init_from={source}")
+
+
 def test_sample_writes_like_the_data_set_that_is_named(data, tmp_path, capsys):
     run(*two(data, "--multidataset_wte"), out_dir=tmp_path, max_iters=4)
     flags = ["--init_from", tmp_path, "--start=a", "--temperature=9", "--max_new_tokens=99"]
