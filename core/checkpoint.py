@@ -1,4 +1,4 @@
-"""One checkpoint format for all scripts: a plain dict, written atomically, closed by a SHA-256, read as data only."""
+"""One checkpoint format for all scripts: a plain dict, written atomically, closed by a checksum, read as data only."""
 
 import contextlib
 import functools
@@ -19,7 +19,8 @@ from core.files import previous
 FORMAT = 1
 KEYS = {"format": int, "kind": str, "model_config": dict, "model": dict, "optimizer": dict | None, "loop": dict,
         "rng": dict, "step": int, "best": int | float | None, "options": dict, "meta": dict}  # fmt: skip
-MAGIC = b"\nSHA256:"  # then 32 bytes
+MAGIC = b"\nSUM256:"  # then 32 bytes of disk.Checksum
+OLD = b"\nSHA256:"  # then the SHA-256 of all bytes, as checkpoints until November 2026 have it
 NICE = 10  # of the thread that writes beside training: bench/NOTES.md compares
 _writer: threading.Thread | None = None
 _failed: list[BaseException] = []
@@ -59,7 +60,7 @@ def write(path: Path, state: dict, also: tuple[Path, ...], keep: bool) -> None:
     def body(f):
         crc = torch.serialization.get_crc32_options()
         try:
-            # the SHA-256 tells damage; torch's own sums pass the file on in small pieces, at three times the CPU time
+            # the checksum tells damage; torch's own sums pass the file on in small pieces, at three times the CPU time
             torch.serialization.set_crc32_options(False)
             f.write(MAGIC + disk.dump(f, state, path.parent, disk.size_of(state)))
         finally:
@@ -112,6 +113,7 @@ def snapshot(state):
         return type(x)(map(walk, x)) if isinstance(x, list | tuple) else x
 
     state = walk(state)
+    copies.clear()  # `walk` knows itself, and would keep them until Python looks for such circles
     for device in gpus:
         torch.cuda.synchronize(device)
     return state
@@ -171,20 +173,22 @@ def wait() -> None:
 
 
 def verify(path: Path) -> bool:
-    """Whether the hash at the end is that of the bytes before it."""
-    tail = len(MAGIC) + 32
-    size = path.stat().st_size
-    if size <= tail:
+    """Whether the checksum at the end is that of the bytes before it."""
+    left = path.stat().st_size - len(MAGIC) - 32
+    if left <= 0:
         return False
-    sha, left = hashlib.sha256(), size - tail
     with open(path, "rb") as f:
+        f.seek(left)
+        magic, digest = f.read(len(MAGIC)), f.read()
+        f.seek(0)
+        found, block = hashlib.sha256() if magic == OLD else disk.Checksum(), memoryview(bytearray(disk.BLOCK))
         while left:
-            block = f.read(min(left, 1 << 24))
-            if not block:
+            n = f.readinto(block[: min(left, disk.BLOCK)])
+            if not n:
                 return False
-            sha.update(block)
-            left -= len(block)
-        return f.read() == MAGIC + sha.digest()
+            found.update(block[:n])
+            left -= n
+        return magic in (MAGIC, OLD) and digest == found.digest()
 
 
 def load_data(path: str | Path) -> dict:

@@ -9,13 +9,15 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from core import exits
 from core.files import draft
 from core.progress import size
 
-BLOCK = 1 << 22  # bytes written at once
+BLOCK = 1 << 22  # bytes written at once, and summed at once: another number would not know the old files
+ROW = 1 << 13
 
 
 def replace(path: Path, write, also: tuple[Path, ...] = ()) -> None:
@@ -77,15 +79,37 @@ def full(path: Path, need: int, cause: OSError) -> OSError:
     return OSError(cause.errno, f"disk full: need {size(need)}, have {size(have)} in {path}")
 
 
+class Checksum:
+    """The SHA-256 of a file's sums, in a fraction of the time that its bytes would take: a block is a table of 64-bit
+    numbers, whose rows and columns are summed. A changed number changes two sums, and so do rows that change places. It
+    is there for accidents: who changes a file on purpose can write a SHA-256 of its bytes, too."""
+
+    def __init__(self):
+        self.sha, self.length = hashlib.sha256(), 0
+
+    def update(self, block) -> None:
+        """The next BLOCK of the file; its last may be shorter."""
+        assert self.length % BLOCK == 0, "a short block is the last"
+        whole = len(block) // ROW * ROW
+        table = np.frombuffer(block[:whole], "<u8").reshape(-1, ROW // 8)
+        for part in (table.sum(0), table.sum(1), block[whole:]):
+            self.sha.update(part)
+        self.length += len(block)
+
+    def digest(self) -> bytes:
+        self.sha.update(self.length.to_bytes(8, "little"))
+        return self.sha.digest()
+
+
 class Output:
-    """The bytes of a checkpoint, hashed on their way to a file; whole blocks of it go past the page cache.
+    """The bytes of a checkpoint, summed on their way to a file; whole blocks of it go past the page cache.
 
     There they would cost more CPU time than all else, taken from training, and drive out the data set. Remembers the
     error that torch's writer would rename.
     """
 
     def __init__(self, file):
-        self.fd, self.sha, self.error = file.fileno(), hashlib.sha256(), None
+        self.fd, self.sum, self.error = file.fileno(), Checksum(), None
         self.block, self.used = memoryview(mmap.mmap(-1, BLOCK)), 0  # on whole pages, as direct writing wants it
         self.flag, self.direct = getattr(os, "O_DIRECT", 0), False  # Linux has it
 
@@ -101,7 +125,8 @@ class Output:
 
     def flush(self) -> None:
         part, self.used = self.block[: self.used], 0
-        self.sha.update(part)
+        if part:
+            self.sum.update(part)
         self.past_cache(len(part) == BLOCK)
         try:
             while part:
@@ -138,7 +163,7 @@ def size_of(state) -> int:
 
 
 def dump(f, state, folder: Path, size: int) -> bytes:
-    """torch.save, with the disk's own word where it fails; the SHA-256 of what was written."""
+    """torch.save, with the disk's own word where it fails; the checksum of what was written."""
     out = Output(f)
     try:
         torch.save(state, out)
@@ -148,4 +173,4 @@ def dump(f, state, folder: Path, size: int) -> bytes:
         if isinstance(cause, OSError) and cause.errno:
             raise full(folder, size, cause) from None
         raise
-    return out.sha.digest()
+    return out.sum.digest()

@@ -1,6 +1,7 @@
 """Checkpoints: atomic, verified, data only; the newest good one is found, whatever happened to the files."""
 
 import errno
+import hashlib
 import os
 import pickle
 import threading
@@ -247,6 +248,52 @@ def test_a_damaged_checkpoint_is_never_used(tmp_path, damage, capsys):
     assert "trying the one before" in capsys.readouterr().err
     save(path, state(3.0, 3))  # and the good one before is not replaced by the damaged one
     assert load(previous(path))["step"] in (1, 2)
+
+
+def test_a_checksum_knows_every_bit_and_its_place():
+    """In whole blocks, whose sums are taken, in the last and in what fills no row."""
+    good = np.random.default_rng(0).integers(256, size=2 * disk.BLOCK + 3 * disk.ROW + 5, dtype=np.uint8)
+
+    def digest(data) -> bytes:
+        sums = disk.Checksum()
+        for at in range(0, len(data), disk.BLOCK):
+            sums.update(data[at : at + disk.BLOCK])
+        return sums.digest()
+
+    found = [digest(good), digest(good[:-1]), digest(good[: disk.BLOCK]), digest(np.append(good, np.uint8(0)))]
+    for bit, at in enumerate((0, 7, disk.ROW, disk.BLOCK - 1, disk.BLOCK + 8, 2 * disk.BLOCK, len(good) - 5, len(good) - 1)):
+        flipped = good.copy()
+        flipped[at] ^= 1 << bit
+        found.append(digest(flipped))
+    for size in (8, 512, disk.ROW, disk.BLOCK):  # what was written to each other's place
+        swapped = good.copy()
+        swapped[:size], swapped[size : 2 * size] = good[size : 2 * size], good[:size]
+        found.append(digest(swapped))
+    assert len(set(found)) == len(found) and digest(good.copy()) == found[0]
+
+
+@pytest.mark.parametrize("size", [4, disk.BLOCK // 4, disk.BLOCK])
+def test_damage_anywhere_in_a_file_is_found(size, tmp_path):
+    """Reading takes the blocks that writing took."""
+    big = state()
+    big["model"]["weight"] = torch.arange(size).float()
+    save(tmp_path / "ckpt.pt", big)
+    data = (tmp_path / "ckpt.pt").read_bytes()
+    assert checkpoint.verify(tmp_path / "ckpt.pt")
+    for at in np.linspace(0, len(data) - 1, 23).astype(int):
+        (tmp_path / "bad.pt").write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+        assert not checkpoint.verify(tmp_path / "bad.pt"), at
+
+
+def test_checkpoints_that_end_with_the_hash_of_their_bytes_are_read(tmp_path):
+    """As they were written at first."""
+    save(tmp_path / "ckpt.pt", state(2.0, 7))
+    data = (tmp_path / "ckpt.pt").read_bytes()[: -len(checkpoint.OLD) - 32]
+    (tmp_path / "old.pt").write_bytes(data + checkpoint.OLD + hashlib.sha256(data).digest())
+    assert load(tmp_path / "old.pt")["step"] == 7
+    (tmp_path / "old.pt").write_bytes(data + checkpoint.OLD + hashlib.sha256(data + b"x").digest())
+    with pytest.raises(ValueError, match="its SHA-256 does not match"):
+        load(tmp_path / "old.pt")
 
 
 def test_a_checkpoint_of_another_program_is_told_from_a_damaged_one(tmp_path):
