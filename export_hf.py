@@ -11,11 +11,15 @@ a mean and a std: score_mean + score_std * logit is the score of "Question: Q\\n
 special token's name in a question or an answer is plain text here, and that token to transformers.)
 """
 
+import gc
 import json
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+if __name__ == "__main__":
+    gc.disable()  # until run.guard(): looking through all that torch imports takes a tenth of the start
 
 import torch
 

@@ -12,12 +12,16 @@ alone (--transfer attn mlp norm, under a --tokenizer) from any other model.
 `python train.py -n NAME -m finetuning` runs an experiment's config.yaml through this loop.
 """
 
+import gc
 import shlex
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+if __name__ == "__main__":
+    gc.disable()  # until run.guard(): looking through all that torch imports takes a tenth of the start
 
 import numpy as np
 import torch

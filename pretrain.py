@@ -27,6 +27,7 @@ logging    log_steps 10, project_name, wandb_entity, no_wandb, tensorboard_log
 machine    device auto, dtype auto, fp16, compile, deterministic, timeout 120
 """
 
+import gc
 import math
 import re
 import shlex
@@ -35,6 +36,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
+
+if __name__ == "__main__":
+    gc.disable()  # until run.guard(): looking through all that torch imports takes a tenth of the start
 
 import numpy as np
 import torch

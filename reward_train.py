@@ -11,6 +11,7 @@
 """
 
 import functools
+import gc
 import math
 import shlex
 import sys
@@ -18,6 +19,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+if __name__ == "__main__":
+    gc.disable()  # until run.guard(): looking through all that torch imports takes a tenth of the start
 
 import numpy as np
 import torch

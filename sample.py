@@ -8,12 +8,16 @@
     python sample.py --init_from=out --start="To be||Ul-ll"           aligned streams: a start for each
 """
 
+import gc
 import math
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+if __name__ == "__main__":
+    gc.disable()  # until run.guard(): looking through all that torch imports takes a tenth of the start
 
 import torch
 

@@ -8,9 +8,13 @@
     python train.py -n NAME -m pretraining                              an experiment: see experiments/README.md
 """
 
+import gc
 import shlex
 import sys
 import time
+
+if __name__ == "__main__":
+    gc.disable()  # until run.guard(): looking through all that torch imports takes a tenth of the start
 
 import numpy as np
 import torch

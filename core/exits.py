@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import linecache
 import os
 import re
@@ -192,6 +193,9 @@ def told(e: BaseException) -> tuple[int, str]:
 def guard():
     """What a script runs in: exceptions become exit codes and one line; ranks leave together."""
     global held
+    if not gc.isenabled():  # a script turned it off for its imports, which stay: to look there again takes 0.1 s
+        gc.freeze()
+        gc.enable()
     code, message = OK, ""
     open_streams()
     try:
