@@ -407,7 +407,7 @@ def main(args: Options) -> None:
                 save(step, background=False)
                 track.close()
                 return folder.finish(run.STOPPED)
-            values = loop["eval"]["values"] if done else metrics.measure(logits, splits["val"].labels)[0]
+            values = loop["eval"]["values"] if done else dist.first(metrics.measure(logits, splits["val"].labels)[0])
             better = not done and values["loss"] < (float("inf") if best is None else best)  # never so for NaN
             best = values["loss"] if better else best
             loop["eval"] = {"step": step, "values": values}

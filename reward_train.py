@@ -531,7 +531,7 @@ def main(args: Options) -> None:
                 save(step, background=False)
                 track.close()
                 return folder.finish(run.STOPPED)
-            found = loop["eval"]["losses"] if done else measure(p, kind, scores, val, mean, std)
+            found = loop["eval"]["losses"] if done else dist.first(measure(p, kind, scores, val, mean, std))
             if not done:
                 if since[1]:
                     found = {"train_loss": dist.sums([since[0].item()])[0] / since[1].item(), **found}

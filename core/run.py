@@ -221,7 +221,7 @@ class Run:
         """Refuses ranks that see another folder than rank 0, which alone writes it: all read from it, to resume and to
         take the best weights."""
         mine = self.path / ".lock"
-        holder = dist.gather(mine.read_text() if self.main else "")[0]
+        holder = dist.first(mine.read_text() if self.main else "")
 
         def refused() -> str:
             for wait in (0, 0.2, 1, 5, 0):  # a network's file system may be late

@@ -272,6 +272,16 @@ def test_an_evaluation_numbers_no_text_twice(loop, data, tmp_path, monkeypatch):
     assert len(made) > 4 and max(made) <= 4, made
 
 
+@pytest.mark.parametrize("loop", [x for x in LOOPS if x.name in ("reward", "finetune")], ids=lambda x: x.name)
+def test_what_each_rank_measures_for_itself_is_rank_0_s(loop, data, tmp_path, monkeypatch):
+    """A loss that ends in another digit there is better for one rank, and waits for others who save nothing."""
+    real = dist.first
+    monkeypatch.setattr(dist, "first", lambda x: {k: v + 100 for k, v in x.items()} if isinstance(x, dict) else real(x))
+    loop.run(begin(loop, data(loop), tmp_path / "a"))
+    losses = [v for row in tracker.read(tmp_path / "a" / "eval.csv") for k, v in row.items() if k in ("val_loss", "val loss")]
+    assert losses and min(losses) > 100 and checkpoint.load(loop.last(tmp_path / "a"))["best"] > 100
+
+
 EVERY = {"pretrain": "--log_steps", "reward": "--trainer.params.log_every_n_steps"}
 
 
