@@ -16,8 +16,8 @@ from core import exits
 from core.files import draft
 from core.progress import size
 
-BLOCK = 1 << 22  # bytes written at once, and summed at once: another number would not know the old files
-ROW = 1 << 13
+BLOCK = 1 << 22  # bytes written at once, and summed at once; another number would not know the files that are there
+ROW = 1 << 13  # of the table of sums, likewise
 
 
 def replace(path: Path, write, also: tuple[Path, ...] = ()) -> None:
@@ -85,19 +85,18 @@ class Checksum:
     is there for accidents: who changes a file on purpose can write a SHA-256 of its bytes, too."""
 
     def __init__(self):
-        self.sha, self.length = hashlib.sha256(), 0
+        self.sha, self.ended = hashlib.sha256(), False
 
     def update(self, block) -> None:
         """The next BLOCK of the file; its last may be shorter."""
-        assert self.length % BLOCK == 0, "a short block is the last"
+        assert not self.ended, "a short block is the last"
+        self.ended = len(block) < BLOCK
         whole = len(block) // ROW * ROW
         table = np.frombuffer(block[:whole], "<u8").reshape(-1, ROW // 8)
         for part in (table.sum(0), table.sum(1), block[whole:]):
             self.sha.update(part)
-        self.length += len(block)
 
     def digest(self) -> bytes:
-        self.sha.update(self.length.to_bytes(8, "little"))
         return self.sha.digest()
 
 
